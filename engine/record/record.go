@@ -1,0 +1,118 @@
+// Package record holds the values that travel through the engine: Kafka records, batches of them and what a call makes of them.
+//
+// It imports nothing of ours, so every other package may use it. Byte slices are shared, never copied, unless a
+// function says so; whoever hands a value on gives it away.
+package record
+
+import "time"
+
+// Partition names one partition of a topic.
+type Partition struct {
+	Topic  string
+	Number int32
+}
+
+// TimestampType says who set a record's timestamp (Kafka message format v2, attribute bit 3).
+type TimestampType uint8
+
+const (
+	CreateTime    TimestampType = 0
+	LogAppendTime TimestampType = 1
+)
+
+// Header is one record header. A nil Value is Kafka's null.
+type Header struct {
+	Key   string
+	Value []byte
+}
+
+// Record is one consumed Kafka message. A nil Key or Value is Kafka's null, an empty one is not.
+type Record struct {
+	Topic         string
+	Partition     int32
+	Offset        int64
+	Timestamp     int64 // milliseconds since the Unix epoch
+	TimestampType TimestampType
+	Attempt       int32 // 1 for the first delivery to user code, more after a retry
+	Key           []byte
+	Value         []byte
+	Headers       []Header
+}
+
+// Batch is what one call takes: consecutive records of one partition number (of one topic, or of the co-partitioned
+// topics of one agent), in the order they are to be processed.
+type Batch struct {
+	Records []Record
+	// Take makes the whole batch one unit: user code gets one list of values (KasprAgent input.take).
+	Take bool
+	// StopOnFailure ends the call at the first failed record, so that it can be retried before the ones behind it.
+	StopOnFailure bool
+}
+
+// PartitionByKey as Output.Partition lets the producer choose: murmur2 of the key, or any partition for a null key.
+const PartitionByKey int32 = -1
+
+// Output is one message user code wants produced. Its bytes belong to the Result that holds it.
+type Output struct {
+	Record    int32 // index into Batch.Records of the record it came from
+	Topic     string
+	Partition int32 // or PartitionByKey
+	Timestamp int64 // milliseconds; 0 means the time of sending
+	Key       []byte
+	Value     []byte
+	Headers   []Header
+}
+
+// FailureKind tells how a record failed.
+type FailureKind uint8
+
+const (
+	FailureCode        FailureKind = 1 // user code raised
+	FailureDecodeKey   FailureKind = 2 // the key's bytes are not what keySerializer says
+	FailureDecodeValue FailureKind = 3 // the value's bytes are not what valueSerializer says
+	FailureEncode      FailureKind = 4 // a result could not be encoded or addressed (codec, topic name, header, partition)
+	FailureDeadline    FailureKind = 5 // the record ran longer than its deadline
+	FailureMemory      FailureKind = 6 // the instance reached its memory limit
+	FailureTrap        FailureKind = 7 // the instance trapped (wasm fault, stack overflow)
+)
+
+// String is the kind's name as it appears in logs, metrics and the kaspr-error-kind header.
+func (k FailureKind) String() string {
+	switch k {
+	case FailureCode:
+		return "code"
+	case FailureDecodeKey:
+		return "decode-key"
+	case FailureDecodeValue:
+		return "decode-value"
+	case FailureEncode:
+		return "encode"
+	case FailureDeadline:
+		return "deadline"
+	case FailureMemory:
+		return "memory"
+	case FailureTrap:
+		return "trap"
+	}
+	return "unknown"
+}
+
+// Failure is why one record of a batch failed. None of the record's outputs or changes are in the Result.
+type Failure struct {
+	Record    int32 // index into Batch.Records; the first of the unit for a Take batch
+	Kind      FailureKind
+	Type      string // Python exception class, such as "KeyError"
+	Message   string
+	Traceback string // the user's frames only, with the manifest's file and line, oldest first
+	Operation string // operation or selector that failed, such as `operation "enrich"`; empty while decoding
+}
+
+// Result is what one call made of a batch.
+type Result struct {
+	Outputs  []Output  // in record order, and in pipeline order within a record
+	Failures []Failure // in record order
+	// Done counts the records of the batch that were processed or failed, from the front. Less than the batch when
+	// StopOnFailure ended the call early (then the record at Done-1 is the failed one).
+	Done    int
+	Elapsed time.Duration // time inside the guest
+}

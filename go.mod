@@ -1,0 +1,3 @@
+module kaspr.io/kaspr
+
+go 1.26

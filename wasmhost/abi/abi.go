@@ -1,0 +1,106 @@
+// Package abi is the byte layout between the engine and the Python guest: a batch in, a result out.
+//
+// It is the one source of pyguest/include/abi.h (make generate). All integers are little-endian; offsets are in bytes
+// from the start of the buffer they stand in. The guest is not trusted: the decoder checks every length.
+//
+// Exports of the guest:
+//
+//	kaspr_state            i32 global: address of the State struct below
+//	kaspr_start() i32      start Python and import the runtime; 0 or an error (text in the result)
+//	kaspr_input(n) i32     address of the input buffer, at least n bytes; valid until the next kaspr_input
+//	kaspr_load(n) i32      the n input bytes are a program (JSON, see Program); 0, or 1 and a JSON list of Problem in the result
+//	kaspr_check(n) i32     the same, but only compiles; runs no user code
+//	kaspr_process(n) i32   the n input bytes are a batch; 0, or 1 (the guest could not read the batch; text in the result)
+//	kaspr_reseed(n) i32    the n input bytes (64) are fresh random bytes: random, uuid and tempfile are reseeded from them
+//	kaspr_tick()           called by the loop checks the rewriter inserts; never by the host
+//
+// Imports of the guest, module "kaspr":
+//
+//	tick() i32             asks what to do: TickContinue, TickRaise or TickDie
+//	die()                  ends the call; does not return. The traceback of the running code is in the state's report
+//	host(op, req, reqLen, resp, respCap i32) i32
+//	                       host call: writes its answer to resp, returns its length, or -1-needed when respCap is too
+//	                       small, or math.MinInt32 on a refused call. Ops are below
+package abi
+
+// State is a struct in the guest's memory at the address held by the export kaspr_state. Field = byte offset, all u32.
+const (
+	StateInterrupt = 0  // host ticker writes 1; loop checks read it; kaspr_tick clears it
+	StateProgress  = 4  // index of the unit (record, or take batch) in progress; ProgressIdle between calls
+	StateResultPtr = 8  // result of the last call: address
+	StateResultLen = 12 // and length
+	StateCommitted = 16 // bytes of the result that belong to finished units; valid even when the call dies
+	StateReportPtr = 20 // traceback written before die(): address
+	StateReportLen = 24 // and length (UTF-8, one frame a line: "file:line\tfunction\n", oldest first, user frames only)
+	StatePhase     = 28 // what runs now: Phase*
+	StateOperation = 32 // index of the operation (or PhaseOutput's output) in progress
+	StateSize      = 64
+)
+
+// ProgressIdle is StateProgress while no unit is in progress.
+const ProgressIdle = 0xFFFFFFFF
+
+// Phases of a unit, for naming what was running when an instance died.
+const (
+	PhaseIdle        = 0
+	PhaseDecodeKey   = 1
+	PhaseDecodeValue = 2
+	PhaseOperation   = 3 // StateOperation is the index into Program.Operations
+	PhaseOutput      = 4 // StateOperation is the index into Program.Outputs
+)
+
+// Answers of tick.
+const (
+	TickContinue = 0
+	TickRaise    = 1 // raise DeadlineExceeded in the running Python code, at its next evaluation check
+	TickDie      = 2 // write the report, then call die
+)
+
+// Batch: a header of BatchHeaderSize bytes, Count record entries of RecordSize bytes, then topics, headers and bytes in
+// any order. A length of -1 is Kafka's null.
+//
+//	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 reserved x3
+//	record: u32 topic (index), i32 partition, i64 offset, i64 timestamp (ms), u32 timestampType, u32 attempt,
+//	        u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen, u32 headersOff, u32 headerCount
+//	topic:  u32 off, u32 len                                   (at topicsOff)
+//	header: u32 keyOff, u32 keyLen, u32 valueOff, i32 valueLen (at headersOff)
+const (
+	BatchMagic      = 0x3142534B // "KSB1"
+	BatchHeaderSize = 32
+	RecordSize      = 56
+	TopicSize       = 8
+	HeaderSize      = 16
+
+	FlagTake          = 1 // the whole batch is one unit: one list of values
+	FlagStopOnFailure = 2 // stop after the first failed unit
+)
+
+// Result: entries one after another, unaligned. Every entry starts with u32 size (of the whole entry), u32 kind, u32 unit.
+//
+//	EntryOutput:  i32 output (index into Program.Outputs, -1: the topic's name follows), u32 topicLen, i32 partition,
+//	              i64 timestamp, i32 keyLen, i32 valueLen, u32 headerCount, then topic, key, value bytes, then for each
+//	              header u32 keyLen, i32 valueLen, key, value
+//	EntryFailure: u32 failureKind (record.FailureKind), u32 typeLen, u32 messageLen, u32 tracebackLen, u32 operationLen,
+//	              then those bytes
+//	EntryDone:    nothing more; the unit is finished (written for every unit, failed or not, as its last entry)
+const (
+	EntryHeaderSize  = 12
+	OutputFixedSize  = EntryHeaderSize + 32
+	FailureFixedSize = EntryHeaderSize + 20
+
+	EntryOutput  = 1
+	EntryFailure = 2
+	EntryDone    = 3
+	EntryChange  = 4 // reserved for table writes
+)
+
+// Host call operations.
+const (
+	OpLog         = 1 // req: u8 level (10 debug, 20 info, 30 warning, 40 error, as Python's logging), text; resp: empty
+	OpSleep       = 2 // req: u64 nanoseconds; returns early when the deadline is reached; resp: empty
+	OpSend        = 3 // req: one EntryOutput; waits for the broker; resp: JSON {"topic","partition","offset","timestamp","timestamp_type"} or {"error"}
+	OpEnsureTopic = 4 // req: JSON {"name","partitions","replicas","config"}; resp: JSON {} or {"error"}
+)
+
+// HostRefused is host's answer to an operation it does not offer or a request it cannot read.
+const HostRefused = -1 << 31
