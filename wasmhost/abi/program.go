@@ -1,0 +1,86 @@
+package abi
+
+// Program is everything the guest must know of one component: its Code blocks with their places in the manifests, its
+// pipeline, its codecs. It crosses as JSON to kaspr_load, once per image.
+type Program struct {
+	Kind      string            `json:"kind"` // "KasprAgent"
+	Name      string            `json:"name"` // metadata.name
+	App       AppInfo           `json:"app"`
+	Env       map[string]string `json:"env"` // os.environ, all of it
+	Init      *Code             `json:"init,omitempty"`
+	Input     Input             `json:"input"`
+	Ops       []Operation       `json:"operations"` // the pipeline, in order; an operation named twice stands here twice
+	Outputs   []Output          `json:"outputs"`
+	JSONExact bool              `json:"jsonExact"` // values too with the original's separators and ", " ": "; keys always have them
+}
+
+// AppInfo is what context["app"] shows.
+type AppInfo struct {
+	Name string         `json:"name"` // KasprApp metadata.name
+	ID   string         `json:"id"`   // application id, "<name>-app"
+	Conf map[string]any `json:"conf"` // settings by their snake_case name
+}
+
+// Code is one Python block and where it stands.
+type Code struct {
+	Python     string `json:"python"`
+	Entrypoint string `json:"entrypoint,omitempty"` // empty: the first function defined in the block
+	File       string `json:"file"`                 // file name in tracebacks
+	Line       int    `json:"line"`                 // line of the file where the block's first line stands, from 1
+	Where      string `json:"where"`                // such as: operation "enrich", map
+}
+
+// Input says how records are decoded.
+type Input struct {
+	KeySerializer   string `json:"keySerializer"` // raw, json, pickle, binary
+	ValueSerializer string `json:"valueSerializer"`
+}
+
+// Operation is one pipeline step; exactly one of Map, Filter and Send is set.
+type Operation struct {
+	Name        string     `json:"name"`
+	Map         *Code      `json:"map,omitempty"`
+	Filter      *Code      `json:"filter,omitempty"`
+	Send        *Output    `json:"topicSend,omitempty"`
+	PassThrough bool       `json:"passThrough,omitempty"` // with Send
+	Tables      []TableRef `json:"tables,omitempty"`
+}
+
+// TableRef hands a table to an operation's functions as a keyword argument.
+type TableRef struct {
+	Name      string `json:"name"`
+	ParamName string `json:"paramName"`
+}
+
+// Output is one target of values: an agent output or a topicSend. Topic and NameSelector exclude each other.
+type Output struct {
+	Topic             string       `json:"topic,omitempty"`
+	NameSelector      *Code        `json:"nameSelector,omitempty"`
+	KeySerializer     string       `json:"keySerializer"`
+	ValueSerializer   string       `json:"valueSerializer"`
+	Ack               bool         `json:"ack,omitempty"`
+	KeySelector       *Code        `json:"keySelector,omitempty"`
+	ValueSelector     *Code        `json:"valueSelector,omitempty"`
+	PartitionSelector *Code        `json:"partitionSelector,omitempty"`
+	HeadersSelector   *Code        `json:"headersSelector,omitempty"`
+	Predicate         *Code        `json:"predicate,omitempty"`
+	Declare           *Declaration `json:"declare,omitempty"` // create the topic before the first send
+}
+
+// Declaration is how a topic is created. Zero counts mean the app's defaults.
+type Declaration struct {
+	Partitions int32             `json:"partitions,omitempty"`
+	Replicas   int16             `json:"replicas,omitempty"`
+	Config     map[string]string `json:"config,omitempty"` // retention.ms, cleanup.policy and the manifest's own, merged
+}
+
+// Problem is one thing wrong with a Program, found while loading it.
+type Problem struct {
+	File      string `json:"file"`
+	Line      int    `json:"line"`
+	Column    int    `json:"column"` // from 1; 0 when unknown
+	Where     string `json:"where"`
+	Type      string `json:"type"` // Python exception class, or "Entrypoint"
+	Message   string `json:"message"`
+	Traceback string `json:"traceback,omitempty"`
+}
