@@ -1,0 +1,190 @@
+// Package config reads settings from defaults, the KasprApp, a file, the environment and flags into one plain value.
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Config is every setting, resolved and validated. It is passed by value and never changed.
+type Config struct {
+	App            string // KasprApp to run; empty: the only one in the manifests
+	AppName        string // application id; empty: "<app>-app"
+	DefinitionsDir string
+	DataDir        string
+	TableDir       string // absolute or below DataDir, already joined
+	CacheDir       string // compiled modules
+	Definitions    bool   // appBuilderEnabled: false ignores the manifests
+	CodeEnv        []string
+
+	Kafka  Kafka
+	Topics Topics
+
+	KeySerializer   string // default of agents' inputs and outputs
+	ValueSerializer string
+	JSONValueStyle  string // JSONCompact, JSONOriginal
+
+	ProcessingGuarantee string // AtLeastOnce
+	Workers             int    // at least 1
+	Batch               Batch
+	CommitInterval      time.Duration
+	CommitEvery         int // records
+	QueueRecordsMax     int
+	ShutdownTimeout     time.Duration
+	RecoveryDelay       time.Duration // streamRecoveryDelay
+	WaitEmpty           bool          // streamWaitEmpty
+	WorkerOrdinal       int           // -1: from the host name
+
+	Sandbox   Sandbox
+	Log       Log
+	Web       Web
+	Scheduler Scheduler
+	Store     Store
+
+	values []Explained // every setting with its source, in table order
+}
+
+// Processing guarantees.
+const (
+	AtLeastOnce = "at_least_once"
+	ExactlyOnce = "exactly_once"
+)
+
+// Styles of JSON values; keys always have the original's bytes.
+const (
+	JSONCompact  = "compact"
+	JSONOriginal = "original"
+)
+
+// Kafka is how to reach the cluster.
+type Kafka struct {
+	BootstrapServers  []string // host:port
+	SecurityProtocol  string   // PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL
+	SASL              SASL
+	TLS               TLS
+	GroupInstanceID   string // static membership; empty: none
+	SessionTimeout    time.Duration
+	HeartbeatInterval time.Duration
+	RequestTimeout    time.Duration
+}
+
+// UsesTLS tells whether connections are encrypted.
+func (k Kafka) UsesTLS() bool { return k.SecurityProtocol == "SSL" || k.SecurityProtocol == "SASL_SSL" }
+
+// UsesSASL tells whether connections log in.
+func (k Kafka) UsesSASL() bool {
+	return k.SecurityProtocol == "SASL_PLAINTEXT" || k.SecurityProtocol == "SASL_SSL"
+}
+
+// SASL mechanisms.
+const (
+	Plain       = "PLAIN"
+	ScramSHA256 = "SCRAM-SHA-256"
+	ScramSHA512 = "SCRAM-SHA-512"
+	OAuthBearer = "OAUTHBEARER"
+)
+
+// SASL is how to log in. The files are read again at every login, so that rotated secrets are picked up.
+type SASL struct {
+	Mechanism    string
+	Username     string
+	Password     string
+	PasswordFile string // instead of Password
+	OAuth        OAuth
+}
+
+// OAuth is where an OAUTHBEARER token comes from: exactly one of Token, TokenFile and TokenEndpoint.
+type OAuth struct {
+	Token            string
+	TokenFile        string
+	TokenEndpoint    string // client credentials grant
+	ClientID         string
+	ClientSecret     string
+	ClientSecretFile string // instead of ClientSecret
+	Scope            string
+	Extensions       map[string]string // SASL extensions sent with the token
+}
+
+// TLS is whom to trust and who to be. Without a CA the system's are trusted.
+type TLS struct {
+	CAFile     string
+	CAPath     string // every *.pem, *.crt and *.cer in it
+	CAData     string // PEM text
+	CertFile   string
+	KeyFile    string
+	ServerName string // expected name instead of the broker's host name
+}
+
+// Topics are the defaults of topics the app creates.
+type Topics struct {
+	Partitions        int
+	ReplicationFactor int
+	AllowDeclare      bool
+}
+
+// Batch bounds what one call takes.
+type Batch struct {
+	RecordsMax int
+	BytesMax   int64
+	Linger     time.Duration
+}
+
+// Sandbox bounds user code.
+type Sandbox struct {
+	Deadline     time.Duration // of one record's processing
+	LoadDeadline time.Duration // of imports and init
+	MemoryMax    int64         // bytes of one instance
+	Tick         time.Duration // how often running code is asked to let others in
+}
+
+// Log is what is logged and how.
+type Log struct {
+	Level  slog.Level
+	Format string // text, json
+}
+
+// Web is the HTTP server.
+type Web struct {
+	Host            string
+	Port            int
+	BasePath        string
+	MetricsBasePath string
+}
+
+// Scheduler is the message scheduler.
+type Scheduler struct {
+	Enabled                      bool
+	DebugStatsEnabled            bool
+	TopicPartitions              int
+	CheckpointSaveInterval       time.Duration
+	DispatcherLookbackDays       int
+	DispatcherCheckpointInterval time.Duration
+	JanitorCheckpointInterval    time.Duration
+	JanitorCleanInterval         time.Duration
+	JanitorHighwaterOffset       time.Duration
+	CronEnabled                  bool
+	CronTickInterval             time.Duration
+	CronTickBuffer               time.Duration
+	CronMinInterval              time.Duration
+}
+
+// Store is RocksDB.
+type Store struct {
+	WriteBufferSize          int64
+	MaxWriteBufferNumber     int
+	TargetFileSizeBase       int64
+	BlockCacheSize           int64 // 0: a share of the container's memory
+	BlockCacheCompressedSize int64
+	BloomFilterSize          int // bits per key
+	CacheIndexAndFilter      bool
+}
+
+// Explained is one setting as `kaspr config` shows it.
+type Explained struct {
+	Key    string
+	Value  string // "***" for a secret that is set
+	Source string // default, KasprApp shop (app.yaml:9:3), file kaspr.yaml:4:1, environment K_WEB_PORT, flag --web-port
+}
+
+// Explain lists every setting with its effective value and its source.
+func (c Config) Explain() []Explained { return c.values }
