@@ -84,3 +84,9 @@ type Problem struct {
 	Message   string `json:"message"`
 	Traceback string `json:"traceback,omitempty"`
 }
+
+// TopicRequest is the request of OpEnsureTopic.
+type TopicRequest struct {
+	Name string `json:"name"`
+	Declaration
+}

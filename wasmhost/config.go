@@ -1,0 +1,103 @@
+package wasmhost
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+// Config is what a Runtime is made of. Zero fields take their default.
+type Config struct {
+	Module   []byte // the guest, as pyguest.Module gives it
+	Stdlib   []byte // zip of the standard library, as pyguest.Stdlib gives it; the guest sees it as /lib/stdlib.zip
+	CacheDir string // keeps compiled code between processes; empty: compile anew in every process (seconds)
+
+	Tick time.Duration // how often running guests are asked to yield; default 5 ms
+	Gate *Gate         // limits how many instances run at once; nil: no limit
+
+	Defaults Options // for programs whose own Options leave a field zero
+}
+
+// Options bound one program's instances. Zero fields take the value of Config.Defaults, then the default.
+type Options struct {
+	Host         Host          // what the guest may ask of the engine; default: log lines dropped, all else refused
+	Deadline     time.Duration // longest run of one unit (a record, or a take batch's list); default 10 s
+	LoadDeadline time.Duration // longest load of a program: imports, init, compilation; default 30 s
+	MemoryMax    int64         // bytes of memory an instance may have; default 256 MiB, at most 4 GiB
+}
+
+// Defaults of Config and Options.
+const (
+	DefaultTick         = 5 * time.Millisecond
+	DefaultDeadline     = 10 * time.Second
+	DefaultLoadDeadline = 30 * time.Second
+	DefaultMemoryMax    = 256 << 20
+
+	memoryMaxCeiling = 4 << 30
+	pageSize         = 64 << 10 // of WebAssembly
+)
+
+// Host is what a guest can ask of the engine, beyond its own memory. One Host serves one program; its methods are called
+// from the goroutine that runs the call, while no turn of the Gate is held. Time spent in them does not count against
+// the unit's deadline, except that ctx ends when the call's context does: bound the waiting.
+type Host interface {
+	// Log takes one line the guest logged or printed. Levels are Python's: 10 debug, 20 info, 30 warning, 40 error.
+	Log(level int, text string)
+	// Send produces out and waits for the broker. It answers the JSON object that describes the stored record (see
+	// abi.OpSend). An error's text reaches Python as an exception. out's bytes belong to the host.
+	Send(ctx context.Context, out record.Output) ([]byte, error)
+	// EnsureTopic creates a topic unless it exists.
+	EnsureTopic(ctx context.Context, topic abi.TopicRequest) error
+}
+
+func (o Options) withDefaults(d Options) Options {
+	if o.Host == nil {
+		o.Host = d.Host
+	}
+	if o.Deadline == 0 {
+		o.Deadline = d.Deadline
+	}
+	if o.LoadDeadline == 0 {
+		o.LoadDeadline = d.LoadDeadline
+	}
+	if o.MemoryMax == 0 {
+		o.MemoryMax = d.MemoryMax
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	switch {
+	case o.Deadline < 0, o.LoadDeadline < 0:
+		return fmt.Errorf("wasmhost: a deadline is negative")
+	case o.MemoryMax < pageSize || o.MemoryMax > memoryMaxCeiling:
+		return fmt.Errorf("wasmhost: memory limit of %d bytes is not between 64 KiB and 4 GiB", o.MemoryMax)
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Tick == 0 {
+		c.Tick = DefaultTick
+	}
+	c.Defaults = c.Defaults.withDefaults(Options{
+		Host: refuseAll{}, Deadline: DefaultDeadline, LoadDeadline: DefaultLoadDeadline, MemoryMax: DefaultMemoryMax,
+	})
+	return c
+}
+
+// refuseAll is the Host of a program that was given none.
+type refuseAll struct{}
+
+func (refuseAll) Log(int, string) {}
+
+func (refuseAll) Send(context.Context, record.Output) ([]byte, error) {
+	return nil, fmt.Errorf("sending is not available here")
+}
+
+func (refuseAll) EnsureTopic(context.Context, abi.TopicRequest) error {
+	return fmt.Errorf("declaring topics is not available here")
+}
