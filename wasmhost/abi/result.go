@@ -1,0 +1,247 @@
+package abi
+
+import (
+	"bytes"
+	"fmt"
+	"unsafe"
+
+	"kaspr.io/kaspr/engine/record"
+)
+
+// FormatError says that bytes from the guest are not what this package describes. The guest is then not to be trusted.
+type FormatError struct {
+	Offset int // of the entry, in the buffer
+	Text   string
+}
+
+func (e *FormatError) Error() string { return fmt.Sprintf("result at byte %d: %s", e.Offset, e.Text) }
+
+// DecodeResult reads the result of a call over units units. Topics are the names of Program.Outputs by index, "" where
+// the guest must name the topic itself. Buf is copied once; the Result does not point into it.
+//
+// Result.Done counts units here; its Elapsed is left alone. Of a unit that failed only the Failure is kept. A result
+// that ends early is no error: the caller knows how many units to expect.
+func DecodeResult(buf []byte, topics []string, units int) (record.Result, error) {
+	var res record.Result
+	outputs, headers, failures, err := count(buf)
+	if err != nil {
+		return res, err
+	}
+	if outputs > 0 {
+		res.Outputs = make([]record.Output, 0, outputs)
+		// Outputs point into this copy: the guest's memory changes with its next call.
+		buf = bytes.Clone(buf)
+	}
+	if failures > 0 {
+		res.Failures = make([]record.Failure, 0, failures)
+	}
+	d := decoder{buf: buf, topics: topics}
+	if headers > 0 {
+		d.headers = make([]record.Header, headers)
+	}
+	first := 0 // of the current unit's outputs
+	failed := false
+	for off := 0; off < len(buf); {
+		size := int(le.Uint32(buf[off:]))
+		kind, unit := le.Uint32(buf[off+4:]), int(le.Uint32(buf[off+8:]))
+		d.off, d.entry = off, buf[off:off+size:off+size]
+		switch {
+		case unit >= units:
+			return record.Result{}, d.errorf("unit %d of %d", unit, units)
+		case unit != res.Done:
+			return record.Result{}, d.errorf("unit %d, expected %d", unit, res.Done)
+		}
+		switch kind {
+		case EntryOutput:
+			out, err := d.output()
+			if err != nil {
+				return record.Result{}, err
+			}
+			if !failed {
+				res.Outputs = append(res.Outputs, out)
+			}
+		case EntryFailure:
+			if failed {
+				return record.Result{}, d.errorf("unit %d fails twice", unit)
+			}
+			failure, err := d.failure()
+			if err != nil {
+				return record.Result{}, err
+			}
+			failed = true
+			clear(res.Outputs[first:])
+			res.Outputs = res.Outputs[:first]
+			res.Failures = append(res.Failures, failure)
+		case EntryDone:
+			if size != EntryHeaderSize {
+				return record.Result{}, d.errorf("done entry of %d bytes", size)
+			}
+			res.Done++
+			first, failed = len(res.Outputs), false
+		}
+		off += size
+	}
+	// Entries behind the last EntryDone belong to a unit that did not end.
+	clear(res.Outputs[first:])
+	res.Outputs = res.Outputs[:first]
+	if failed {
+		res.Failures = res.Failures[:len(res.Failures)-1]
+	}
+	return res, nil
+}
+
+// DecodeOutput reads one EntryOutput, as OpSend carries it. The Output owns its bytes.
+func DecodeOutput(buf []byte, topics []string) (record.Output, error) {
+	d := decoder{buf: buf}
+	outputs, headers, _, err := count(buf)
+	if err != nil {
+		return record.Output{}, err
+	}
+	if outputs != 1 || int(le.Uint32(buf)) != len(buf) {
+		return record.Output{}, d.errorf("not one output")
+	}
+	buf = bytes.Clone(buf)
+	d = decoder{buf: buf, entry: buf, topics: topics}
+	if headers > 0 {
+		d.headers = make([]record.Header, headers)
+	}
+	return d.output()
+}
+
+// count checks every entry's size and kind and the smallest size of what it announces, so that the decoder allocates
+// no more than the buffer's length allows.
+func count(buf []byte) (outputs, headers, failures int, err error) {
+	d := decoder{buf: buf}
+	for off := 0; off < len(buf); {
+		d.off = off
+		rest := buf[off:]
+		if len(rest) < EntryHeaderSize {
+			return 0, 0, 0, d.errorf("%d bytes left, too few for an entry", len(rest))
+		}
+		size := uint64(le.Uint32(rest))
+		if size < EntryHeaderSize || size > uint64(len(rest)) {
+			return 0, 0, 0, d.errorf("entry of %d bytes, %d left", size, len(rest))
+		}
+		switch kind := le.Uint32(rest[4:]); kind {
+		case EntryOutput:
+			if size < OutputFixedSize {
+				return 0, 0, 0, d.errorf("output of %d bytes", size)
+			}
+			n := uint64(le.Uint32(rest[40:]))
+			if n > (size-OutputFixedSize)/8 {
+				return 0, 0, 0, d.errorf("output of %d bytes with %d headers", size, n)
+			}
+			outputs++
+			headers += int(n)
+		case EntryFailure:
+			if size < FailureFixedSize {
+				return 0, 0, 0, d.errorf("failure of %d bytes", size)
+			}
+			failures++
+		case EntryDone:
+		default:
+			return 0, 0, 0, d.errorf("unknown kind %d", kind)
+		}
+		off += int(size)
+	}
+	return outputs, headers, failures, nil
+}
+
+// decoder reads one entry after another of a buffer whose entry sizes were checked by count.
+type decoder struct {
+	buf     []byte
+	topics  []string
+	headers []record.Header // room for all headers of the buffer
+	off     int             // of entry in buf
+	entry   []byte
+}
+
+func (d *decoder) errorf(format string, args ...any) error {
+	return &FormatError{Offset: d.off, Text: fmt.Sprintf(format, args...)}
+}
+
+func (d *decoder) output() (record.Output, error) {
+	e := d.entry
+	index, topicLen := int32(le.Uint32(e[12:])), le.Uint32(e[16:])
+	out := record.Output{
+		Record:    int32(le.Uint32(e[8:])),
+		Partition: int32(le.Uint32(e[20:])),
+		Timestamp: int64(le.Uint64(e[24:])),
+	}
+	keyLen, valueLen, headerCount := int32(le.Uint32(e[32:])), int32(le.Uint32(e[36:])), int(le.Uint32(e[40:]))
+	if out.Partition < record.PartitionByKey {
+		return out, d.errorf("partition %d", out.Partition)
+	}
+	rest := e[OutputFixedSize:]
+	var name, key, value []byte
+	ok := true
+	name, rest = d.take(rest, int64(topicLen), &ok)
+	key, rest = d.take(rest, int64(keyLen), &ok)
+	value, rest = d.take(rest, int64(valueLen), &ok)
+	if !ok {
+		return out, d.errorf("lengths %d, %d and %d exceed an output of %d bytes", topicLen, keyLen, valueLen, len(e))
+	}
+	out.Key, out.Value = key, value
+	switch {
+	case index == -1 && topicLen > 0:
+		out.Topic = stringOf(name)
+	case index >= 0 && int(index) < len(d.topics) && topicLen == 0 && d.topics[index] != "":
+		out.Topic = d.topics[index]
+	default:
+		return out, d.errorf("output %d of %d with a topic of %d bytes", index, len(d.topics), topicLen)
+	}
+	if headerCount > 0 {
+		out.Headers = d.headers[:headerCount:headerCount]
+		d.headers = d.headers[headerCount:]
+		for i := range out.Headers {
+			if len(rest) < 8 {
+				return out, d.errorf("header %d of %d is cut off", i, headerCount)
+			}
+			keyLen, valueLen := le.Uint32(rest), int32(le.Uint32(rest[4:]))
+			key, rest = d.take(rest[8:], int64(keyLen), &ok)
+			value, rest = d.take(rest, int64(valueLen), &ok)
+			if !ok {
+				return out, d.errorf("header %d: lengths %d and %d exceed the output", i, keyLen, valueLen)
+			}
+			out.Headers[i] = record.Header{Key: stringOf(key), Value: value}
+		}
+	}
+	if len(rest) > 0 {
+		return out, d.errorf("%d bytes too many in an output", len(rest))
+	}
+	return out, nil
+}
+
+func (d *decoder) failure() (record.Failure, error) {
+	e := d.entry
+	f := record.Failure{Record: int32(le.Uint32(e[8:])), Kind: record.FailureKind(e[12])}
+	if kind := le.Uint32(e[12:]); kind < uint32(record.FailureCode) || kind > uint32(record.FailureTrap) {
+		return f, d.errorf("unknown failure kind %d", kind)
+	}
+	rest := e[FailureFixedSize:]
+	ok := true
+	for i, s := range [...]*string{&f.Type, &f.Message, &f.Traceback, &f.Operation} {
+		var text []byte
+		text, rest = d.take(rest, int64(le.Uint32(e[16+4*i:])), &ok)
+		*s = string(text) // copied: failures are kept longer than results
+	}
+	if !ok || len(rest) > 0 {
+		return f, d.errorf("lengths do not add up to a failure of %d bytes", len(e))
+	}
+	return f, nil
+}
+
+// take cuts n bytes off rest; -1 is null. It clears ok, once and for all, when they are not there.
+func (d *decoder) take(rest []byte, n int64, ok *bool) (v, tail []byte) {
+	if n == -1 {
+		return nil, rest
+	}
+	if n < 0 || n > int64(len(rest)) {
+		*ok = false
+		return nil, nil
+	}
+	return rest[:n:n], rest[n:]
+}
+
+// stringOf shares b's bytes. It is used for names only, which nobody writes to.
+func stringOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
