@@ -1,0 +1,122 @@
+# Every step a developer or CI needs is a target here; `make` alone lists them. Each installs what it needs (scripts/deps.sh).
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+export PATH := $(PATH):/usr/local/go/bin
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Test binaries run one after another on small machines: each may hold several guests and a broker.
+CORES    := $(shell nproc 2>/dev/null || echo 2)
+PARALLEL ?= $(shell echo $$(( $(CORES) > 3 ? $(CORES) / 2 : 1 )))
+TESTS    ?= ./...
+SEED     ?= on
+FUZZTIME ?= 60s
+BENCH    ?= .
+COUNT    ?= 1
+
+# The packages with tests against a real broker.
+INTEGRATION ?= $(shell grep -rl --include='*_test.go' '^//go:build integration' . | xargs -r -n 1 dirname | sort -u)
+
+# Tools of the lint targets, built from source by the go command at these versions.
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOFUMPT       := mvdan.cc/gofumpt@v0.12.0
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: doctor
+doctor: ## Say what this machine has and lacks, and change nothing
+	@scripts/doctor.sh
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need
+	@scripts/deps.sh build kafka
+
+.PHONY: pyguest
+pyguest: ## Build the Python guest (minutes the first time, then from the cache)
+	@scripts/deps.sh build
+	@pyguest/build.sh
+
+.PHONY: build
+build: pyguest ## Build bin/kaspr
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/kaspr .
+
+.PHONY: quickstart
+quickstart: build ## Build all and run the example on the embedded broker
+	@scripts/quickstart.sh
+
+.PHONY: run
+run: build ## Run the engine: make run ARGS='dev examples/quickstart'
+	bin/kaspr $(ARGS)
+
+.PHONY: test
+test: deps ## Every test: unit, conformance, embedded broker, then real Kafka
+	@$(MAKE) unit
+	@$(MAKE) integration
+
+.PHONY: unit
+unit: pyguest ## Tests that need nothing but this machine (conformance included)
+	$(GO) vet ./...
+	$(GO) test -p $(PARALLEL) -shuffle $(SEED) -timeout 30m $(TESTS)
+
+.PHONY: conformance
+conformance: pyguest ## Only testdata/conformance: each case through the real guest
+	$(GO) test -count 1 -v -run 'TestConformance' ./engine/...
+
+.PHONY: integration
+integration: pyguest ## Tests against a real Apache Kafka, started by them
+	@scripts/deps.sh build kafka
+	$(GO) vet -tags integration $(INTEGRATION)
+	$(GO) test -tags integration -p 1 -count 1 -timeout 40m $(INTEGRATION)
+
+.PHONY: test-guest
+test-guest: pyguest ## CPython's own tests inside the guest
+	@pyguest/tests/run.sh
+
+.PHONY: race
+race: pyguest ## Unit tests under the race detector (slow)
+	$(GO) test -race -p $(PARALLEL) -shuffle $(SEED) -timeout 60m $(TESTS)
+
+.PHONY: fuzz
+fuzz: pyguest ## Every fuzz target for FUZZTIME each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: pyguest ## Benchmarks: make bench BENCH=Call COUNT=10 (compare with benchstat)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -p 1 -timeout 60m $(TESTS)
+
+.PHONY: lint
+lint: pyguest ## Go linters and the C code's warnings
+	@scripts/deps.sh build
+	@scripts/tool.sh $(GOLANGCI_LINT) run --timeout 20m
+	@scripts/lint-c.sh
+
+.PHONY: fmt
+fmt: ## Format the Go code
+	@scripts/tool.sh $(GOFUMPT) -w $$(git ls-files -co --exclude-standard '*.go')
+
+.PHONY: generate
+generate: ## Write generated files anew; CI expects no difference
+	$(GO) generate ./...
+
+.PHONY: image
+image: pyguest ## Build the container image kaspr:VERSION
+	@scripts/image.sh build $(VERSION)
+
+.PHONY: image-test
+image-test: image ## Start the image once, read-only and without rights, and compare its output
+	@scripts/image.sh test $(VERSION)
+
+.PHONY: tidy
+tidy: ## Tidy go.mod
+	$(GO) mod tidy
+
+.PHONY: clean
+clean: ## Remove build products (not the cache folder)
+	rm -rf bin pyguest/build
