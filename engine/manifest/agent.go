@@ -1,6 +1,9 @@
 package manifest
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Agent is a KasprAgent: one input, a pipeline, any number of output topics.
 type Agent struct {
@@ -26,20 +29,10 @@ type Input struct {
 type InputTopic struct {
 	Pos             Pos
 	Names           []Value[string] // name, split at its commas
-	Pattern         Value[string]   // an RE2 expression over the whole name
+	Pattern         Value[string]   // an RE2 expression over the whole name; see TopicPattern
 	KeySerializer   Value[string]
 	ValueSerializer Value[string]
 	TopicOptions
-}
-
-// TopicOptions is how a topic is created.
-type TopicOptions struct {
-	Partitions Value[int]
-	Retention  Value[int64] // seconds
-	Compacting Value[bool]
-	Deleting   Value[bool]
-	Replicas   Value[int] // 0 means the app's default
-	Config     []Entry
 }
 
 // Channel names a join's output channel.
@@ -55,55 +48,80 @@ type Take struct {
 	Within Value[time.Duration]
 }
 
-// Output is one target topic of an agent, or of a topicSend operation; exactly one of Name and NameSelector.
-type Output struct {
-	Pos               Pos
-	Name              Value[string]
-	NameSelector      *Code
-	Ack               Value[bool]
-	KeySerializer     Value[string]
-	ValueSerializer   Value[string]
-	KeySelector       *Code
-	ValueSelector     *Code
-	PartitionSelector *Code
-	HeadersSelector   *Code
-	Predicate         *Code
-	Declare           Value[bool]
-	TopicOptions
-	PassThrough Value[bool] // topicSend only
+func (c cursor) agent(a *Agent) {
+	c.object(append(c.definitionName(&a.Meta),
+		may("description", func(c cursor) { c.text(&a.Description) }),
+		may("isolatedPartitions", func(c cursor) { c.boolean(&a.IsolatedPartitions) }),
+		must("input", func(c cursor) { c.input(&a.Input) }),
+		may("output", func(c cursor) {
+			c.object(may("topics", func(c cursor) {
+				c.list(func(c cursor) {
+					if output := c.output(outputTopic); output != nil {
+						a.Outputs = append(a.Outputs, output)
+					}
+				})
+			}))
+		}),
+		must("processors", func(c cursor) { c.processors(&a.Processors, agentPipeline, true) }),
+		may("onError", func(c cursor) { c.onError(&a.OnError) }),
+	)...)
 }
 
-// Processors are the named operations of a component and the order they run in.
-type Processors struct {
-	Pos        Pos
-	Pipeline   []Value[string]
-	Init       *Code
-	Operations []*Operation
-}
-
-// Operation finds an operation by name; nil when there is none.
-func (p *Processors) Operation(name string) *Operation {
-	for _, op := range p.Operations {
-		if op.Name.V == name {
-			return op
-		}
+func (c cursor) input(in *Input) {
+	in.Pos = c.at
+	there := c.object(
+		may("declare", func(c cursor) { c.boolean(&in.Declare) }),
+		may("topic", func(c cursor) { c.inputTopic(in) }),
+		may("channel", func(c cursor) {
+			channel := &Channel{Pos: c.at}
+			if c.object(must("name", func(c cursor) { c.named(&channel.Name) })) != nil {
+				in.Channel = channel
+			}
+		}),
+		may("take", func(c cursor) {
+			take := &Take{Pos: c.at}
+			if c.object(
+				must("max", func(c cursor) { whole(c, &take.Max, 1, math.MaxInt32) }),
+				must("within", func(c cursor) { c.duration(&take.Within) }),
+			) != nil {
+				in.Take = take
+			}
+		}),
+	)
+	if there == nil {
+		return
 	}
-	return nil
+	c.exactlyOne(there, "topic", "channel")
+	switch {
+	case in.Topic == nil:
+		if in.Channel != nil && in.Declare.V {
+			c.warnAt(in.Declare.Pos, NoEffect, "declare of "+c.name()+" has no effect on a channel", "")
+		}
+	case in.Declare.V && in.Topic.Pattern.Set():
+		c.warnAt(in.Declare.Pos, NoEffect, "declare of "+c.name()+" has no effect on a pattern", "name the topics to create them")
+	case !in.Declare.V:
+		in.Topic.useless(c, "without declare: true")
+	}
 }
 
-// Operation is one named step; exactly one of Map, Filter and TopicSend.
-type Operation struct {
-	Pos       Pos
-	Name      Value[string]
-	Tables    []TableRef
-	Map       *Code
-	Filter    *Code
-	TopicSend *Output
-}
-
-// TableRef hands a table to an operation's function as a keyword argument.
-type TableRef struct {
-	Pos       Pos
-	Name      Value[string]
-	ParamName Value[string]
+func (c cursor) inputTopic(in *Input) {
+	t := &InputTopic{Pos: c.at}
+	there := c.object(append(t.members(),
+		may("name", func(c cursor) { c.topicNames(&t.Names) }),
+		may("pattern", func(c cursor) { c.pattern(&t.Pattern) }),
+		may("keySerializer", func(c cursor) { c.word(&t.KeySerializer, serializers...) }),
+		may("valueSerializer", func(c cursor) { c.word(&t.ValueSerializer, serializers...) }),
+		// Public texts show declare here; it belongs one level up and is taken as if it stood there.
+		member{name: "declare", instead: "input.declare", read: func(c cursor) {
+			var declare Value[bool]
+			if c.boolean(&declare); declare.Set() && !in.Declare.Set() {
+				in.Declare = declare
+			}
+		}},
+	)...)
+	if there == nil {
+		return
+	}
+	c.exactlyOne(there, "name", "pattern")
+	in.Topic = t
 }

@@ -1,6 +1,11 @@
 package manifest
 
-// App is a KasprApp. Members that concern only Kubernetes are checked for their shape and not kept.
+import (
+	"math"
+	"regexp"
+)
+
+// App is a KasprApp. Members that concern only Kubernetes are checked for their names and not kept.
 type App struct {
 	Meta
 	Version          Value[string]
@@ -45,4 +50,132 @@ type Storage struct {
 	Class       Value[string]
 	Size        Value[string]
 	DeleteClaim Value[bool]
+}
+
+func (c cursor) app(a *App) {
+	c.object(
+		may("version", func(c cursor) { c.named(&a.Version) }),
+		may("image", func(c cursor) { c.named(&a.Image) }),
+		may("replicas", func(c cursor) { whole(c, &a.Replicas, 0, math.MaxInt32) }),
+		may("bootstrapServers", func(c cursor) { c.named(&a.BootstrapServers) }),
+		may("tls", func(c cursor) {
+			if c.object() != nil { // no members: its being there is the setting
+				a.TLS = At(true, c.at)
+			}
+		}),
+		may("authentication", func(c cursor) { c.authentication(&a.Authentication) }),
+		may("config", func(c cursor) {
+			var entries []Entry
+			c.texts(&entries)
+			for _, e := range entries {
+				a.Config = append(a.Config, Setting{Name: e.Key, Value: e.Value})
+			}
+		}),
+		may("resources", func(c cursor) { c.object(ignored("requests", "limits", "claims")...) }),
+		may("livenessProbe", func(c cursor) { c.probe() }),
+		may("readinessProbe", func(c cursor) { c.probe() }),
+		may("storage", func(c cursor) { c.storage(&a.Storage) }),
+		may("pythonPackages", func(c cursor) { c.packages(&a.Packages) }),
+		may("template", func(c cursor) { c.template(a) }),
+		may("onError", func(c cursor) { c.onError(&a.OnError) }),
+	)
+}
+
+func (c cursor) authentication(dst **Authentication) {
+	auth := &Authentication{Pos: c.at}
+	if c.object(
+		must("type", func(c cursor) { c.word(&auth.Type, "plain", "scram-sha-256", "scram-sha-512") }),
+		may("username", func(c cursor) { c.named(&auth.Username) }),
+		may("passwordSecret", func(c cursor) {
+			c.object(
+				must("secretName", func(c cursor) { c.named(&auth.SecretName) }),
+				must("passwordKey", func(c cursor) { c.named(&auth.PasswordKey) }),
+			)
+		}),
+	) != nil {
+		*dst = auth
+	}
+}
+
+func (c cursor) probe() {
+	c.object(ignored("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold")...)
+}
+
+func (c cursor) storage(dst **Storage) {
+	s := &Storage{Pos: c.at}
+	if c.object(
+		must("type", func(c cursor) { c.word(&s.Type, "ephemeral", "persistent-claim") }),
+		may("class", func(c cursor) { c.named(&s.Class) }),
+		may("size", func(c cursor) {
+			if text, ok := c.scalarText(); ok { // a quantity may be a bare number of bytes
+				s.Size = At(text, c.pos(c.node))
+			} else {
+				c.fail(WrongType, c.name()+" must be a quantity, not "+c.kind(), "such as 2Gi")
+			}
+		}),
+		may("deleteClaim", func(c cursor) { c.boolean(&s.DeleteClaim) }),
+	) != nil {
+		*dst = s
+	}
+}
+
+func (c cursor) packages(dst *[]Value[string]) {
+	c.object(append(ignored("indexUrl", "extraIndexUrls", "trustedHosts", "credentials", "cache", "installPolicy", "resources"),
+		must("packages", func(c cursor) {
+			c.list(func(c cursor) {
+				var name Value[string]
+				if c.named(&name) {
+					*dst = append(*dst, name)
+				}
+			})
+		}),
+	)...)
+}
+
+var variableName = regexp.MustCompile(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)
+
+func (c cursor) template(a *App) {
+	metadata := may("metadata", func(c cursor) { c.object(ignored("labels", "annotations")...) })
+	c.object(
+		may("serviceAccount", func(c cursor) { c.object(metadata) }),
+		may("service", func(c cursor) { c.object(metadata) }),
+		may("pod", func(c cursor) {
+			c.object(append(ignored("imagePullSecrets", "securityContext", "terminationGracePeriodSeconds", "nodeSelector", "affinity",
+				"tolerations", "topologySpreadConstraints", "priorityClassName", "schedulerName", "hostAliases", "enableServiceLinks",
+				"volumes"), metadata)...)
+		}),
+		may("kasprContainer", func(c cursor) {
+			c.object(append(ignored("volumeMounts", "securityContext"),
+				may("env", func(c cursor) { c.list(func(c cursor) { c.envVar(&a.Env) }) }))...)
+		}),
+		may("pythonPackagesInitContainer", func(c cursor) { c.object(ignored("env", "volumeMounts", "securityContext")...) }),
+	)
+}
+
+func (c cursor) envVar(dst *[]EnvVar) {
+	var v EnvVar
+	there := c.object(
+		must("name", func(c cursor) {
+			if c.named(&v.Name); v.Name.Set() && !variableName.MatchString(v.Name.V) {
+				c.fail(BadName, c.name()+" "+quote(v.Name.V)+" is not the name of an environment variable", "")
+			}
+		}),
+		may("value", func(c cursor) { c.text(&v.Value) }),
+		may("valueFrom", func(c cursor) {
+			from := c.object(ignored("secretKeyRef", "configMapKeyRef", "fieldRef")...)
+			for _, ref := range []string{"secretKeyRef", "configMapKeyRef", "fieldRef"} {
+				if from[ref] {
+					v.From = At(ref, c.at)
+				}
+			}
+			if from != nil {
+				c.exactlyOne(from, "secretKeyRef", "configMapKeyRef", "fieldRef")
+			}
+		}),
+	)
+	if there == nil {
+		return
+	}
+	c.atMostOne(there, "value", "valueFrom") // with neither the variable is empty, as in Kubernetes
+	*dst = append(*dst, v)
 }

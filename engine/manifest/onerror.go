@@ -1,6 +1,10 @@
 package manifest
 
-import "time"
+import (
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
 
 // What to do with a failed record.
 const (
@@ -9,6 +13,9 @@ const (
 	Retry      = "retry"
 	Stop       = "stop"
 )
+
+// attemptsMax bounds retries: one record blocks its partition while it is retried.
+const attemptsMax = 1000
 
 // OnError is the failure policy of an agent, or of an app for its agents: an extension of ours. It is written as one
 // word, or as an object.
@@ -27,4 +34,56 @@ type RetryOptions struct {
 	InitialBackoff Value[time.Duration]
 	MaxBackoff     Value[time.Duration]
 	Multiplier     Value[float64]
+}
+
+func (c cursor) onError(dst **OnError) {
+	e := &OnError{Pos: c.at}
+	policies := []string{DeadLetter, Skip, Retry, Stop}
+	if c.node.Kind == yaml.ScalarNode {
+		if c.word(&e.Policy, policies...); e.Policy.Set() {
+			*dst = e
+		}
+		return
+	}
+	there := c.object(
+		must("policy", func(c cursor) { c.word(&e.Policy, policies...) }),
+		may("topic", func(c cursor) { c.topic(&e.Topic) }),
+		may("retry", func(c cursor) { c.retry(&e.Retry) }),
+		may("then", func(c cursor) { c.word(&e.Then, DeadLetter, Skip, Stop) }),
+	)
+	if there == nil || !e.Policy.Set() {
+		return
+	}
+	*dst = e
+	if e.Policy.V != Retry {
+		if e.Retry != nil {
+			c.failAt(e.Retry.Pos, Contradiction, "retry needs policy: retry", "say with then what follows the last attempt")
+		}
+		if e.Then.Set() {
+			c.failAt(e.Then.Pos, Contradiction, "then needs policy: retry", "")
+		}
+	}
+	last := e.Policy.V
+	if last == Retry {
+		last = e.Then.Or(DeadLetter)
+	}
+	if e.Topic.Set() && last != DeadLetter {
+		c.failAt(e.Topic.Pos, Contradiction, "topic needs a dead-letter policy, not "+last, "")
+	}
+}
+
+func (c cursor) retry(dst **RetryOptions) {
+	r := &RetryOptions{Pos: c.at}
+	if c.object(
+		may("maxAttempts", func(c cursor) { whole(c, &r.MaxAttempts, 1, attemptsMax) }),
+		may("initialBackoff", func(c cursor) { c.duration(&r.InitialBackoff) }),
+		may("maxBackoff", func(c cursor) { c.duration(&r.MaxBackoff) }),
+		may("multiplier", func(c cursor) { c.float(&r.Multiplier, 1, 100) }),
+	) == nil {
+		return
+	}
+	if r.InitialBackoff.Set() && r.MaxBackoff.Set() && r.InitialBackoff.V > r.MaxBackoff.V {
+		c.failAt(r.MaxBackoff.Pos, OutOfRange, c.name()+".maxBackoff must not be shorter than initialBackoff", "")
+	}
+	*dst = r
 }

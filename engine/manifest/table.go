@@ -1,6 +1,9 @@
 package manifest
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Table is a KasprTable: key/value state backed by a compacted topic.
 type Table struct {
@@ -39,4 +42,66 @@ type Hopping struct {
 	Size    Value[time.Duration]
 	Step    Value[time.Duration]
 	Expires Value[time.Duration]
+}
+
+func (c cursor) table(t *Table) {
+	c.object(append(c.specName(&t.Meta, &t.SpecName),
+		may("description", func(c cursor) { c.text(&t.Description) }),
+		may("global", func(c cursor) { c.boolean(&t.Global) }),
+		may("defaultSelector", func(c cursor) { c.code(&t.DefaultSelector) }),
+		may("keySerializer", func(c cursor) { c.word(&t.KeySerializer, "raw", "json") }),
+		may("valueSerializer", func(c cursor) { c.word(&t.ValueSerializer, "raw", "json") }),
+		may("partitions", func(c cursor) { whole(c, &t.Partitions, 1, math.MaxInt32) }),
+		may("extraTopicConfigs", func(c cursor) { c.texts(&t.ExtraTopicConfigs) }),
+		may("options", func(c cursor) { c.texts(&t.Options) }),
+		may("window", func(c cursor) { c.window(&t.Window) }),
+	)...)
+}
+
+func (c cursor) window(dst **Window) {
+	w := &Window{Pos: c.at}
+	there := c.object(
+		may("tumbling", func(c cursor) {
+			w.Tumbling = &Tumbling{Pos: c.at}
+			c.object(
+				must("size", func(c cursor) { c.span(&w.Tumbling.Size) }),
+				may("expires", func(c cursor) { c.span(&w.Tumbling.Expires) }),
+			)
+		}),
+		may("hopping", func(c cursor) {
+			w.Hopping = &Hopping{Pos: c.at}
+			c.object(
+				must("size", func(c cursor) { c.span(&w.Hopping.Size) }),
+				must("step", func(c cursor) { c.span(&w.Hopping.Step) }),
+				may("expires", func(c cursor) { c.span(&w.Hopping.Expires) }),
+			)
+		}),
+		may("relativeTo", func(c cursor) { c.word(&w.RelativeTo, "stream", "now", "custom") }),
+		may("relativeToSelector", func(c cursor) { c.code(&w.RelativeToSelector) }),
+		old("relativeToFieldSelector", "relativeToSelector"),
+	)
+	if there == nil {
+		return
+	}
+	*dst = w
+	c.exactlyOne(there, "tumbling", "hopping")
+	if w.RelativeTo.V == "custom" && !there["relativeToSelector"] {
+		c.failAt(w.RelativeTo.Pos, Contradiction, c.name()+" is relative to custom and needs relativeToSelector", "")
+	}
+	if there["relativeToSelector"] && there["relativeTo"] && w.RelativeTo.Set() && w.RelativeTo.V != "custom" {
+		c.failAt(w.RelativeTo.Pos, Contradiction, c.name()+" has relativeToSelector and is relative to "+w.RelativeTo.V, "write relativeTo: custom")
+	}
+	if h := w.Hopping; h != nil && h.Size.Set() && h.Step.Set() && h.Step.V > h.Size.V {
+		c.failAt(h.Step.Pos, OutOfRange, c.name()+".hopping.step must not be longer than size", "")
+	}
+}
+
+// span reads a duration longer than nothing.
+func (c cursor) span(v *Value[time.Duration]) {
+	var read Value[time.Duration]
+	if c.duration(&read); read.Set() && read.V <= 0 {
+		c.fail(OutOfRange, c.name()+" must be longer than 0", "")
+		return
+	}
+	*v = read
 }

@@ -21,14 +21,6 @@ func (p Pos) String() string {
 	return s
 }
 
-// before orders places of one file.
-func (p Pos) before(q Pos) bool {
-	if p.Line != q.Line {
-		return p.Line < q.Line
-	}
-	return p.Column < q.Column
-}
-
 // Value is one scalar of a manifest and where it stands. The zero Value is a member that was not written.
 type Value[T any] struct {
 	V   T

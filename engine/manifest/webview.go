@@ -28,3 +28,55 @@ type ResultSelector struct {
 	OnSuccess *Code
 	OnError   *Code
 }
+
+func (c cursor) webView(w *WebView) {
+	c.object(append(c.specName(&w.Meta, &w.SpecName),
+		may("description", func(c cursor) { c.text(&w.Description) }),
+		must("request", func(c cursor) {
+			c.object(
+				must("method", func(c cursor) {
+					c.word(&w.Method, "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
+				}),
+				must("path", func(c cursor) { c.named(&w.Path) }),
+			)
+		}),
+		may("response", func(c cursor) { c.response(&w.Response) }),
+		may("processors", func(c cursor) { c.processors(&w.Processors, otherPipeline, false) }),
+	)...)
+}
+
+func (c cursor) response(r *Response) {
+	r.Pos = c.at
+	there := c.object(
+		may("contentType", func(c cursor) {
+			c.word(&r.ContentType, "text/html", "application/json", "text/plain", "application/octet-stream")
+		}),
+		may("statusCode", func(c cursor) { whole(c, &r.StatusCode, 100, 599) }),
+		may("headers", func(c cursor) { c.texts(&r.Headers) }),
+		may("bodySelector", func(c cursor) { c.resultSelector(&r.BodySelector) }),
+		may("statusCodeSelector", func(c cursor) { c.resultSelector(&r.StatusCodeSelector) }),
+		may("headersSelector", func(c cursor) { c.resultSelector(&r.HeadersSelector) }),
+	)
+	if there == nil {
+		return
+	}
+	// Both are allowed as long as they are about different outcomes: the constant is for success.
+	if there["statusCode"] && r.StatusCodeSelector != nil && r.StatusCodeSelector.OnSuccess != nil {
+		c.failAt(r.StatusCodeSelector.Pos, Contradiction, c.name()+" has statusCode and statusCodeSelector.onSuccess, which exclude each other", "keep one")
+	}
+}
+
+func (c cursor) resultSelector(dst **ResultSelector) {
+	s := &ResultSelector{Pos: c.at}
+	there := c.object(
+		may("onSuccess", func(c cursor) { c.code(&s.OnSuccess) }),
+		may("onError", func(c cursor) { c.code(&s.OnError) }),
+	)
+	if there == nil {
+		return
+	}
+	if there.count([]string{"onSuccess", "onError"}) == 0 {
+		c.failAt(c.at, Contradiction, c.name()+" needs onSuccess, onError or both", "")
+	}
+	*dst = s
+}

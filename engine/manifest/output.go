@@ -1,0 +1,63 @@
+package manifest
+
+// Output is one target topic of an agent, or of a topicSend operation; exactly one of Name and NameSelector.
+type Output struct {
+	Pos               Pos
+	Name              Value[string]
+	NameSelector      *Code
+	Ack               Value[bool]
+	KeySerializer     Value[string]
+	ValueSerializer   Value[string]
+	KeySelector       *Code
+	ValueSelector     *Code
+	PartitionSelector *Code
+	HeadersSelector   *Code
+	Predicate         *Code
+	Declare           Value[bool]
+	TopicOptions
+	PassThrough Value[bool] // topicSend only
+}
+
+// place is where an output stands, which decides the members it has.
+type place uint8
+
+const (
+	outputTopic   place = iota // output.topics[] of an agent
+	agentPipeline              // topicSend of an agent
+	otherPipeline              // topicSend of a web view or task: no declare and what belongs to it
+)
+
+func (c cursor) output(where place) *Output {
+	o := &Output{Pos: c.at}
+	selector := func(name string, dst **Code) member { return may(name, func(c cursor) { c.code(dst) }) }
+	members := []member{
+		may("name", func(c cursor) { c.topic(&o.Name) }),
+		selector("nameSelector", &o.NameSelector),
+		may("ack", func(c cursor) { c.boolean(&o.Ack) }),
+		may("keySerializer", func(c cursor) { c.word(&o.KeySerializer, serializers...) }),
+		may("valueSerializer", func(c cursor) { c.word(&o.ValueSerializer, serializers...) }),
+		selector("keySelector", &o.KeySelector),
+		selector("valueSelector", &o.ValueSelector),
+		selector("partitionSelector", &o.PartitionSelector),
+		selector("headersSelector", &o.HeadersSelector),
+		selector("predicate", &o.Predicate),
+		old("partitionerSelector", "partitionSelector"),
+		old("headerSelector", "headersSelector"),
+	}
+	if where != otherPipeline {
+		members = append(members, may("declare", func(c cursor) { c.boolean(&o.Declare) }))
+		members = append(members, o.TopicOptions.members()...)
+	}
+	if where != outputTopic {
+		members = append(members, may("passThrough", func(c cursor) { c.boolean(&o.PassThrough) }))
+	}
+	there := c.object(members...)
+	if there == nil {
+		return nil
+	}
+	c.exactlyOne(there, "name", "nameSelector")
+	if !o.Declare.V {
+		o.useless(c, "without declare: true")
+	}
+	return o
+}
