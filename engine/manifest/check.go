@@ -27,6 +27,17 @@ func (s *Set) check(problems *Errors) {
 		unique(m)
 	}
 
+	// Without any KasprApp the labels stand for themselves; with one, a label that names another app is a mistake.
+	var apps []string
+	for _, a := range s.Apps {
+		apps = append(apps, a.Name.V)
+	}
+	for _, m := range s.Components() {
+		if len(apps) > 0 && m.App.Set() && !slices.Contains(apps, m.App.V) {
+			report(m.App.Pos, UnknownApp, m.Label()+" belongs to app "+quote(m.App.V)+", which has no KasprApp manifest", didYouMean(m.App.V, apps))
+		}
+	}
+
 	// References stay inside one app.
 	tables := func(owner *Meta, ref Value[string]) {
 		var defined []string

@@ -1,6 +1,10 @@
 package manifest
 
-import "strings"
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
 
 // Level says whether a problem keeps the app from starting.
 type Level uint8
@@ -59,4 +63,23 @@ func (list Errors) Fatal() bool {
 		}
 	}
 	return false
+}
+
+// Sorted is the list in the order of the files read and of their lines; what stands in no file comes first.
+func (list Errors) Sorted(files []string) Errors {
+	sorted := slices.Clone(list)
+	less := order(files)
+	slices.SortStableFunc(sorted, func(a, b Error) int { return less(a.Pos, b.Pos) })
+	return sorted
+}
+
+// order compares places by the order of the files, then by line.
+func order(files []string) func(a, b Pos) int {
+	rank := make(map[string]int, len(files))
+	for i, file := range files {
+		rank[file] = i + 1
+	}
+	return func(a, b Pos) int {
+		return cmp.Or(cmp.Compare(rank[a.File], rank[b.File]), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	}
 }

@@ -37,8 +37,7 @@ func Load(paths []string) (*Set, Errors) {
 		problems = append(problems, Error{ID: NoManifests, Text: "no *.yaml or *.yml file in " + strings.Join(paths, ", ")})
 	}
 	set.check(&problems)
-	set.Sort(problems)
-	return set, problems
+	return set, problems.Sorted(set.Files)
 }
 
 // Parse reads one file's content.
@@ -49,8 +48,7 @@ func Parse(file string, content []byte) (*Set, Errors) {
 	}
 	set.parse(file, content, &problems)
 	set.check(&problems)
-	set.Sort(problems)
-	return set, problems
+	return set, problems.Sorted(set.Files)
 }
 
 func (s *Set) parse(file string, content []byte, problems *Errors) {

@@ -5,7 +5,6 @@
 package manifest
 
 import (
-	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -62,29 +61,9 @@ func (s *Set) Components() []*Meta {
 	for _, j := range s.Joins {
 		list = append(list, &j.Meta)
 	}
-	less := s.order()
+	less := order(s.Files)
 	slices.SortStableFunc(list, func(a, b *Meta) int { return less(a.Pos, b.Pos) })
 	return list
-}
-
-// Sort puts problems in file order; those without a file of the Set come first.
-func (s *Set) Sort(problems Errors) {
-	less := s.order()
-	slices.SortStableFunc(problems, func(a, b Error) int { return less(a.Pos, b.Pos) })
-}
-
-// order compares places by the order of files read, then by line.
-func (s *Set) order() func(a, b Pos) int {
-	rank := make(map[string]int, len(s.Files))
-	for i, file := range s.Files {
-		rank[file] = i + 1
-	}
-	return func(a, b Pos) int {
-		if d := cmp.Compare(rank[a.File], rank[b.File]); d != 0 {
-			return d
-		}
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	}
 }
 
 // Meta is what every kind has: its place, its name, its app.
