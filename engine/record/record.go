@@ -74,6 +74,7 @@ const (
 	FailureDeadline    FailureKind = 5 // the record ran longer than its deadline
 	FailureMemory      FailureKind = 6 // the instance reached its memory limit
 	FailureTrap        FailureKind = 7 // the instance trapped (wasm fault, stack overflow)
+	FailureSend        FailureKind = 8 // the broker refused an output of the record for good; never from the guest
 )
 
 // String is the kind's name as it appears in logs, metrics and the kaspr-error-kind header.
@@ -93,6 +94,8 @@ func (k FailureKind) String() string {
 		return "memory"
 	case FailureTrap:
 		return "trap"
+	case FailureSend:
+		return "send"
 	}
 	return "unknown"
 }

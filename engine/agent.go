@@ -1,0 +1,179 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+// agent is one KasprAgent at work: its code, its failure policy, its counters. Its lanes do the moving.
+type agent struct {
+	app       *App
+	plan      *plan.Agent
+	component string // "KasprAgent/orders", as dead letters name it
+	code      caller
+	sink      sink
+	lanes     []*lane
+	log       *slog.Logger
+	// sending is the context of everything sent to the broker: it outlives the lanes, so that a stop loses no output.
+	sending       context.Context
+	stopOnFailure bool
+
+	stats Stats
+
+	letters struct {
+		sync.Mutex
+		ensured bool // guarded by the mutex
+	}
+	noisy sampler
+}
+
+// Stats counts what an agent did since the start.
+type Stats struct {
+	Records, Outputs, Calls                       atomic.Int64
+	Failed, DeadLettered, Skipped, Retried, Stops atomic.Int64
+}
+
+func newAgent(app *App, p *plan.Agent, sending context.Context) *agent {
+	return &agent{
+		app: app, plan: p, component: "KasprAgent/" + p.Name, sending: sending,
+		log: app.log.With("agent", p.Name),
+		// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
+		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
+	}
+}
+
+// note counts a step and logs its failures.
+func (a *agent) note(b *record.Batch, res *record.Result, v *verdict) {
+	a.stats.Calls.Add(1)
+	a.stats.Records.Add(int64(v.consumed))
+	a.stats.Outputs.Add(int64(len(v.outputs) - v.dead))
+	a.stats.DeadLettered.Add(int64(v.dead))
+	a.stats.Skipped.Add(int64(v.skipped))
+	a.stats.Retried.Add(int64(len(v.retried)))
+	a.stats.Failed.Add(int64(len(v.failed)))
+	for i := range v.failed {
+		a.logFailure(slog.LevelError, &b.Records[v.failed[i].Record], &v.failed[i], string(a.plan.OnError.Action))
+	}
+	for i := range v.retried {
+		a.logFailure(slog.LevelWarn, &b.Records[v.retried[i].Record], &v.retried[i], "retry")
+	}
+}
+
+// logFailure logs one failed record; a flood of them is thinned out, and the next line says by how many.
+func (a *agent) logFailure(level slog.Level, r *record.Record, f *record.Failure, policy string) {
+	left, ok := a.noisy.allow(time.Now())
+	if !ok {
+		return
+	}
+	if policy == string(plan.DeadLetter) {
+		policy += " -> " + a.plan.OnError.DeadLetterTopic
+	}
+	attrs := []any{"operation", f.Operation, "topic", r.Topic, "partition", r.Partition, "offset", r.Offset,
+		"attempt", r.Attempt, "kind", f.Kind.String(), "policy", policy, "err", strings.TrimSuffix(f.Type+": "+f.Message, ": ")}
+	if f.Traceback != "" {
+		attrs = append(attrs, "traceback", f.Traceback)
+	}
+	if left > 0 {
+		attrs = append(attrs, "unlogged", left)
+	}
+	a.log.Log(context.Background(), level, "record failed", attrs...)
+}
+
+// sampler lets a burst of events through, then one a second.
+type sampler struct {
+	mu      sync.Mutex
+	tokens  float64
+	last    time.Time
+	dropped int
+}
+
+const samplerBurst = 20
+
+func (s *sampler) allow(now time.Time) (dropped int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last.IsZero() {
+		s.tokens = samplerBurst
+	} else {
+		s.tokens = min(samplerBurst, s.tokens+now.Sub(s.last).Seconds())
+	}
+	s.last = now
+	if s.tokens < 1 {
+		s.dropped++
+		return 0, false
+	}
+	s.tokens--
+	dropped, s.dropped = s.dropped, 0
+	return dropped, true
+}
+
+// ensureDeadLetterTopic creates the dead-letter topic before the first dead letter, unless the app must not create
+// topics; then it is expected to exist.
+func (a *agent) ensureDeadLetterTopic(ctx context.Context) error {
+	a.letters.Lock()
+	defer a.letters.Unlock()
+	if a.letters.ensured {
+		return nil
+	}
+	if a.app.cfg.Topics.AllowDeclare {
+		if err := a.app.ensure(ctx, broker.Topic{
+			Name: a.plan.OnError.DeadLetterTopic, Partitions: int32(a.app.cfg.Topics.Partitions),
+			Replicas: int16(a.app.cfg.Topics.ReplicationFactor),
+		}); err != nil {
+			return fmt.Errorf("%s: %w", a.plan.Label, err)
+		}
+	}
+	a.letters.ensured = true
+	return nil
+}
+
+// Log, Send and EnsureTopic are what the agent's code may ask of the engine (wasmhost.Host).
+
+func (a *agent) Log(level int, text string) {
+	to := slog.LevelInfo
+	switch {
+	case level < 20:
+		to = slog.LevelDebug
+	case level >= 40:
+		to = slog.LevelError
+	case level >= 30:
+		to = slog.LevelWarn
+	}
+	a.log.Log(context.Background(), to, text, "source", "guest")
+}
+
+func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
+	d, at, err := a.app.member.SendSync(ctx, out)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{
+		"topic": d.Topic, "partition": d.Partition, "offset": d.Offset,
+		"timestamp": float64(at.UnixMilli()) / 1000, "timestamp_type": 0,
+	})
+}
+
+func (a *agent) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {
+	if !a.app.cfg.Topics.AllowDeclare {
+		return fmt.Errorf("topic %s: this app may not create topics (topicAllowDeclare is false)", t.Name)
+	}
+	b := broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: t.Replicas, Config: t.Config}
+	if b.Partitions == 0 {
+		b.Partitions = int32(a.app.cfg.Topics.Partitions)
+	}
+	if b.Replicas == 0 {
+		b.Replicas = int16(a.app.cfg.Topics.ReplicationFactor)
+	}
+	return a.app.ensure(ctx, b)
+}

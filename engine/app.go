@@ -1,0 +1,555 @@
+// Package engine runs a Plan: records from Kafka through the agents' Python, and what comes of them back to Kafka.
+//
+// datapath.go is the way of a record; app.go the life of an app around it: start, rebalance, commit, stop.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// App is one process of an app: one member of its consumer group.
+type App struct {
+	cfg  config.Config
+	plan *plan.Plan
+	log  *slog.Logger
+	opts Options
+
+	agents []*agent
+	member *broker.Member
+	admin  *broker.Admin
+	ledger *ledger
+	intake *intake
+
+	mu      sync.Mutex
+	readers map[string][]*agent             // guarded by mu; agents by topic
+	feeds   map[record.Partition][]laneFeed // guarded by mu; of assigned partitions
+	failed  error                           // guarded by mu; why the app stops
+	stop    context.CancelFunc              // ends polling and begins the stop
+}
+
+type laneFeed struct {
+	lane  *lane
+	feed  *feed
+	agent string
+}
+
+// Options are for embedding and tests; a plain run needs none.
+type Options struct {
+	// Delivered is told of every output the broker acknowledged.
+	Delivered func(broker.Delivered)
+	// ReplicasMax lowers the replicas of topics the app creates, for a cluster smaller than the one meant; 0: as asked.
+	ReplicasMax int16
+}
+
+// New loads every agent's code into the sandbox and returns the app ready to Run. Problems of the code are all
+// reported at once, as wasmhost.LoadError values joined. Close it when it is not run.
+func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, log *slog.Logger, opts Options) (*App, error) {
+	a := &App{
+		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
+		ledger: newLedger(), intake: newIntake(cfg.QueueRecordsMax),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
+	}
+	slots := Workers(cfg)
+	var problems error
+	for i := range p.Agents {
+		ag := newAgent(a, &p.Agents[i], context.Background())
+		began := time.Now()
+		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
+			Host: ag, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+		})
+		if err != nil {
+			problems = errors.Join(problems, loadProblem(ag.plan, err))
+			continue
+		}
+		ag.code = wasmhost.NewComponent(snapshot, slots)
+		ag.log.Debug("code loaded", "took", time.Since(began).Round(time.Millisecond))
+		a.agents = append(a.agents, ag)
+	}
+	if problems != nil {
+		a.Close()
+		return nil, problems
+	}
+	return a, nil
+}
+
+// loadProblem names the agent where the error does not name a line by itself.
+func loadProblem(p *plan.Agent, err error) error {
+	var load *wasmhost.LoadError
+	if errors.As(err, &load) {
+		return err
+	}
+	return fmt.Errorf("%s: %s: load: %w", p.Pos, p.Label, err)
+}
+
+// Workers is how many instances of each agent run side by side: the setting, or one less than the processors, so that
+// fetching, producing and the garbage collector always find one.
+func Workers(cfg config.Config) int {
+	if cfg.Workers > 0 {
+		return cfg.Workers
+	}
+	return max(1, runtime.GOMAXPROCS(0)-1)
+}
+
+// Close frees the instances. It is idempotent; Run calls it.
+func (a *App) Close() {
+	for _, ag := range a.agents {
+		if c, ok := ag.code.(*wasmhost.Component); ok {
+			if err := c.Close(); err != nil {
+				ag.log.Error("close instances", "err", err)
+			}
+		}
+	}
+	if a.admin != nil {
+		a.admin.Close()
+	}
+}
+
+// metadataMaxAge is how soon new topics and partitions are noticed.
+const metadataMaxAge = 5 * time.Second
+
+// rebalanceTimeout is how long the group waits for this member to hand partitions over. A step under way may take the
+// sandbox deadline and half of it again; its outputs have the rest.
+const rebalanceTimeout = time.Minute
+
+// pollRecordsMax bounds one poll, so that the intake's limit is overrun by no more than that.
+const pollRecordsMax = 10_000
+
+// stallAfter is how long a full intake waits before feeds that do not move are set aside.
+const stallAfter = 250 * time.Millisecond
+
+// Run consumes until ctx ends or a policy or a fault stops the app; then it drains, commits and leaves the group, all
+// within the shutdown timeout. The error says why it stopped, nil after ctx.
+func (a *App) Run(ctx context.Context) error {
+	defer a.Close()
+	ctx, a.stop = context.WithCancel(ctx)
+	defer a.stop()
+	opts, err := a.brokerOptions()
+	if err != nil {
+		return err
+	}
+	if a.admin, err = broker.NewAdmin(opts); err != nil {
+		return err
+	}
+	if err := a.reachCluster(ctx); err != nil {
+		return err
+	}
+	for _, t := range a.plan.Topics {
+		if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: t.Replicas, Config: t.Config}); err != nil {
+			return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
+		}
+	}
+	topics, err := a.subscriptions(ctx)
+	if err != nil {
+		return err
+	}
+	if a.member, err = broker.Join(opts, topics, a); err != nil {
+		return err
+	}
+	// hard outlives ctx: what runs and what is being sent at a stop still ends well, within the timeout.
+	hard, kill := context.WithCancel(context.Background())
+	defer kill()
+	var lanes, others sync.WaitGroup
+	for _, ag := range a.agents {
+		ag.sink = a.member
+		ag.sending = hard
+		for slot := range Workers(a.cfg) {
+			l := newLane(ag, slot, a.ledger, a.member, a.intake, limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger})
+			ag.lanes = append(ag.lanes, l)
+		}
+	}
+	a.member.Start()
+	a.log.Info("started", "agents", len(a.agents), "workers", Workers(a.cfg), "topics", topics)
+	for _, ag := range a.agents {
+		for _, l := range ag.lanes {
+			lanes.Go(func() {
+				if err := l.run(ctx, hard); err != nil {
+					a.fail(err)
+				}
+			})
+		}
+	}
+	others.Go(func() { a.commitLoop(ctx) })
+	others.Go(func() { a.discoverLoop(ctx) })
+	a.pollLoop(ctx)
+
+	// The stop. Nothing is polled any more; steps under way end, outputs are acknowledged, offsets committed.
+	until := time.Now().Add(a.cfg.ShutdownTimeout)
+	timer := time.AfterFunc(a.cfg.ShutdownTimeout, kill)
+	defer timer.Stop()
+	lanes.Wait()
+	others.Wait()
+	if !a.ledger.waitIdle(nil, until) {
+		a.log.Warn("stopped before every output was acknowledged; the records behind them will be read again")
+	}
+	a.commit(hard, nil)
+	if err := a.member.Close(hard); err != nil {
+		a.log.Warn("leave the group", "err", err)
+	}
+	kill()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.log.Info("stopped", "err", a.failed)
+	return a.failed
+}
+
+// fail stops the app with a reason; the first one counts.
+func (a *App) fail(err error) {
+	a.mu.Lock()
+	if a.failed == nil {
+		a.failed = err
+	}
+	a.mu.Unlock()
+	a.stop()
+}
+
+func (a *agent) fail(err error) { a.app.fail(err) }
+
+// reachCluster waits for a broker. A cluster that is not up yet is not an error; the log says what is waited for.
+func (a *App) reachCluster(ctx context.Context) error {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := a.admin.Ping(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if broker.Refused(err) {
+			return fmt.Errorf("connect to %s: %w", strings.Join(a.cfg.Kafka.BootstrapServers, ","), err)
+		}
+		a.log.Warn("no broker reached yet", "brokers", a.cfg.Kafka.BootstrapServers, "err", err, "again", pause)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (a *App) ensure(ctx context.Context, t broker.Topic) error {
+	if m := a.opts.ReplicasMax; m > 0 && t.Replicas > m {
+		t.Replicas = m
+	}
+	created, err := a.admin.Ensure(ctx, t)
+	if created {
+		a.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions, "replicas", t.Replicas)
+	}
+	return err
+}
+
+// subscriptions is every topic the agents read by now: those they name and those their patterns match.
+func (a *App) subscriptions(ctx context.Context) ([]string, error) {
+	var known map[string]int32
+	for _, ag := range a.agents {
+		if ag.plan.Pattern != nil && known == nil {
+			var err error
+			if known, err = a.admin.Topics(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return a.subscribe(known), nil
+}
+
+// subscribe adds the agents' named topics and those of known that a pattern matches, and returns what is new.
+func (a *App) subscribe(known map[string]int32) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var added []string
+	for _, ag := range a.agents {
+		topics := slices.Clone(ag.plan.Topics)
+		if ag.plan.Pattern != nil {
+			for t := range known {
+				if ag.plan.Pattern.MatchString(t) && !a.internal(t) {
+					topics = append(topics, t)
+				}
+			}
+		}
+		for _, t := range topics {
+			if slices.Contains(a.readers[t], ag) {
+				continue
+			}
+			if len(a.readers[t]) == 0 {
+				added = append(added, t)
+			}
+			a.readers[t] = append(a.readers[t], ag)
+		}
+	}
+	sort.Strings(added)
+	return added
+}
+
+// internal tells the app's own topics, which no pattern takes in: an agent would read its own dead letters.
+func (a *App) internal(topic string) bool {
+	return strings.HasPrefix(topic, "__") || strings.HasPrefix(topic, a.plan.App.ID+"-")
+}
+
+// discoverLoop looks for topics that patterns match from now on.
+func (a *App) discoverLoop(ctx context.Context) {
+	if !slices.ContainsFunc(a.agents, func(ag *agent) bool { return ag.plan.Pattern != nil }) {
+		return
+	}
+	tick := time.NewTicker(metadataMaxAge)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		known, err := a.admin.Topics(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				a.log.Warn("look for topics of patterns", "err", err)
+			}
+			continue
+		}
+		if added := a.subscribe(known); len(added) > 0 {
+			a.log.Info("new topics match a pattern", "topics", added)
+			a.member.AddTopics(added...)
+		}
+	}
+}
+
+// pollLoop hands fetched records to the lanes while the intake has room.
+func (a *App) pollLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		a.resumeMoving()
+		if !a.intake.wait(ctx, stallAfter) {
+			a.pauseStalled()
+			continue
+		}
+		err := a.member.Poll(ctx, pollRecordsMax, func(f broker.Fetched) {
+			a.mu.Lock()
+			feeds := a.feeds[f.Partition]
+			a.mu.Unlock()
+			for _, lf := range feeds {
+				lf.lane.put(lf.feed, f.Records)
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			a.fail(err)
+		}
+	}
+}
+
+// pauseStalled sets feeds aside that hold a good part of the intake and have not moved since it was last looked at: a
+// retry's pause or a slow agent must not keep others from their records.
+func (a *App) pauseStalled() {
+	a.eachFeed(func(p record.Partition, l *lane, f *feed) {
+		stalled := !f.paused && f.moved == f.seen && f.queued > a.cfg.QueueRecordsMax/8
+		f.seen = f.moved
+		if stalled {
+			n := f.queued
+			l.count(f, -n)
+			f.paused = true
+			f.queued = n
+			a.member.Pause([]record.Partition{p})
+		}
+	})
+}
+
+// resumeMoving takes paused feeds back that have drained.
+func (a *App) resumeMoving() {
+	a.eachFeed(func(p record.Partition, l *lane, f *feed) {
+		if f.paused && f.queued < a.cfg.QueueRecordsMax/32 {
+			n := f.queued
+			f.paused, f.queued = false, 0
+			l.count(f, n)
+			a.member.Resume([]record.Partition{p})
+		}
+	})
+}
+
+// Settled is the offset of every assigned partition below which all is done and acknowledged; -1 where nothing is.
+func (a *App) Settled() map[record.Partition]int64 { return a.ledger.settledOffsets() }
+
+// Topics is what the app reads by now.
+func (a *App) Topics() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	topics := make([]string, 0, len(a.readers))
+	for t := range a.readers {
+		topics = append(topics, t)
+	}
+	sort.Strings(topics)
+	return topics
+}
+
+// Failed is how many records have failed for good so far.
+func (a *App) Failed() (n int64) {
+	for _, ag := range a.agents {
+		n += ag.stats.Failed.Load()
+	}
+	return n
+}
+
+// Flush makes waiting take batches and lingering ones due now, as when no more records are to come.
+func (a *App) Flush() {
+	a.eachFeed(func(_ record.Partition, l *lane, f *feed) {
+		f.flush = f.queued > 0
+		l.signal()
+	})
+}
+
+func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for p, feeds := range a.feeds {
+		for _, lf := range feeds {
+			lf.lane.mu.Lock()
+			do(p, lf.lane, lf.feed)
+			lf.lane.mu.Unlock()
+		}
+	}
+}
+
+// commitLoop commits what is settled, every commit interval.
+func (a *App) commitLoop(ctx context.Context) {
+	tick := time.NewTicker(a.cfg.CommitInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			a.commit(ctx, nil)
+		}
+	}
+}
+
+func (a *App) commit(ctx context.Context, only []record.Partition) {
+	offsets := a.ledger.committable(only)
+	if len(offsets) == 0 {
+		return
+	}
+	if err := a.member.Commit(ctx, offsets); err != nil {
+		if ctx.Err() == nil {
+			a.log.Warn("commit failed, will be repeated", "err", err)
+		}
+		return
+	}
+	a.ledger.commit(offsets)
+}
+
+// Assigned, Revoked and Lost follow the group's assignment (broker.Handler).
+
+// Assigned gives each agent a feed for each new partition of its topics, on the lane its number falls to.
+func (a *App) Assigned(ps []record.Partition) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range ps {
+		var names []string
+		for _, ag := range a.readers[p.Topic] {
+			l := ag.lanes[int(p.Number)%len(ag.lanes)]
+			a.feeds[p] = append(a.feeds[p], laneFeed{l, l.assign(p), ag.plan.Name})
+			names = append(names, ag.plan.Name)
+		}
+		a.ledger.open(p, names)
+	}
+	if len(ps) > 0 {
+		a.log.Info("partitions assigned", "partitions", names(ps))
+	}
+}
+
+// Revoked finishes the steps under way, waits for their outputs, commits, and forgets the partitions. It takes no
+// longer than the rebalance timeout allows; what did not end by then is thrown away and read again by the new owner.
+func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
+	if len(ps) == 0 {
+		return
+	}
+	began := time.Now()
+	until := began.Add(rebalanceTimeout * 3 / 4)
+	byLane := a.release(ps)
+	clean := true
+	for l, feeds := range byLane {
+		clean = l.drain(feeds, until) && clean
+		l.remove(feeds, false)
+	}
+	clean = a.ledger.waitIdle(ps, until) && clean
+	a.commit(ctx, ps)
+	a.ledger.close(ps)
+	a.log.Info("partitions revoked", "partitions", names(ps), "took", time.Since(began).Round(time.Millisecond), "drained", clean)
+}
+
+// Lost forgets the partitions at once; steps under way throw their results away.
+func (a *App) Lost(ps []record.Partition) {
+	if len(ps) == 0 {
+		return
+	}
+	for l, feeds := range a.release(ps) {
+		l.remove(feeds, true)
+	}
+	a.ledger.close(ps)
+	a.log.Warn("partitions lost: the group went on without this member", "partitions", names(ps))
+}
+
+func (a *App) release(ps []record.Partition) map[*lane][]*feed {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	byLane := map[*lane][]*feed{}
+	var resume []record.Partition
+	for _, p := range ps {
+		for _, lf := range a.feeds[p] {
+			byLane[lf.lane] = append(byLane[lf.lane], lf.feed)
+		}
+		resume = append(resume, p)
+		delete(a.feeds, p)
+	}
+	if a.member != nil {
+		a.member.Resume(resume) // a pause would outlive the assignment
+	}
+	return byLane
+}
+
+func names(ps []record.Partition) []string {
+	out := make([]string, len(ps))
+	for i, p := range ps {
+		out[i] = fmt.Sprintf("%s/%d", p.Topic, p.Number)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// brokerOptions are the settings as the broker package wants them.
+func (a *App) brokerOptions() (broker.Options, error) {
+	k := a.cfg.Kafka
+	o := broker.Options{
+		Brokers: k.BootstrapServers, ClientID: a.plan.App.ID, Group: a.plan.App.ID, InstanceID: k.GroupInstanceID,
+		SessionTimeout: k.SessionTimeout, HeartbeatInterval: k.HeartbeatInterval, RequestTimeout: k.RequestTimeout,
+		RebalanceTimeout: rebalanceTimeout, MetadataMaxAge: metadataMaxAge,
+		Log: a.log, Delivered: a.opts.Delivered,
+	}
+	var err error
+	if k.UsesTLS() {
+		t := broker.TLS{CAFile: k.TLS.CAFile, CAPath: k.TLS.CAPath, CAData: k.TLS.CAData,
+			CertFile: k.TLS.CertFile, KeyFile: k.TLS.KeyFile, ServerName: k.TLS.ServerName}
+		if o.TLS, err = t.Config(); err != nil {
+			return o, err
+		}
+	}
+	if k.UsesSASL() {
+		s := k.SASL
+		o.SASL, err = broker.Mechanism(s.Mechanism, broker.Login{
+			User: s.Username, Password: s.Password, PasswordFile: s.PasswordFile,
+			OAuth: broker.OAuth{Token: s.OAuth.Token, TokenFile: s.OAuth.TokenFile, Endpoint: s.OAuth.TokenEndpoint,
+				ClientID: s.OAuth.ClientID, ClientSecret: s.OAuth.ClientSecret, ClientSecretFile: s.OAuth.ClientSecretFile,
+				Scope: s.OAuth.Scope, Extensions: s.OAuth.Extensions},
+		})
+	}
+	return o, err
+}

@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Admin creates and lists topics.
+type Admin struct{ adm *kadm.Client }
+
+// NewAdmin returns an Admin with a connection of its own. Close it.
+func NewAdmin(o Options) (*Admin, error) {
+	cl, err := kgo.NewClient(o.clientOptions()...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client: %w", err)
+	}
+	return &Admin{kadm.NewClient(cl)}, nil
+}
+
+// Close ends the connection.
+func (a *Admin) Close() { a.adm.Close() }
+
+// Ping reaches one broker, or says why not.
+func (a *Admin) Ping(ctx context.Context) error {
+	_, err := a.adm.BrokerMetadata(ctx)
+	return err
+}
+
+// Refused tells a broker that was reached and said no: wrong credentials, no rights, an unknown security protocol.
+// Waiting does not help then.
+func Refused(err error) bool {
+	return errors.Is(err, kerr.SaslAuthenticationFailed) || errors.Is(err, kerr.UnsupportedSaslMechanism) ||
+		errors.Is(err, kerr.ClusterAuthorizationFailed) || errors.Is(err, kerr.IllegalSaslState)
+}
+
+// Topic is a topic to create.
+type Topic struct {
+	Name       string
+	Partitions int32             // -1: the broker's default (KIP-464)
+	Replicas   int16             // -1: the broker's default
+	Config     map[string]string // such as cleanup.policy, retention.ms
+}
+
+// Ensure creates the topic unless it exists; an existing one is left as it is. It says whether it created it.
+func (a *Admin) Ensure(ctx context.Context, t Topic) (bool, error) {
+	configs := make(map[string]*string, len(t.Config))
+	for k, v := range t.Config {
+		configs[k] = &v
+	}
+	_, err := a.adm.CreateTopic(ctx, t.Partitions, t.Replicas, configs, t.Name)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, kerr.TopicAlreadyExists):
+		return false, nil
+	case errors.Is(err, kerr.InvalidReplicationFactor):
+		return false, fmt.Errorf("create topic %s with %d replicas: %w (the cluster has fewer brokers; set replicas or topicReplicationFactor)",
+			t.Name, t.Replicas, err)
+	}
+	return false, fmt.Errorf("create topic %s: %w", t.Name, err)
+}
+
+// Topics lists the topics of the cluster with their partition counts, internal ones left out.
+func (a *Admin) Topics(ctx context.Context) (map[string]int32, error) {
+	details, err := a.adm.ListTopics(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	topics := make(map[string]int32, len(details))
+	for name, d := range details {
+		if d.Err == nil {
+			topics[name] = int32(len(d.Partitions))
+		}
+	}
+	return topics, nil
+}
+
+// EndOffsets is the end of every partition of the topics; topics that do not exist are left out.
+func (a *Admin) EndOffsets(ctx context.Context, topics ...string) (map[string]map[int32]int64, error) {
+	ends := map[string]map[int32]int64{}
+	if len(topics) == 0 {
+		return ends, nil
+	}
+	listed, err := a.adm.ListCommittedOffsets(ctx, topics...)
+	if err != nil {
+		return nil, fmt.Errorf("list end offsets: %w", err)
+	}
+	var failed error
+	listed.Each(func(o kadm.ListedOffset) {
+		switch {
+		case o.Err == nil:
+			if ends[o.Topic] == nil {
+				ends[o.Topic] = map[int32]int64{}
+			}
+			ends[o.Topic][o.Partition] = o.Offset
+		case !errors.Is(o.Err, kerr.UnknownTopicOrPartition):
+			failed = errors.Join(failed, fmt.Errorf("end offset of %s/%d: %w", o.Topic, o.Partition, o.Err))
+		}
+	})
+	return ends, failed
+}
+
+// Committed is the group's committed offsets.
+func (a *Admin) Committed(ctx context.Context, group string) (map[string]map[int32]int64, error) {
+	resp, err := a.adm.FetchOffsets(ctx, group)
+	if err != nil {
+		return nil, fmt.Errorf("fetch offsets of group %s: %w", group, err)
+	}
+	offsets := map[string]map[int32]int64{}
+	resp.Each(func(o kadm.OffsetResponse) {
+		if o.Err == nil {
+			if offsets[o.Topic] == nil {
+				offsets[o.Topic] = map[int32]int64{}
+			}
+			offsets[o.Topic][o.Partition] = o.At
+		}
+	})
+	return offsets, nil
+}

@@ -1,0 +1,53 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// intake bounds how many fetched records wait in the engine: polling goes on only while there is room.
+type intake struct {
+	max int
+
+	mu     sync.Mutex
+	queued int           // guarded by mu; records in feeds that are not paused
+	room   chan struct{} // capacity 1: queued went down
+}
+
+func newIntake(max int) *intake { return &intake{max: max, room: make(chan struct{}, 1)} }
+
+func (in *intake) add(n int) {
+	in.mu.Lock()
+	in.queued += n
+	free := in.queued < in.max
+	in.mu.Unlock()
+	if n < 0 && free {
+		select {
+		case in.room <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (in *intake) full() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.queued >= in.max
+}
+
+// wait returns when there is room, or after stall without any: then some feed may be holding up the others.
+func (in *intake) wait(ctx context.Context, stall time.Duration) (room bool) {
+	timer := time.NewTimer(stall)
+	defer timer.Stop()
+	for in.full() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return false
+		case <-in.room:
+		}
+	}
+	return true
+}

@@ -1,0 +1,223 @@
+package engine
+
+import (
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// verdict is what becomes of one call's batch under an agent's failure policy. It is pure data; step acts on it.
+type verdict struct {
+	outputs  []record.Output // to send, in record order, dead letters in the place of their records
+	consumed int             // records of the batch that are finished once outputs are acked
+	retry    int             // attempts the record at consumed has had, when it is to be retried; else 0
+	held     []record.Record // failed records of a take batch, each to be retried alone before anything behind the batch
+	pause    time.Duration   // before the retry
+	dead     int             // dead letters among outputs
+	skipped  int
+	failed   []record.Failure // final failures (dead-lettered, skipped or stopping), for log and metrics
+	retried  []record.Failure // failures that get another attempt
+	stop     error            // the policy says stop
+}
+
+// judge applies the policy to a call's failures. Records that did not fail keep their outputs, whatever befalls others.
+func judge(p plan.Policy, component string, b *record.Batch, res *record.Result) verdict {
+	v := verdict{consumed: res.Done}
+	if len(res.Failures) == 0 {
+		v.outputs = res.Outputs
+		return v
+	}
+	failures := res.Failures
+	if !b.Take {
+		// With StopOnFailure the failed record is the last one done; without it every failure is final.
+		last := &failures[len(failures)-1]
+		r := &b.Records[last.Record]
+		if b.StopOnFailure {
+			if int(r.Attempt) < p.Attempts {
+				v.consumed, v.retry, v.pause = int(last.Record), int(r.Attempt), p.Backoff(int(r.Attempt)+1)
+				v.retried = failures
+				v.outputs = res.Outputs
+				return v
+			}
+			if p.Action == plan.Stop {
+				v.consumed = int(last.Record)
+			}
+		}
+	}
+	outs := res.Outputs
+	for i := range failures {
+		fl := &failures[i]
+		r := &b.Records[fl.Record]
+		for len(outs) > 0 && outs[0].Record < fl.Record {
+			v.outputs, outs = append(v.outputs, outs[0]), outs[1:]
+		}
+		if b.Take && int(r.Attempt) < p.Attempts {
+			again := *r
+			again.Attempt++
+			v.held = append(v.held, again)
+			v.pause = max(v.pause, p.Backoff(int(again.Attempt)))
+			v.retried = append(v.retried, *fl)
+			continue
+		}
+		v.failed = append(v.failed, *fl)
+		switch p.Action {
+		case plan.DeadLetter:
+			v.outputs = append(v.outputs, deadLetter(p.DeadLetterTopic, component, fl.Record, r, fl))
+			v.dead++
+		case plan.Skip:
+			v.skipped++
+		case plan.Stop:
+			v.stop = &StoppedError{Component: component, Record: *r, Failure: *fl}
+		}
+	}
+	v.outputs = append(v.outputs, outs...)
+	if v.stop != nil && b.Take {
+		// A list that does not get through is not begun: nothing of it is sent, all of it is read again after the repair.
+		v.outputs, v.consumed, v.held, v.dead, v.skipped = nil, 0, nil, 0, 0
+	}
+	return v
+}
+
+// StoppedError ends the app: a record failed and the policy is stop. Its offset is not committed.
+type StoppedError struct {
+	Component string
+	Record    record.Record
+	Failure   record.Failure
+}
+
+func (e *StoppedError) Error() string {
+	return fmt.Sprintf("%s: %s\n  record %s/%d@%d, policy stop: repair the code or the record, then start again",
+		e.Component, describe(&e.Failure), e.Record.Topic, e.Record.Partition, e.Record.Offset)
+}
+
+// describe is a failure as people read it: what failed, the exception, the user's frames.
+func describe(f *record.Failure) string {
+	text := f.Type
+	if f.Message != "" {
+		text += ": " + f.Message
+	}
+	if f.Operation != "" {
+		text = f.Operation + ": " + text
+	}
+	if f.Traceback != "" {
+		text += "\n" + f.Traceback
+	}
+	return text
+}
+
+// Headers of a dead letter; the original headers come first. They are named in docs/failure-policy.md.
+const (
+	headerErrorKind      = "kaspr-error-kind"
+	headerErrorType      = "kaspr-error-type"
+	headerErrorMessage   = "kaspr-error-message"
+	headerErrorTraceback = "kaspr-error-traceback"
+	headerComponent      = "kaspr-component"
+	headerOperation      = "kaspr-operation"
+	headerTopic          = "kaspr-topic"
+	headerPartition      = "kaspr-partition"
+	headerOffset         = "kaspr-offset"
+	headerTimestamp      = "kaspr-timestamp"
+	headerAttempt        = "kaspr-attempt"
+)
+
+// deadLetter is the original record, byte for byte, with headers that say why it is here.
+func deadLetter(topic, component string, index int32, r *record.Record, f *record.Failure) record.Output {
+	h := make([]record.Header, 0, len(r.Headers)+11)
+	h = append(h, r.Headers...)
+	add := func(k, v string) { h = append(h, record.Header{Key: k, Value: []byte(v)}) }
+	add(headerErrorKind, f.Kind.String())
+	add(headerErrorType, f.Type)
+	add(headerErrorMessage, f.Message)
+	add(headerErrorTraceback, f.Traceback)
+	add(headerComponent, component)
+	add(headerOperation, f.Operation)
+	add(headerTopic, r.Topic)
+	add(headerPartition, strconv.Itoa(int(r.Partition)))
+	add(headerOffset, strconv.FormatInt(r.Offset, 10))
+	add(headerTimestamp, strconv.FormatInt(r.Timestamp, 10))
+	add(headerAttempt, strconv.Itoa(int(r.Attempt)))
+	return record.Output{Record: index, Topic: topic, Partition: record.PartitionByKey, Key: r.Key, Value: r.Value, Headers: h}
+}
+
+// trimmed is a dead letter without its long texts, for a broker that finds the whole one too large.
+func trimmed(o record.Output) record.Output {
+	h := make([]record.Header, 0, len(o.Headers))
+	for _, x := range o.Headers {
+		switch x.Key {
+		case headerErrorTraceback:
+			continue
+		case headerErrorMessage:
+			x.Value = x.Value[:min(len(x.Value), 200)]
+		}
+		h = append(h, x)
+	}
+	o.Headers = h
+	return o
+}
+
+// undelivered deals with outputs the broker refused for good, from a goroutine of its own. finish is called when the
+// records they came from are accounted for; otherwise the app stops and their offsets stay uncommitted.
+func (a *agent) undelivered(batch *record.Batch, v *verdict, refused []broker.SendFailure, finish func()) {
+	var letters []record.Output
+	done := map[int32]bool{}
+	for _, r := range refused {
+		if r.Abandoned() {
+			return
+		}
+		out := v.outputs[r.Index]
+		rec := &batch.Records[out.Record]
+		if a.plan.OnError.Action == plan.DeadLetter && out.Topic == a.plan.OnError.DeadLetterTopic && isDeadLetter(&out) {
+			if t := trimmed(out); r.TooLarge() && len(t.Headers) < len(out.Headers) {
+				letters = append(letters, t)
+				continue
+			}
+			a.fail(fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
+				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err))
+			return
+		}
+		if done[out.Record] {
+			continue // one dead letter for a record, however many of its outputs were refused
+		}
+		done[out.Record] = true
+		f := record.Failure{Record: out.Record, Kind: record.FailureSend, Type: "SendError",
+			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output"}
+		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
+		switch a.plan.OnError.Action {
+		case plan.DeadLetter:
+			letters = append(letters, deadLetter(a.plan.OnError.DeadLetterTopic, a.component, out.Record, rec, &f))
+		case plan.Stop:
+			a.fail(&StoppedError{Component: a.component, Record: *rec, Failure: f})
+			return
+		}
+	}
+	if len(letters) == 0 {
+		finish()
+		return
+	}
+	if err := a.ensureDeadLetterTopic(a.sending); err != nil {
+		a.fail(err)
+		return
+	}
+	a.sink.Send(a.sending, letters, func(again []broker.SendFailure) {
+		switch {
+		case len(again) == 0:
+			finish()
+		case !again[0].Abandoned():
+			a.fail(fmt.Errorf("%s: a dead letter cannot be sent to %s: %w", a.plan.Label, a.plan.OnError.DeadLetterTopic, again[0].Err))
+		}
+	})
+}
+
+func isDeadLetter(o *record.Output) bool {
+	for i := range o.Headers {
+		if o.Headers[i].Key == headerErrorKind {
+			return true
+		}
+	}
+	return false
+}
