@@ -2,15 +2,32 @@ package wasmhost
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
 
 	"kaspr.io/kaspr/engine/record"
 )
 
 // Component runs a program for workers: each has a slot with an Instance of its own, made when it is first used.
-type Component struct{}
+type Component struct {
+	snapshot *Snapshot
+	slots    []slot
+	closed   atomic.Bool
+}
+
+// slot is one worker's instance. Its worker owns it; busy only notices two workers.
+type slot struct {
+	busy     atomic.Bool
+	instance *Instance    // nil until the next call
+	memory   atomic.Int64 // of instance, for others to read
+	used     bool         // instance has run a call
+}
 
 // NewComponent takes over s: Close of the Component closes it too.
-func NewComponent(s *Snapshot, slots int) *Component { return &Component{} }
+func NewComponent(s *Snapshot, slots int) *Component {
+	return &Component{snapshot: s, slots: make([]slot, slots)}
+}
 
 // Call runs b in the slot's instance. Whatever a record does, it ends in Outputs or in one Failure and leaves the other
 // records unharmed:
@@ -23,14 +40,296 @@ func NewComponent(s *Snapshot, slots int) *Component { return &Component{} }
 // An error means that ctx ended or no instance could be made; the Result is what was finished before, so records from
 // Done on are untouched. A restored instance starts from the image: what init built is new, what calls changed is gone.
 func (c *Component) Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error) {
-	return record.Result{}, errNotYet
+	s := &c.slots[slot]
+	if !s.busy.CompareAndSwap(false, true) {
+		panic(fmt.Sprintf("BUG: two calls in slot %d of a wasmhost.Component at once", slot))
+	}
+	defer s.busy.Store(false)
+	if c.closed.Load() {
+		return record.Result{}, ErrClosed
+	}
+	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure}
+	var err error
+	if b.Take {
+		err = r.take(b.Records)
+	} else {
+		err = r.records(b.Records)
+	}
+	return r.result, err
 }
 
 // MemoryBytes is the sum over the live instances.
-func (c *Component) MemoryBytes() int64 { return 0 }
+func (c *Component) MemoryBytes() int64 {
+	var sum int64
+	for i := range c.slots {
+		sum += c.slots[i].memory.Load()
+	}
+	return sum
+}
 
 // Stats counts what the component did.
-func (c *Component) Stats() *Stats { return nil }
+func (c *Component) Stats() *Stats { return c.snapshot.Stats() }
 
 // Close frees all instances and the Snapshot. No call may be running. It is idempotent.
-func (c *Component) Close() error { return nil }
+func (c *Component) Close() error {
+	if !c.closed.CompareAndSwap(false, true) {
+		return nil
+	}
+	var errs []error
+	for i := range c.slots {
+		if !c.slots[i].busy.CompareAndSwap(false, true) {
+			panic(fmt.Sprintf("BUG: wasmhost.Component closed while slot %d runs", i))
+		}
+		errs = append(errs, c.slots[i].drop())
+		c.slots[i].busy.Store(false)
+	}
+	return errors.Join(append(errs, c.snapshot.Close())...)
+}
+
+func (s *slot) drop() error {
+	if s.instance == nil {
+		return nil
+	}
+	err := s.instance.Close()
+	s.instance, s.used = nil, false
+	s.memory.Store(0)
+	return err
+}
+
+// runner takes one batch through a slot.
+type runner struct {
+	*Component
+	*slot
+	ctx    context.Context
+	stop   bool // at the first failure
+	result record.Result
+	reruns int // of records behind one that ran out of memory
+}
+
+// rerunsMax bounds how often in one call the work behind a record without memory is thrown away to keep the order.
+const rerunsMax = 4
+
+// attempt runs one batch in the slot's instance, made anew if there is none. Fresh says that no call had run in it
+// before. The instance is gone afterwards when it ended, or holds too much memory.
+func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err error) {
+	if err := r.ctx.Err(); err != nil {
+		return res, false, err
+	}
+	if r.instance == nil {
+		if r.instance, err = r.snapshot.NewInstance(r.ctx); err != nil {
+			return res, false, err
+		}
+	}
+	fresh, r.used = !r.used, true
+	res, err = r.instance.Call(r.ctx, b)
+	r.memory.Store(r.instance.MemoryBytes())
+	switch {
+	case err != nil:
+		r.lose("ended", err)
+	case outOfMemory(&res) >= 0:
+		r.lose("ran out of memory", nil)
+	case r.instance.MemoryBytes() > r.memoryKept():
+		r.lose("holds too much memory", nil)
+	}
+	return res, fresh, err
+}
+
+// memoryKept is how much memory an instance may hold between calls: three quarters of the limit, or, when its image
+// comes close to that, half of what the image leaves.
+func (c *Component) memoryKept() int64 {
+	limit, image := c.snapshot.program.MemoryMax, c.snapshot.image.size
+	return max(limit/4*3, image+(limit-image)/2)
+}
+
+func (r *runner) lose(why string, err error) {
+	logger := r.snapshot.program.Logger
+	if r.ctx.Err() == nil {
+		logger.Warn("instance restored from its image; what calls changed since init is lost",
+			"reason", why, "memory", r.instance.MemoryBytes(), "err", err)
+	}
+	if err := r.drop(); err != nil {
+		logger.Error("free instance", "err", err)
+	}
+}
+
+// records runs records one unit each.
+func (r *runner) records(records []record.Record) error {
+	for r.result.Done < len(records) {
+		first := r.result.Done
+		res, fresh, err := r.attempt(&record.Batch{Records: records[first:], StopOnFailure: r.stop})
+		if i := outOfMemory(&res); i >= 0 && err == nil {
+			unit := int(res.Failures[i].Record)
+			alone := fresh && unit == 0
+			if !alone && (res.Done == unit+1 || r.reruns < rerunsMax) {
+				if res.Done > unit+1 {
+					r.reruns++
+				}
+				cut(&res, unit)
+				r.merge(&res)
+				if err := r.retry(records[r.result.Done]); err != nil {
+					return err
+				}
+				if r.stopped() {
+					return nil
+				}
+				continue
+			}
+		}
+		r.merge(&res)
+		if err != nil {
+			unit := r.result.Done
+			if unit >= len(records) {
+				return err // nothing is left to blame
+			}
+			if err := r.blame(err, records[unit], fresh && unit == first); err != nil {
+				return err
+			}
+		}
+		if r.stopped() {
+			return nil
+		}
+	}
+	return nil
+}
+
+// blame settles the record that ran when an instance ended. Alone says it had the instance for itself.
+func (r *runner) blame(err error, rec record.Record, alone bool) error {
+	var ended *CallError
+	if !errors.As(err, &ended) || r.ctx.Err() != nil {
+		return err
+	}
+	if alone || ended.Err == ErrDeadline {
+		r.fail(ended)
+		return nil
+	}
+	return r.retry(rec)
+}
+
+// retry runs the record at result.Done alone in a fresh instance; what happens now is its own doing.
+func (r *runner) retry(rec record.Record) error {
+	r.Stats().Retries.Add(1)
+	if err := r.drop(); err != nil {
+		return err
+	}
+	res, _, err := r.attempt(&record.Batch{Records: []record.Record{rec}})
+	if err == nil || res.Done == 1 {
+		r.merge(&res)
+		return nil
+	}
+	var ended *CallError
+	if !errors.As(err, &ended) || r.ctx.Err() != nil {
+		return err
+	}
+	r.fail(ended)
+	return nil
+}
+
+// take runs records as one list, and as smaller ones until those that fail are single.
+func (r *runner) take(records []record.Record) error {
+	if len(records) == 0 {
+		return nil
+	}
+	b := &record.Batch{Records: records, Take: true, StopOnFailure: r.stop}
+	res, fresh, err := r.attempt(b)
+	if !fresh && (err != nil && !errors.Is(err, ErrDeadline) || outOfMemory(&res) >= 0) && r.ctx.Err() == nil {
+		r.Stats().Retries.Add(1)
+		if err := r.drop(); err != nil {
+			return err
+		}
+		res, _, err = r.attempt(b)
+	}
+	var ended *CallError
+	switch {
+	case err == nil && len(res.Failures) == 0:
+		r.merge(&res)
+		return nil
+	case err != nil && (!errors.As(err, &ended) || r.ctx.Err() != nil):
+		return err
+	case len(records) > 1:
+		half := len(records) / 2
+		if err := r.take(records[:half]); err != nil || r.stopped() {
+			return err
+		}
+		return r.take(records[half:])
+	case err == nil:
+		r.merge(&res)
+	default:
+		r.fail(ended)
+	}
+	return nil
+}
+
+func (r *runner) stopped() bool { return r.stop && len(r.result.Failures) > 0 }
+
+// merge adds what an attempt that began at result.Done finished.
+func (r *runner) merge(res *record.Result) {
+	first := int32(r.result.Done)
+	for i := range res.Outputs {
+		res.Outputs[i].Record += first
+	}
+	for i := range res.Failures {
+		res.Failures[i].Record += first
+	}
+	if r.result.Outputs == nil {
+		r.result.Outputs = res.Outputs
+	} else {
+		r.result.Outputs = append(r.result.Outputs, res.Outputs...)
+	}
+	r.result.Failures = append(r.result.Failures, res.Failures...)
+	r.result.Done += res.Done
+	r.result.Elapsed += res.Elapsed
+}
+
+// fail makes the record at result.Done one that ended its instance.
+func (r *runner) fail(ended *CallError) {
+	f := record.Failure{
+		Record: int32(r.result.Done), Kind: record.FailureTrap, Message: ended.Err.Error(),
+		Operation: ended.Where, Traceback: ended.Traceback,
+	}
+	if ended.Detail != "" {
+		f.Message += ": " + ended.Detail
+	}
+	switch ended.Err {
+	case ErrDeadline:
+		f.Kind, f.Type = record.FailureDeadline, "DeadlineExceeded"
+	case ErrMemoryLimit:
+		f.Kind, f.Type = record.FailureMemory, "MemoryError"
+		f.Message = fmt.Sprintf("%v of %d MiB: %s", ended.Err, r.snapshot.program.MemoryMax>>20, ended.Detail)
+	case ErrStackOverflow:
+		f.Type = "StackOverflow"
+	case ErrExit:
+		f.Type = "SystemExit"
+	default:
+		f.Type = "Trap"
+	}
+	r.result.Failures = append(r.result.Failures, f)
+	r.result.Done++
+}
+
+// outOfMemory is the index of the first failure for lack of memory, or -1.
+func outOfMemory(res *record.Result) int {
+	for i := range res.Failures {
+		if res.Failures[i].Kind == record.FailureMemory {
+			return i
+		}
+	}
+	return -1
+}
+
+// cut drops what unit and the units behind it did.
+func cut(res *record.Result, unit int) {
+	for i := range res.Outputs {
+		if int(res.Outputs[i].Record) >= unit {
+			clear(res.Outputs[i:])
+			res.Outputs = res.Outputs[:i]
+			break
+		}
+	}
+	for i := range res.Failures {
+		if int(res.Failures[i].Record) >= unit {
+			res.Failures = res.Failures[:i]
+			break
+		}
+	}
+	res.Done = unit
+}

@@ -3,6 +3,7 @@ package wasmhost
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"kaspr.io/kaspr/engine/record"
@@ -23,6 +24,7 @@ type Config struct {
 
 // Options bound one program's instances. Zero fields take the value of Config.Defaults, then the default.
 type Options struct {
+	Logger       *slog.Logger  // lost instances and their lost state; default: none
 	Host         Host          // what the guest may ask of the engine; default: log lines dropped, all else refused
 	Deadline     time.Duration // longest run of one unit (a record, or a take batch's list); default 10 s
 	LoadDeadline time.Duration // longest load of a program: imports, init, compilation; default 30 s
@@ -54,6 +56,9 @@ type Host interface {
 }
 
 func (o Options) withDefaults(d Options) Options {
+	if o.Logger == nil {
+		o.Logger = d.Logger
+	}
 	if o.Host == nil {
 		o.Host = d.Host
 	}
@@ -84,7 +89,7 @@ func (c Config) withDefaults() Config {
 		c.Tick = DefaultTick
 	}
 	c.Defaults = c.Defaults.withDefaults(Options{
-		Host: refuseAll{}, Deadline: DefaultDeadline, LoadDeadline: DefaultLoadDeadline, MemoryMax: DefaultMemoryMax,
+		Logger: slog.New(slog.DiscardHandler), Host: refuseAll{}, Deadline: DefaultDeadline, LoadDeadline: DefaultLoadDeadline, MemoryMax: DefaultMemoryMax,
 	})
 	return c
 }

@@ -2,21 +2,496 @@ package wasmhost
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
 
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // Instance is one live restore of a Snapshot. It runs one call at a time.
-type Instance struct{}
+type Instance struct {
+	r       *Runtime
+	program *program
+	mem     *memory
+	mod     api.Module
+	slot    tickerSlot
+	ctx     instanceContext // what the guest's host functions find the instance by
+
+	functions map[string]api.Function
+	calls     int
+	input     uint32 // address of the guest's input buffer
+	inputSize int    // its size; 0 before the first
+
+	busy   atomic.Bool // a call runs; only to notice two
+	ended  bool        // trapped or stopped: memory may still be read, nothing may run
+	closed bool
+
+	pending pendingAnswer
+	call    call
+}
+
+// call is the state of the call that runs. Only the goroutine that runs it touches it: host functions are on its stack.
+type call struct {
+	ctx       context.Context
+	deadline  time.Duration // of a unit
+	unit      uint32        // in progress at the last look
+	since     time.Time     // when unit was first seen, moved on by all waiting that is not the guest's doing
+	raised    bool          // Python was asked to stop
+	holding   bool          // a turn of the Gate
+	cause     error         // why the host ended the call
+	panicked  any           // a panic in host code, to be thrown again outside of the guest
+	waited    time.Duration // in this call: for turns, for the host, asleep
+	units     int
+	hardAfter time.Duration // from since on, the guest is ended
+}
+
+// callsPerStack is after how many calls an instance gets a new stack for its compiled code. A stack grows (to 100 MB, for deep
+// recursion) and never shrinks.
+const callsPerStack = 1024
+
+// instanceContext carries the instance to its host functions.
+type instanceContext struct {
+	context.Context
+	in *Instance
+}
+
+type instanceKey struct{}
+
+func (c instanceContext) Value(key any) any {
+	if key == (instanceKey{}) {
+		return c.in
+	}
+	return nil
+}
+
+// errDie unwinds the guest when the host ends a call.
+var errDie = errors.New("ended by the host")
 
 // Call runs the program over b. A Python exception is not an error here: it is a Failure in the Result. An error is a
 // *CallError: the instance ended, or ctx did; the Result holds what was finished before.
 func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, error) {
-	return record.Result{}, errNotYet
+	units := len(b.Records)
+	if b.Take {
+		units = min(units, 1)
+	}
+	in.enter()
+	defer in.leave()
+	if in.ended || in.closed {
+		return record.Result{}, ErrClosed
+	}
+	size, err := abi.BatchSize(b)
+	if err != nil {
+		return record.Result{}, err
+	}
+	if err := in.r.cfg.Gate.acquire(ctx); err != nil {
+		return record.Result{}, &CallError{Err: err, Unit: -1, Operation: -1}
+	}
+	begin := time.Now()
+	in.call = call{ctx: ctx, deadline: in.program.Deadline, units: units, holding: true, since: begin, unit: abi.ProgressIdle}
+	if in.calls++; in.calls%callsPerStack == 0 {
+		clear(in.functions)
+	}
+	in.begin()
+	code, err := in.process(b, size)
+	in.end()
+	var res record.Result
+	if err == nil && code != 0 {
+		err = in.protocolError(fmt.Sprintf("code %d: %s", code, in.resultText()))
+	}
+	length := in.word(abi.StateResultLen)
+	if err != nil {
+		length = in.word(abi.StateCommitted)
+	}
+	buf, ok := in.read(in.word(abi.StateResultPtr), length)
+	if !ok && err == nil {
+		err = in.protocolError("the result is outside its memory")
+	}
+	if ok {
+		var formatErr error
+		if res, formatErr = abi.DecodeResult(buf, in.program.topics, units); formatErr != nil && err == nil {
+			err = in.protocolError(formatErr.Error())
+		}
+	}
+	if err == nil && res.Done < units && !endsEarly(b, &res) {
+		err = in.protocolError(fmt.Sprintf("%d of %d units done", res.Done, units))
+	}
+	if b.Take && res.Done > 0 {
+		res.Done = len(b.Records)
+	}
+	res.Elapsed = time.Since(begin) - in.call.waited
+	stats := in.program.stats
+	stats.Calls.Add(1)
+	stats.Records.Add(int64(res.Done))
+	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
+	in.count(err, res.Failures)
+	return res, err
+}
+
+// endsEarly says whether a guest may leave units of b undone: after a failure it was told to stop at, or one that left it
+// without memory.
+func endsEarly(b *record.Batch, res *record.Result) bool {
+	if len(res.Failures) == 0 {
+		return false
+	}
+	last := res.Failures[len(res.Failures)-1]
+	return int(last.Record) == res.Done-1 && (b.StopOnFailure || last.Kind == record.FailureMemory)
+}
+
+func (in *Instance) count(err error, failures []record.Failure) {
+	stats := in.program.stats
+	for i := range failures {
+		switch failures[i].Kind {
+		case record.FailureDeadline:
+			stats.Deadlines.Add(1)
+		case record.FailureMemory:
+			stats.MemoryHits.Add(1)
+		}
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrDeadline):
+		stats.Deadlines.Add(1)
+	case errors.Is(err, ErrMemoryLimit):
+		stats.MemoryHits.Add(1)
+	case errors.Is(err, ErrTrap), errors.Is(err, ErrStackOverflow), errors.Is(err, ErrExit), errors.Is(err, ErrProtocol):
+		stats.Traps.Add(1)
+	}
+}
+
+// process writes b into the guest and has it processed.
+func (in *Instance) process(b *record.Batch, size int) (uint32, error) {
+	dst, err := in.inputBuffer(size)
+	if err != nil {
+		return 0, err
+	}
+	abi.PutBatch(dst, b)
+	return in.invoke("kaspr_process", uint64(size))
+}
+
+// run gives data, if any, to another export of the guest, under the load deadline.
+func (in *Instance) run(ctx context.Context, export string, data []byte) (uint32, error) {
+	in.enter()
+	defer in.leave()
+	if in.ended || in.closed {
+		return 0, ErrClosed
+	}
+	if err := in.r.cfg.Gate.acquire(ctx); err != nil {
+		return 0, &CallError{Err: err, Unit: -1, Operation: -1}
+	}
+	in.call = call{ctx: ctx, deadline: in.program.LoadDeadline, holding: true, since: time.Now(), unit: abi.ProgressIdle}
+	in.begin()
+	defer in.end()
+	if data == nil {
+		return in.invoke(export)
+	}
+	dst, err := in.inputBuffer(len(data))
+	if err != nil {
+		return 0, err
+	}
+	copy(dst, data)
+	return in.invoke(export, uint64(len(data)))
+}
+
+func (in *Instance) enter() {
+	if !in.busy.CompareAndSwap(false, true) {
+		panic("BUG: two calls of one wasmhost.Instance at once")
+	}
+}
+
+func (in *Instance) leave() { in.busy.Store(false) }
+
+// begin makes the instance ready to run: what an ended call left in the state must not be taken for this one's.
+func (in *Instance) begin() {
+	in.call.hardAfter = in.call.deadline + in.call.deadline/2
+	in.setWord(abi.StateProgress, abi.ProgressIdle)
+	in.setWord(abi.StatePhase, abi.PhaseIdle)
+	in.setWord(abi.StateResultLen, 0)
+	in.setWord(abi.StateCommitted, 0)
+	in.setWord(abi.StateReportLen, 0)
+	in.mem.refused = 0
+	in.slot.activate()
+}
+
+func (in *Instance) end() {
+	in.slot.deactivate()
+	if in.call.holding {
+		in.call.holding = false
+		in.r.cfg.Gate.release()
+	}
+	in.call.ctx = nil
+	if p := in.call.panicked; p != nil {
+		panic(p)
+	}
+}
+
+// inputBuffer returns n bytes of the guest's memory to write its input to.
+func (in *Instance) inputBuffer(n int) ([]byte, error) {
+	if n > in.inputSize || in.inputSize == 0 {
+		in.inputSize = 0
+		address, err := in.invoke("kaspr_input", uint64(n))
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := in.read(address, uint32(n)); !ok || address == 0 {
+			in.ended = true
+			if in.atMemoryLimit() {
+				return nil, &CallError{Err: ErrMemoryLimit, Detail: fmt.Sprintf("no room for %d bytes of input", n), Unit: -1, Operation: -1}
+			}
+			return nil, in.protocolError(fmt.Sprintf("no input buffer of %d bytes", n))
+		}
+		in.input, in.inputSize = address, n
+	}
+	dst, _ := in.read(in.input, uint32(n))
+	return dst, nil
+}
+
+// invoke calls an export between begin and end.
+func (in *Instance) invoke(export string, args ...uint64) (uint32, error) {
+	f := in.functions[export]
+	if f == nil {
+		if f = in.mod.ExportedFunction(export); f == nil {
+			in.ended = true
+			return 0, in.protocolError("the guest has no " + export)
+		}
+		if in.functions == nil {
+			in.functions = make(map[string]api.Function, 4)
+		}
+		in.functions[export] = f
+	}
+	var stack [1]uint64
+	copy(stack[:], args)
+	if err := f.CallWithStack(in.ctx, stack[:]); err != nil {
+		in.ended = true
+		if in.call.panicked != nil {
+			return 0, nil // end throws it
+		}
+		return 0, in.callError(err)
+	}
+	return uint32(stack[0]), nil
+}
+
+// tick is the host's answer to a guest that was interrupted.
+func (in *Instance) tick() uint64 {
+	now := time.Now()
+	in.program.stats.Ticks.Add(1)
+	c := &in.call
+	if c.ctx.Err() != nil {
+		c.cause = c.ctx.Err()
+		return abi.TickDie
+	}
+	in.look(now)
+	switch ran := now.Sub(c.since); {
+	case ran >= c.hardAfter:
+		c.cause = ErrDeadline
+		return abi.TickDie
+	case ran >= c.deadline && !c.raised:
+		c.raised = true
+		return abi.TickRaise
+	}
+	// Anything may happen here that waits for this goroutine: a collection, another one's turn.
+	runtime.Gosched()
+	err := in.r.cfg.Gate.yield(c.ctx)
+	in.excuse(time.Since(now))
+	if err != nil {
+		c.holding, c.cause = false, err
+		return abi.TickDie
+	}
+	return abi.TickContinue
+}
+
+// look restarts the clock when the guest has begun another unit.
+func (in *Instance) look(now time.Time) {
+	if unit := in.word(abi.StateProgress); unit != in.call.unit {
+		in.call.unit, in.call.since, in.call.raised = unit, now, false
+	}
+}
+
+// excuse takes d off the time the unit has run.
+func (in *Instance) excuse(d time.Duration) {
+	in.call.since = in.call.since.Add(d)
+	in.call.waited += d
+}
+
+// pause runs wait without the turn of the Gate and without ticks. When ctx ends before the turn is back, the guest does
+// not run again.
+func (in *Instance) pause(wait func()) {
+	in.slot.deactivate()
+	if in.call.holding {
+		in.call.holding = false
+		in.r.cfg.Gate.release()
+	}
+	wait()
+	begin := time.Now()
+	if err := in.r.cfg.Gate.acquire(in.call.ctx); err != nil {
+		in.call.cause = err
+		panic(errDie)
+	}
+	in.call.holding = true
+	in.excuse(time.Since(begin))
+	in.slot.activate()
+}
+
+// sleep waits for d, but not past the unit's deadline or the end of the call's context. It counts as the guest's time.
+func (in *Instance) sleep(d time.Duration) {
+	now := time.Now()
+	in.look(now)
+	c := &in.call
+	left := c.deadline - now.Sub(c.since)
+	if c.raised {
+		left = c.hardAfter - now.Sub(c.since)
+	}
+	d = min(d, max(left, 0))
+	if d <= 0 {
+		in.setWord(abi.StateInterrupt, 1)
+		return
+	}
+	in.pause(func() {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done():
+		}
+		c.waited += time.Since(now)
+	})
+	in.setWord(abi.StateInterrupt, 1) // look at the deadline at once
+}
+
+// callError tells why a guest ended.
+func (in *Instance) callError(err error) *CallError {
+	e := &CallError{Unit: -1, Operation: -1, Phase: int(in.word(abi.StatePhase))}
+	if unit := in.word(abi.StateProgress); unit < uint32(in.call.units) {
+		e.Unit = int(unit)
+	}
+	if e.Phase == abi.PhaseOperation || e.Phase == abi.PhaseOutput {
+		e.Operation = int(in.word(abi.StateOperation))
+		e.Where = in.program.where(e.Phase, e.Operation)
+	}
+	if report, ok := in.read(in.word(abi.StateReportPtr), min(in.word(abi.StateReportLen), lineBytesMax)); ok {
+		e.Traceback = in.program.traceback(string(report))
+	}
+	var exit *sys.ExitError
+	innermost := err
+	for next := errors.Unwrap(innermost); next != nil; next = errors.Unwrap(innermost) {
+		innermost = next
+	}
+	switch {
+	case errors.Is(err, errDie) && in.call.cause != nil:
+		e.Err = in.call.cause
+		if e.Err == ErrDeadline {
+			e.Detail = in.call.deadline.String()
+		}
+		return e
+	case errors.Is(err, errDie):
+		e.Err, e.Detail = ErrProtocol, "the guest ended itself"
+		return e
+	case errors.As(err, &exit):
+		e.Err, e.Detail = ErrExit, "exit code "+strconv.Itoa(int(exit.ExitCode()))
+		return e
+	case innermost.Error() == "stack overflow": // wazero's error, which it keeps internal
+		e.Err = ErrStackOverflow
+		return e
+	case in.atMemoryLimit():
+		e.Err = ErrMemoryLimit
+	default:
+		e.Err = ErrTrap
+	}
+	e.Detail = trapDetail(err)
+	return e
+}
+
+func (in *Instance) protocolError(detail string) *CallError {
+	in.ended = true
+	return &CallError{Err: ErrProtocol, Detail: detail, Unit: -1, Operation: -1}
+}
+
+// atMemoryLimit says whether the guest was refused memory in this call, or has next to none left.
+func (in *Instance) atMemoryLimit() bool {
+	return in.mem.refused > 0 || in.mem.size > in.mem.max-2*pageSize
+}
+
+// trapDetail shortens wazero's message to the fault and the innermost functions.
+func trapDetail(err error) string {
+	const functionsMax = 5
+	lines := strings.Split(err.Error(), "\n")
+	detail := strings.TrimPrefix(lines[0], "wasm error: ")
+	if len(lines) < 3 || lines[1] != "wasm stack trace:" {
+		return detail
+	}
+	for i, line := range lines[2:] {
+		if i == functionsMax {
+			break
+		}
+		separator := " < "
+		if i == 0 {
+			separator = " in "
+		}
+		name, _, _ := strings.Cut(strings.TrimSpace(line), "(")
+		detail += separator + strings.TrimPrefix(name, ".")
+	}
+	return detail
+}
+
+// image copies the instance between two calls. The instance should not be used again.
+func (in *Instance) image() (*image, error) {
+	globals := make([]uint64, len(in.r.guest.globals))
+	for i, index := range in.r.guest.globals {
+		globals[i] = in.mod.ExportedGlobal(globalName(index)).Get()
+	}
+	return newImage(in.mem.bytes(), globals)
+}
+
+// word reads a field of the guest's State. The address was checked against the memory a guest starts with.
+func (in *Instance) word(field uint32) uint32 {
+	return binary.LittleEndian.Uint32(in.mem.bytes()[in.r.guest.state+field:])
+}
+
+func (in *Instance) setWord(field, v uint32) {
+	binary.LittleEndian.PutUint32(in.mem.bytes()[in.r.guest.state+field:], v)
+}
+
+// read returns n bytes of the guest's memory, as they are: not a copy.
+func (in *Instance) read(address, n uint32) ([]byte, bool) {
+	mem := in.mem.bytes()
+	if uint64(address)+uint64(n) > uint64(len(mem)) {
+		return nil, false
+	}
+	return mem[address : address+n : address+n], true
+}
+
+// resultText is the last call's result where that is a message.
+func (in *Instance) resultText() string {
+	text, ok := in.read(in.word(abi.StateResultPtr), in.word(abi.StateResultLen))
+	if !ok {
+		return "a result outside its memory"
+	}
+	return strings.ToValidUTF8(string(text), "\uFFFD")
 }
 
 // MemoryBytes is the size of the instance's memory, of which it shares with the image what it has not written.
-func (in *Instance) MemoryBytes() int64 { return 0 }
+func (in *Instance) MemoryBytes() int64 { return in.mem.size }
 
 // Close frees the instance. It is idempotent.
-func (in *Instance) Close() error { return nil }
+func (in *Instance) Close() error {
+	if in.closed {
+		return nil
+	}
+	in.enter()
+	defer in.leave()
+	in.closed = true
+	in.slot.remove()
+	err := errors.Join(in.mod.Close(context.Background()), in.mem.unmap())
+	in.r.open.Add(-1)
+	in.program.stats.Instances.Add(-1)
+	return err
+}

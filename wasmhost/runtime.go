@@ -2,27 +2,220 @@ package wasmhost
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
-var errNotYet = errors.New("wasmhost: not implemented yet")
-
 // Runtime is the guest compiled once, and its base image: Python started, no program loaded.
-type Runtime struct{}
+type Runtime struct {
+	cfg      Config
+	guest    *guestModule
+	cache    wazero.CompilationCache
+	wazero   wazero.Runtime
+	compiled wazero.CompiledModule
+	module   wazero.ModuleConfig // what all instances share
+	ticker   *ticker
+	base     *image
+	open     atomic.Int64 // snapshots and instances not closed
+	closed   bool
+}
 
 // New compiles the guest (or takes it from Config.CacheDir), starts Python in it once and keeps the image.
-func New(ctx context.Context, cfg Config) (*Runtime, error) { return nil, errNotYet }
+func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
+	cfg = cfg.withDefaults()
+	if cfg.Tick < 0 {
+		return nil, errors.New("wasmhost: the tick is negative")
+	}
+	if err := cfg.Defaults.validate(); err != nil {
+		return nil, err
+	}
+	r := &Runtime{cfg: cfg}
+	defer func() {
+		if err != nil {
+			_ = r.Close()
+		}
+	}()
+	if r.guest, err = rewrite(cfg.Module); err != nil {
+		return nil, err
+	}
+	if cfg.CacheDir == "" {
+		r.cache = wazero.NewCompilationCache()
+	} else if r.cache, err = wazero.NewCompilationCacheWithDir(cfg.CacheDir); err != nil {
+		return nil, fmt.Errorf("open compilation cache: %w", err)
+	}
+	r.wazero = wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigCompiler().
+		WithCompilationCache(r.cache).WithDebugInfoEnabled(false))
+	if r.compiled, err = r.wazero.CompileModule(ctx, r.guest.wasm); err != nil {
+		return nil, fmt.Errorf("compile guest: %w", err)
+	}
+	r.guest.wasm, r.cfg.Module = nil, nil // 20 MB nobody needs again
+	if _, err = wasi_snapshot_preview1.Instantiate(ctx, r.wazero); err != nil {
+		return nil, fmt.Errorf("instantiate wasi: %w", err)
+	}
+	if err = r.instantiateHost(ctx); err != nil {
+		return nil, fmt.Errorf("instantiate host functions: %w", err)
+	}
+	r.module = wazero.NewModuleConfig().WithName("").WithStartFunctions().
+		WithFSConfig(wazero.NewFSConfig().WithFSMount(libraryFS(cfg.Stdlib), libraryDir)).
+		WithSysWalltime().WithSysNanotime()
+	if r.ticker, err = newTicker(cfg.Tick); err != nil {
+		return nil, err
+	}
+	if r.base, err = r.start(ctx); err != nil {
+		return nil, fmt.Errorf("start the guest: %w", err)
+	}
+	return r, nil
+}
+
+// start makes the base image from an instance whose memory holds what the module's data segments say.
+func (r *Runtime) start(ctx context.Context) (*image, error) {
+	mem, err := newMemory(r.cfg.Defaults.MemoryMax)
+	if err != nil {
+		return nil, err
+	}
+	if mem.Reallocate(uint64(r.guest.pages)*pageSize) == nil {
+		return nil, errors.Join(fmt.Errorf("memory limit of %d bytes is less than the %d pages it needs", mem.max, r.guest.pages), mem.unmap())
+	}
+	for _, s := range r.guest.segments {
+		copy(mem.bytes()[s.offset:], s.data)
+	}
+	in, err := r.instantiate(ctx, mem, nil, r.program(nil, Options{}))
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	if in.mod.ExportedFunction("_initialize") != nil {
+		if _, err := in.run(ctx, "_initialize", nil); err != nil {
+			return nil, err
+		}
+	}
+	code, err := in.run(ctx, "kaspr_start", nil)
+	if err != nil {
+		return nil, err
+	}
+	if code != 0 {
+		return nil, fmt.Errorf("%s (code %d)", in.resultText(), code)
+	}
+	return in.image()
+}
 
 // Check compiles a program's Code without running it. Problems come as a *LoadError.
-func (r *Runtime) Check(ctx context.Context, p *abi.Program) error { return errNotYet }
+func (r *Runtime) Check(ctx context.Context, p *abi.Program) error {
+	in, err := r.load(ctx, "kaspr_check", p, Options{})
+	if err != nil {
+		return err
+	}
+	return in.Close()
+}
 
 // Load runs a program's imports and init in an instance of its own and keeps the image. Problems in the program
 // come as a *LoadError, an instance that ended as a *CallError.
 func (r *Runtime) Load(ctx context.Context, p *abi.Program, o Options) (*Snapshot, error) {
-	return nil, errNotYet
+	in, err := r.load(ctx, "kaspr_load", p, o)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	img, err := in.image()
+	if err != nil {
+		return nil, err
+	}
+	r.open.Add(1)
+	return &Snapshot{r: r, image: img, program: in.program}, nil
 }
 
-// Close ends the ticker and frees the compiled module. Instances and Snapshots must be closed before.
-func (r *Runtime) Close() error { return errNotYet }
+// load gives p to an export of a new instance and returns the instance when the guest finds nothing wrong.
+func (r *Runtime) load(ctx context.Context, export string, p *abi.Program, o Options) (_ *Instance, err error) {
+	o = o.withDefaults(r.cfg.Defaults)
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode program %s: %w", p.Name, err)
+	}
+	in, err := r.restore(ctx, r.base, r.program(p, o))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = in.Close()
+		}
+	}()
+	code, err := in.run(ctx, export, text)
+	if err != nil {
+		return nil, err
+	}
+	if code == 0 {
+		return in, nil
+	}
+	problems := &LoadError{}
+	if text := in.resultText(); json.Unmarshal([]byte(text), &problems.Problems) != nil || len(problems.Problems) == 0 {
+		return nil, fmt.Errorf("%s: %w: code %d and %q", export, ErrProtocol, code, text)
+	}
+	return nil, problems
+}
+
+// Close ends the ticker and frees the compiled module. Instances and Snapshots must be closed before. It is idempotent.
+func (r *Runtime) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	if n := r.open.Load(); n > 0 {
+		panic(fmt.Sprintf("BUG: wasmhost.Runtime closed before %d of its snapshots and instances", n))
+	}
+	var errs []error
+	ctx := context.Background()
+	if r.ticker != nil {
+		r.ticker.stop()
+	}
+	if r.base != nil {
+		errs = append(errs, r.base.close())
+	}
+	if r.wazero != nil {
+		errs = append(errs, r.wazero.Close(ctx))
+	}
+	if r.cache != nil {
+		errs = append(errs, r.cache.Close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// program is what an instance knows of the code it runs. It does not change, but for its Stats.
+type program struct {
+	Options
+	code   *abi.Program // nil while Python starts
+	topics []string     // of Program.Outputs
+	stats  *Stats
+}
+
+func (r *Runtime) program(p *abi.Program, o Options) *program {
+	prog := &program{Options: o.withDefaults(r.cfg.Defaults), code: p, stats: &Stats{}}
+	if p != nil {
+		for _, o := range p.Outputs {
+			prog.topics = append(prog.topics, o.Topic)
+		}
+	}
+	return prog
+}
+
+// where names what a phase and an index into the program stand for.
+func (p *program) where(phase, index int) string {
+	switch {
+	case p.code == nil:
+	case phase == abi.PhaseOperation && index < len(p.code.Ops):
+		return fmt.Sprintf("operation %q", p.code.Ops[index].Name)
+	case phase == abi.PhaseOutput && index < len(p.code.Outputs):
+		return fmt.Sprintf("outputs[%d]", index)
+	}
+	return ""
+}

@@ -1,0 +1,137 @@
+package wasmhost
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero/api"
+
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+// instantiateHost gives guests the module "kaspr" (package abi).
+func (r *Runtime) instantiateHost(ctx context.Context) error {
+	i32 := api.ValueTypeI32
+	builder := r.wazero.NewHostModuleBuilder("kaspr")
+	export := func(name string, params, results int, f func(in *Instance, stack []uint64)) {
+		types := []api.ValueType{i32, i32, i32, i32, i32}
+		builder.NewFunctionBuilder().WithGoFunction(api.GoFunc(func(ctx context.Context, stack []uint64) {
+			in := ctx.Value(instanceKey{}).(*Instance)
+			defer in.keepPanic()
+			f(in, stack)
+		}), types[:params], types[:results]).Export(name)
+	}
+	export("tick", 0, 1, func(in *Instance, stack []uint64) { stack[0] = in.tick() })
+	export("die", 0, 0, func(*Instance, []uint64) { panic(errDie) })
+	export("host", 5, 1, func(in *Instance, stack []uint64) {
+		stack[0] = api.EncodeI32(in.host(uint32(stack[0]), uint32(stack[1]), uint32(stack[2]), uint32(stack[3]), uint32(stack[4])))
+	})
+	_, err := builder.Instantiate(ctx)
+	return err
+}
+
+// keepPanic lets a panic of ours pass through the guest: wazero would make it a trap.
+func (in *Instance) keepPanic() {
+	if p := recover(); p != nil {
+		if p != errDie {
+			in.call.panicked = p
+		}
+		panic(p)
+	}
+}
+
+// pendingAnswer is an answer the guest had no room for. It asks again, and nothing must be done twice.
+type pendingAnswer struct {
+	op      uint32
+	request []byte
+	answer  []byte
+}
+
+// host does one operation for the guest.
+func (in *Instance) host(op, req, reqLen, resp, respCap uint32) int32 {
+	request, ok := in.read(req, reqLen)
+	room, ok2 := in.read(resp, respCap)
+	if !ok || !ok2 {
+		return abi.HostRefused
+	}
+	var answer []byte
+	if p := in.pending; p.answer != nil && p.op == op && bytes.Equal(p.request, request) {
+		answer = p.answer
+	} else {
+		request = bytes.Clone(request) // the host may keep it; the guest's memory is its own
+		if answer, ok = in.operation(op, request); !ok {
+			return abi.HostRefused
+		}
+	}
+	in.pending = pendingAnswer{}
+	if len(answer) > len(room) {
+		in.pending = pendingAnswer{op: op, request: request, answer: answer}
+		return -1 - int32(len(answer))
+	}
+	return int32(copy(room, answer))
+}
+
+// operation returns false for what is not offered or cannot be read.
+func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool) {
+	host := in.program.Host
+	switch op {
+	case abi.OpLog:
+		if len(request) == 0 {
+			return nil, false
+		}
+		text := request[1:]
+		if len(text) > lineBytesMax {
+			text = append(text[:lineBytesMax:lineBytesMax], "…"...)
+		}
+		host.Log(int(request[0]), strings.ToValidUTF8(string(text), "\uFFFD"))
+		return nil, true
+	case abi.OpSleep:
+		if len(request) != 8 {
+			return nil, false
+		}
+		nanos := binary.LittleEndian.Uint64(request)
+		in.sleep(time.Duration(min(nanos, 1<<62)))
+		return nil, true
+	case abi.OpSend:
+		out, err := abi.DecodeOutput(request, in.program.topics)
+		if err != nil {
+			return nil, false
+		}
+		in.wait(func(ctx context.Context) { answer, err = host.Send(ctx, out) })
+		if err != nil {
+			return errorAnswer(err), true
+		}
+		return answer, true
+	case abi.OpEnsureTopic:
+		var topic abi.TopicRequest
+		if json.Unmarshal(request, &topic) != nil || topic.Name == "" {
+			return nil, false
+		}
+		var err error
+		in.wait(func(ctx context.Context) { err = host.EnsureTopic(ctx, topic) })
+		if err != nil {
+			return errorAnswer(err), true
+		}
+		return []byte("{}"), true
+	}
+	return nil, false
+}
+
+// wait runs something that waits for the world. It is not the guest's time.
+func (in *Instance) wait(f func(ctx context.Context)) {
+	begin := time.Now()
+	in.look(begin)
+	in.pause(func() {
+		f(in.call.ctx)
+		in.excuse(time.Since(begin))
+	})
+}
+
+func errorAnswer(err error) []byte {
+	answer, _ := json.Marshal(map[string]string{"error": err.Error()})
+	return answer
+}
