@@ -58,9 +58,14 @@ def write(path, files):
 
 
 def excluded(name, patterns):
+    """Whether a pattern fits name or a folder above it; the last one that does decides."""
     parts = name.split("/")
     heads = ["/".join(parts[:i + 1]) for i in range(len(parts))]
-    return any(fnmatch.fnmatchcase(h, p) for h in heads for p in patterns)
+    out = False
+    for p in patterns:
+        if any(fnmatch.fnmatchcase(h, p.removeprefix("!")) for h in heads):
+            out = not p.startswith("!")
+    return out
 
 
 def base(here, dir):
@@ -68,7 +73,7 @@ def base(here, dir):
     lines = here.joinpath("stdlib", "exclude").read_text().splitlines()
     patterns = [l.strip() for l in lines if l.strip() and not l.startswith("#")]
     for p in patterns:
-        if not any(lib.glob(p)) and p != "site-packages":
+        if not any(lib.glob(p.removeprefix("!"))):
             sys.exit(f"zip.py: exclude names {p}, which Lib does not have")
     files = {n: p for n, p in modules(lib).items() if not excluded(n, patterns)}
     files |= modules(here / "stdlib" / "overlay")
