@@ -39,6 +39,7 @@ type App struct {
 	readers map[string][]*agent             // guarded by mu; agents by topic
 	feeds   map[record.Partition][]laneFeed // guarded by mu; of assigned partitions
 	failed  error                           // guarded by mu; why the app stops
+	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
 	stop    context.CancelFunc              // ends polling and begins the stop
 }
 
@@ -189,6 +190,9 @@ func (a *App) Run(ctx context.Context) error {
 
 	// The stop. Nothing is polled any more; steps under way end, outputs are acknowledged, offsets committed.
 	until := time.Now().Add(a.cfg.ShutdownTimeout)
+	a.mu.Lock()
+	a.until = until
+	a.mu.Unlock()
 	timer := time.AfterFunc(a.cfg.ShutdownTimeout, kill)
 	defer timer.Stop()
 	lanes.Wait()
@@ -474,6 +478,11 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 	}
 	began := time.Now()
 	until := began.Add(rebalanceTimeout * 3 / 4)
+	a.mu.Lock()
+	if !a.until.IsZero() && a.until.Before(until) {
+		until = a.until
+	}
+	a.mu.Unlock()
 	byLane := a.release(ps)
 	clean := true
 	for l, feeds := range byLane {

@@ -30,11 +30,13 @@ func (in *intake) add(n int) {
 	}
 }
 
-func (in *intake) full() bool {
+func (in *intake) count() int {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.queued >= in.max
+	return in.queued
 }
+
+func (in *intake) full() bool { return in.count() >= in.max }
 
 // wait returns when there is room, or after stall without any: then some feed may be holding up the others.
 func (in *intake) wait(ctx context.Context, stall time.Duration) (room bool) {

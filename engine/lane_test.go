@@ -49,6 +49,13 @@ func (c *fakeCode) Call(_ context.Context, _ int, b *record.Batch) (record.Resul
 	return res, nil
 }
 
+// history is the offsets of the calls so far.
+func (c *fakeCode) history() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Sprint(c.calls)
+}
+
 // fakeSink acknowledges after a while.
 type fakeSink struct {
 	ack time.Duration
@@ -137,13 +144,15 @@ func TestLaneKeepsOrderAcrossChunks(t *testing.T) {
 		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 100)) {
 			t.Fatalf("outputs %v", got)
 		}
+		code.mu.Lock()
 		for _, c := range code.calls {
 			if len(c) > 7 {
 				t.Fatalf("a call took %d records, limit 7", len(c))
 			}
 		}
-		if l.intake.queued != 0 {
-			t.Fatalf("the intake counts %d records that are gone", l.intake.queued)
+		code.mu.Unlock()
+		if n := l.intake.count(); n != 0 {
+			t.Fatalf("the intake counts %d records that are gone", n)
 		}
 		if got := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; got != 100 {
 			t.Fatalf("committable %d, want 100", got)
@@ -167,7 +176,7 @@ func TestLaneBatchBytes(t *testing.T) {
 		l.put(f, rs)
 		stop := start(t, l)
 		time.Sleep(time.Second)
-		if got := fmt.Sprint(code.calls); got != "[[0 1] [2] [3] [4 5]]" {
+		if got := code.history(); got != "[[0 1] [2] [3] [4 5]]" {
 			t.Fatalf("calls %s", got)
 		}
 		if len(sink.keys("out-0")) != 6 {
@@ -246,11 +255,11 @@ func TestLaneTake(t *testing.T) {
 			l.put(f, records(0, 0, 6))
 			stop := start(t, l)
 			time.Sleep(time.Second)
-			if got := fmt.Sprint(code.calls); got != "[[0 1 2 3]]" {
+			if got := code.history(); got != "[[0 1 2 3]]" {
 				t.Fatalf("within %v: calls after 1 s %s", c.within, got)
 			}
 			time.Sleep(2 * time.Second)
-			if got := fmt.Sprint(code.calls); got != c.want {
+			if got := code.history(); got != c.want {
 				t.Fatalf("within %v: calls after 3 s %s, want %s", c.within, got, c.want)
 			}
 			_ = stop()
@@ -306,8 +315,8 @@ func TestLaneDrain(t *testing.T) {
 		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 2)) {
 			t.Fatalf("outputs %v", got)
 		}
-		if l.intake.queued != 0 {
-			t.Fatalf("the intake counts %d records of a revoked partition", l.intake.queued)
+		if n := l.intake.count(); n != 0 {
+			t.Fatalf("the intake counts %d records of a revoked partition", n)
 		}
 		f = l.open(record.Partition{Topic: "in"})
 		l.put(f, records(0, 2, 6))
