@@ -12,10 +12,10 @@ type Config struct {
 	AppName        string // application id; empty: "<app>-app"
 	DefinitionsDir string
 	DataDir        string
-	TableDir       string // absolute or below DataDir, already joined
-	CacheDir       string // compiled modules
-	Definitions    bool   // appBuilderEnabled: false ignores the manifests
-	CodeEnv        []string
+	TableDir       string   // absolute or below DataDir, already joined
+	CacheDir       string   // compiled modules
+	Definitions    bool     // appBuilderEnabled: false ignores the manifests
+	CodeEnv        []string // names of variables Code sees, beside the app's own
 
 	Kafka  Kafka
 	Topics Topics
@@ -41,7 +41,8 @@ type Config struct {
 	Scheduler Scheduler
 	Store     Store
 
-	values []Explained // every setting with its source, in table order
+	environ map[string]string // of the process, for the app's declared environment; never changed
+	values  []Explained       // every setting with its source, in table order
 }
 
 // Processing guarantees.
@@ -178,13 +179,3 @@ type Store struct {
 	BloomFilterSize          int // bits per key
 	CacheIndexAndFilter      bool
 }
-
-// Explained is one setting as `kaspr config` shows it.
-type Explained struct {
-	Key    string
-	Value  string // "***" for a secret that is set
-	Source string // default, KasprApp shop (app.yaml:9:3), file kaspr.yaml:4:1, environment K_WEB_PORT, flag --web-port
-}
-
-// Explain lists every setting with its effective value and its source.
-func (c Config) Explain() []Explained { return c.values }

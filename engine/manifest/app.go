@@ -3,6 +3,8 @@ package manifest
 import (
 	"math"
 	"regexp"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // App is a KasprApp. Members that concern only Kubernetes are checked for their names and not kept.
@@ -30,10 +32,10 @@ type Authentication struct {
 	PasswordKey Value[string]
 }
 
-// Setting is one member of spec.config.
+// Setting is one member of spec.config, or of a settings file.
 type Setting struct {
 	Name  Value[string]
-	Value Value[string] // the scalar's text
+	Value Value[string] // the scalar's text; a list's items are joined by commas
 }
 
 // EnvVar is one variable of the worker container. From is set instead of Value when it comes from elsewhere.
@@ -65,11 +67,11 @@ func (c cursor) app(a *App) {
 		}),
 		may("authentication", func(c cursor) { c.authentication(&a.Authentication) }),
 		may("config", func(c cursor) {
-			var entries []Entry
-			c.texts(&entries)
-			for _, e := range entries {
-				a.Config = append(a.Config, Setting{Name: e.Key, Value: e.Value})
+			if c.node.Kind != yaml.MappingNode {
+				c.fail(WrongType, c.name()+" must be a mapping, not "+c.kind(), "")
+				return
 			}
+			c.settings(&a.Config)
 		}),
 		may("resources", func(c cursor) { c.object(ignored("requests", "limits", "claims")...) }),
 		may("livenessProbe", func(c cursor) { c.probe() }),

@@ -1,0 +1,311 @@
+package config
+
+import (
+	"log/slog"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"kaspr.io/kaspr/engine/manifest"
+)
+
+const (
+	laterScheduler = "the message scheduler is not part of this version"
+	laterTables    = "tables are not part of this version"
+	laterWeb       = "the HTTP server is not part of this version"
+	laterWorkers   = "nothing is labelled with it in this version"
+	notNeeded      = "the engine needs no such limit"
+)
+
+const forever = time.Duration(math.MaxInt64)
+
+// settings is the table of all settings, in the order of docs/settings.md.
+var settings = []setting{
+	group("The app and its files"),
+	textSetting("app", "", "KasprApp to run; needed when the manifests hold several.",
+		func(c *Config) *string { return &c.App }, process()),
+	textSetting("appName", "", "Application id: consumer group and prefix of internal topics. `<app>-app` when empty.",
+		func(c *Config) *string { return &c.AppName }, process()),
+	pathSetting("definitionsDir", "builders", "Directory with the manifests, searched recursively for `*.yaml` and `*.yml`.",
+		func(c *Config) *string { return &c.DefinitionsDir }, process()),
+	boolSetting("appBuilderEnabled", "true", "With false the manifests are ignored.",
+		func(c *Config) *bool { return &c.Definitions }, process()),
+	pathSetting("dataDir", ".", "Directory that other relative directories are below.",
+		func(c *Config) *string { return &c.DataDir }, process()),
+	textSetting("tableDir", "tables", "Directory of the table stores; a relative one is below dataDir.",
+		func(c *Config) *string { return &c.TableDir }, later(laterTables), quiet()),
+	pathSetting("cacheDir", "", "Directory of compiled modules; the user's cache directory when empty.",
+		func(c *Config) *string { return &c.CacheDir }, process()),
+	listSetting("codeEnv", "", "list of names", "Variables of the process's environment that Code sees in `os.environ`, beside those the KasprApp declares.",
+		anyName, func(c *Config) *[]string { return &c.CodeEnv }, process()),
+	ordinalSetting(),
+
+	group("Kafka"),
+	listSetting("kafkaBootstrapServers", "localhost:9092", "list of host:port", "Brokers to begin with, separated by commas (or semicolons).",
+		hostAndPort, func(c *Config) *[]string { return &c.Kafka.BootstrapServers }, alias("bootstrapServers"), process()),
+	wordSetting("kafkaSecurityProtocol", "PLAINTEXT", "Whether connections are encrypted and log in.",
+		[]string{"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"},
+		func(c *Config) *string { return &c.Kafka.SecurityProtocol }, alias("securityProtocol"), process()),
+	wordSetting("kafkaSaslMechanism", Plain, "How to log in.",
+		[]string{Plain, ScramSHA256, ScramSHA512, OAuthBearer},
+		func(c *Config) *string { return &c.Kafka.SASL.Mechanism }, alias("saslMechanism"), process()),
+	textSetting("kafkaAuthUsername", "", "User to log in as.",
+		func(c *Config) *string { return &c.Kafka.SASL.Username }, alias("saslUsername"), process()),
+	textSetting("kafkaAuthPassword", "", "Password of the user.",
+		func(c *Config) *string { return &c.Kafka.SASL.Password }, alias("saslPassword"), secret(), process()),
+	pathSetting("kafkaAuthPasswordFile", "", "File with the password instead, read again at every login.",
+		func(c *Config) *string { return &c.Kafka.SASL.PasswordFile }, alias("saslPasswordFile"), process()),
+	textSetting("kafkaOauthToken", "", "Token for OAUTHBEARER.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.Token }, secret(), process()),
+	pathSetting("kafkaOauthTokenFile", "", "File with the token instead, read again at every login.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.TokenFile }, process()),
+	textSetting("kafkaOauthTokenEndpoint", "", "URL that gives tokens for client credentials instead.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.TokenEndpoint }, process()),
+	textSetting("kafkaOauthClientId", "", "Client id for the token endpoint.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.ClientID }, process()),
+	textSetting("kafkaOauthClientSecret", "", "Client secret for the token endpoint.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.ClientSecret }, secret(), process()),
+	pathSetting("kafkaOauthClientSecretFile", "", "File with the client secret instead.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.ClientSecretFile }, process()),
+	textSetting("kafkaOauthScope", "", "Scope asked of the token endpoint.",
+		func(c *Config) *string { return &c.Kafka.SASL.OAuth.Scope }, process()),
+	extensionsSetting(),
+	pathSetting("kafkaTlsCaFile", "", "PEM file of the authorities to trust; the system's when no CA is given.",
+		func(c *Config) *string { return &c.Kafka.TLS.CAFile }, alias("kafkaAuthCafile"), process()),
+	pathSetting("kafkaTlsCaPath", "", "Directory of PEM files of authorities to trust.",
+		func(c *Config) *string { return &c.Kafka.TLS.CAPath }, alias("kafkaAuthCapath"), process()),
+	textSetting("kafkaTlsCaData", "", "Authorities to trust, as PEM text.",
+		func(c *Config) *string { return &c.Kafka.TLS.CAData }, alias("kafkaAuthCadata"), process()),
+	pathSetting("kafkaTlsCertFile", "", "PEM file of the client certificate.",
+		func(c *Config) *string { return &c.Kafka.TLS.CertFile }, process()),
+	pathSetting("kafkaTlsKeyFile", "", "PEM file of the client certificate's key.",
+		func(c *Config) *string { return &c.Kafka.TLS.KeyFile }, process()),
+	textSetting("kafkaTlsServerName", "", "Name the brokers' certificates must have, instead of their host names.",
+		func(c *Config) *string { return &c.Kafka.TLS.ServerName }, process()),
+	textSetting("consumerGroupInstanceId", "", "Static group membership under this name.",
+		func(c *Config) *string { return &c.Kafka.GroupInstanceID }, process()),
+	durationSetting("brokerSessionTimeout", "120s", "The group waits this long for a silent member.",
+		time.Second, 30*time.Minute, func(c *Config) *time.Duration { return &c.Kafka.SessionTimeout }),
+	durationSetting("brokerHeartbeatInterval", "3s", "How often a member says that it is alive.",
+		10*time.Millisecond, 10*time.Minute, func(c *Config) *time.Duration { return &c.Kafka.HeartbeatInterval }),
+	durationSetting("brokerRequestTimeout", "180s", "How long a request may take; not shorter than brokerSessionTimeout.",
+		time.Second, time.Hour, func(c *Config) *time.Duration { return &c.Kafka.RequestTimeout }),
+	checkedSetting("brokerMaxPollRecords", "100", "whole number, at least 1", "Read for compatibility.", atLeastOne, later(notNeeded)),
+	checkedSetting("brokerMaxPollInterval", "1000s", "duration", "Read for compatibility.", aDuration, later(notNeeded)),
+	checkedSetting("producerAcks", "-1", "-1 or all", "Produced records are always acknowledged by all in-sync replicas.", allAcks, later("it cannot be anything else")),
+
+	group("Topics and codecs"),
+	intSetting("topicPartitions", "3", "Partitions of topics the app creates without a count of their own.",
+		1, math.MaxInt32, func(c *Config) *int { return &c.Topics.Partitions }),
+	intSetting("topicReplicationFactor", "3", "Replicas of topics the app creates.",
+		1, math.MaxInt16, func(c *Config) *int { return &c.Topics.ReplicationFactor }),
+	boolSetting("topicAllowDeclare", "true", "With false the app creates no topics.",
+		func(c *Config) *bool { return &c.Topics.AllowDeclare }),
+	wordSetting("keySerializer", "raw", "Codec of keys where a topic names none.", serializers,
+		func(c *Config) *string { return &c.KeySerializer }),
+	wordSetting("valueSerializer", "json", "Codec of values where a topic names none.", serializers,
+		func(c *Config) *string { return &c.ValueSerializer }),
+	wordSetting("jsonValueStyle", JSONCompact, "JSON values without blanks, or with exactly the original's bytes. Keys always have those: they decide partitions.",
+		[]string{JSONCompact, JSONOriginal}, func(c *Config) *string { return &c.JSONValueStyle }),
+
+	group("Processing"),
+	wordSetting("processingGuarantee", AtLeastOnce, "What a crash may do: at_least_once may repeat records.",
+		[]string{AtLeastOnce, ExactlyOnce}, func(c *Config) *string { return &c.ProcessingGuarantee }),
+	intSetting("workers", "0", "Instances of each agent's code that run side by side; 0 is one less than the processors, at least 1.",
+		0, 1024, func(c *Config) *int { return &c.Workers }, process()),
+	intSetting("batchRecordsMax", "1000", "Most records of one call into Python.",
+		1, 1_000_000, func(c *Config) *int { return &c.Batch.RecordsMax }),
+	sizeSetting("batchBytesMax", "1MiB", "Most bytes of one call into Python; one larger record is a batch of its own.",
+		1, 1<<30, func(c *Config) *int64 { return &c.Batch.BytesMax }),
+	durationSetting("batchLinger", "0s", "How long a batch that is not full waits for more records.",
+		0, time.Minute, func(c *Config) *time.Duration { return &c.Batch.Linger }),
+	durationSetting("commitInterval", "100ms", "How often offsets are committed. The original's brokerCommitInterval, there 2s.",
+		time.Millisecond, 10*time.Minute, func(c *Config) *time.Duration { return &c.CommitInterval }, alias("brokerCommitInterval")),
+	intSetting("commitEvery", "10000", "Offsets are committed at the latest after this many records.",
+		1, math.MaxInt32, func(c *Config) *int { return &c.CommitEvery }, alias("brokerCommitEvery")),
+	intSetting("queueRecordsMax", "4096", "Most records of one partition that wait for an agent; more are not fetched.",
+		1, 10_000_000, func(c *Config) *int { return &c.QueueRecordsMax }, alias("streamBufferMaxsize")),
+	durationSetting("shutdownTimeout", "30s", "How long a stop may take to finish what is running, commit and leave the group.",
+		0, time.Hour, func(c *Config) *time.Duration { return &c.ShutdownTimeout }, process()),
+	durationSetting("streamRecoveryDelay", "10s", "Settle time between a rebalance and the recovery of tables.",
+		0, time.Hour, func(c *Config) *time.Duration { return &c.RecoveryDelay }, later(laterTables)),
+	boolSetting("streamWaitEmpty", "true", "Finish records in work before a rebalance or stop.",
+		func(c *Config) *bool { return &c.WaitEmpty }, later("they are always finished")),
+
+	group("Sandbox"),
+	durationSetting("sandboxDeadline", "5s", "How long Python may work on one record.",
+		time.Millisecond, time.Hour, func(c *Config) *time.Duration { return &c.Sandbox.Deadline }),
+	durationSetting("sandboxLoadDeadline", "60s", "How long imports and init may take.",
+		time.Millisecond, time.Hour, func(c *Config) *time.Duration { return &c.Sandbox.LoadDeadline }),
+	sizeSetting("sandboxMemoryMax", "256MiB", "Memory of one instance of Python.",
+		32<<20, 4<<30, func(c *Config) *int64 { return &c.Sandbox.MemoryMax }),
+	durationSetting("sandboxTick", "5ms", "How often running Python is interrupted, to look at its deadline and to let others in.",
+		time.Millisecond, time.Second, func(c *Config) *time.Duration { return &c.Sandbox.Tick }, process()),
+
+	group("Logs"),
+	levelSetting(),
+	wordSetting("logFormat", "text", "How log lines are written, to standard error.", []string{"text", "json"},
+		func(c *Config) *string { return &c.Log.Format }, process()),
+
+	group("HTTP"),
+	textSetting("webHost", "", "Host name under which other workers reach this one.",
+		func(c *Config) *string { return &c.Web.Host }, later(laterWeb), quiet(), process()),
+	intSetting("webPort", "6065", "Port of the HTTP server.",
+		1024, 65535, func(c *Config) *int { return &c.Web.Port }, later(laterWeb), quiet()),
+	textSetting("webBasePath", "", "Path before every web view's.",
+		func(c *Config) *string { return &c.Web.BasePath }, later(laterWeb)),
+	textSetting("webMetricsBasePath", "", "Path before /metrics.",
+		func(c *Config) *string { return &c.Web.MetricsBasePath }, later(laterWeb)),
+
+	group("Message scheduler"),
+	boolSetting("schedulerEnabled", "false", "Delayed messages; schedulerCronEnabled implies it.",
+		func(c *Config) *bool { return &c.Scheduler.Enabled }, later(laterScheduler)),
+	boolSetting("schedulerDebugStatsEnabled", "false", "Statistics in the log every 5 s.",
+		func(c *Config) *bool { return &c.Scheduler.DebugStatsEnabled }, later(laterScheduler)),
+	intSetting("schedulerTopicPartitions", "0", "Partitions of the scheduler's topics; 0 is topicPartitions.",
+		0, math.MaxInt32, func(c *Config) *int { return &c.Scheduler.TopicPartitions }, later(laterScheduler)),
+	positive("schedulerCheckpointSaveIntervalSeconds", "1.3s", "How often the checkpoint is saved.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CheckpointSaveInterval }, later(laterScheduler)),
+	intSetting("schedulerDispatcherDefaultCheckpointLookbackDays", "7", "Days the first start looks back.",
+		0, 36500, func(c *Config) *int { return &c.Scheduler.DispatcherLookbackDays }, later(laterScheduler)),
+	positive("schedulerDispatcherCheckpointInterval", "10s", "How often the dispatcher's position is kept.",
+		func(c *Config) *time.Duration { return &c.Scheduler.DispatcherCheckpointInterval }, later(laterScheduler)),
+	positive("schedulerJanitorCheckpointInterval", "10s", "How often the janitor's position is kept.",
+		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCheckpointInterval }, later(laterScheduler)),
+	positive("schedulerJanitorCleanIntervalSeconds", "3s", "Pause between two cleanings.",
+		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCleanInterval }, later(laterScheduler)),
+	durationSetting("schedulerJanitorHighwaterOffsetSeconds", "4h", "How far the janitor stays behind the dispatcher.",
+		0, forever, func(c *Config) *time.Duration { return &c.Scheduler.JanitorHighwaterOffset }, later(laterScheduler)),
+	boolSetting("schedulerCronEnabled", "false", "Messages on cron.",
+		func(c *Config) *bool { return &c.Scheduler.CronEnabled }, later(laterScheduler)),
+	positive("schedulerCronTickIntervalSeconds", "30s", "How often cron entries are looked at.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CronTickInterval }, later(laterScheduler)),
+	positive("schedulerCronTickBufferSeconds", "10m", "How far ahead; longer than the interval and at least twice the smallest gap.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CronTickBuffer }, later(laterScheduler)),
+	positive("schedulerCronMinIntervalSeconds", "5s", "Smallest gap of a cron entry.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CronMinInterval }, later(laterScheduler)),
+
+	group("Table store"),
+	sizeSetting("storeRocksdbWriteBufferSize", "64MiB", "Size of a memtable.",
+		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.WriteBufferSize }, later(laterTables)),
+	intSetting("storeRocksdbMaxWriteBufferNumber", "3", "Memtables of a store.",
+		1, math.MaxInt32, func(c *Config) *int { return &c.Store.MaxWriteBufferNumber }, later(laterTables)),
+	sizeSetting("storeRocksdbTargetFileSizeBase", "64MiB", "Size of a file of level 1.",
+		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.TargetFileSizeBase }, later(laterTables)),
+	sizeSetting("storeRocksdbBlockCacheSize", "0", "Block cache, shared by all stores; 0 is a share of the container's memory.",
+		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheSize }, later(laterTables)),
+	sizeSetting("storeRocksdbBlockCacheCompressedSize", "256MiB", "Cache of compressed blocks.",
+		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheCompressedSize }, later(laterTables)),
+	intSetting("storeRocksdbBloomFilterSize", "3", "Bits of the bloom filter for each key.",
+		0, 100, func(c *Config) *int { return &c.Store.BloomFilterSize }, later(laterTables)),
+	boolSetting("storeRocksdbSetCacheIndexAndFilterBlocks", "false", "Keep index and filter blocks in the block cache.",
+		func(c *Config) *bool { return &c.Store.CacheIndexAndFilter }, later(laterTables)),
+}
+
+var serializers = []string{"raw", "json", "pickle", "binary"}
+
+// refused are names that mean something elsewhere and are not offered here, with what to do instead.
+var refused = map[string]string{
+	"kafkaInsecureSkipVerify":    "certificates are always verified: trust the CA with kafkaTlsCaFile, or name the brokers with kafkaTlsServerName",
+	"kafkaTlsInsecureSkipVerify": "certificates are always verified: trust the CA with kafkaTlsCaFile, or name the brokers with kafkaTlsServerName",
+	"insecureSkipVerify":         "certificates are always verified: trust the CA with kafkaTlsCaFile, or name the brokers with kafkaTlsServerName",
+	"tlsInsecureSkipVerify":      "certificates are always verified: trust the CA with kafkaTlsCaFile, or name the brokers with kafkaTlsServerName",
+}
+
+// group is a heading among the settings.
+func group(name string) setting { return setting{group: name} }
+
+func positive(key, text, doc string, field func(*Config) *time.Duration, opts ...option) setting {
+	return durationSetting(key, text, doc, time.Millisecond, forever, field, opts...)
+}
+
+// checkedSetting is checked and goes nowhere: it has no get.
+func checkedSetting(key, text, what, doc string, check func(string) error, opts ...option) setting {
+	s := define(key, text, what, doc, opts)
+	s.set = func(_ *Config, value string, _ given) error { return check(value) }
+	return s
+}
+
+func ordinalSetting() setting {
+	s := intSetting("workerOrdinalNumber", "-1", "Number of this worker; -1 takes the number the host name ends with.",
+		-1, math.MaxInt32, func(c *Config) *int { return &c.WorkerOrdinal }, later(laterWorkers), process())
+	return s
+}
+
+func levelSetting() setting {
+	s := define("logLevel", "info", "debug, info, warn, error", "Least severe log lines that are written.", []option{process()})
+	words := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "warning": slog.LevelWarn, "error": slog.LevelError}
+	s.set = func(c *Config, value string, _ given) error {
+		level, ok := words[strings.ToLower(value)]
+		if !ok {
+			return wrong("must be one of debug, info, warn, error, not %q", manifest.Suggest(value, []string{"debug", "info", "warn", "error"}), value)
+		}
+		c.Log.Level = level
+		return nil
+	}
+	s.get = func(c *Config) any { return c.Log.Level }
+	return s
+}
+
+func extensionsSetting() setting {
+	s := define("kafkaOauthExtensions", "", "list of name=value", "SASL extensions sent with the token.", []option{process()})
+	s.set = func(c *Config, value string, _ given) error {
+		extensions := map[string]string{}
+		for _, item := range strings.Split(value, ",") {
+			if item = strings.TrimSpace(item); item == "" {
+				continue
+			}
+			name, text, ok := strings.Cut(item, "=")
+			if !ok || name == "" {
+				return wrong("must be a list of name=value, not %q", "", value)
+			}
+			extensions[name] = text
+		}
+		c.Kafka.SASL.OAuth.Extensions = extensions
+		return nil
+	}
+	s.get = func(c *Config) any {
+		var items []string
+		for _, name := range sortedKeys(c.Kafka.SASL.OAuth.Extensions) {
+			items = append(items, name+"="+c.Kafka.SASL.OAuth.Extensions[name])
+		}
+		return items
+	}
+	return s
+}
+
+func anyName(string) error { return nil }
+
+func hostAndPort(item string) error {
+	host, port, err := net.SplitHostPort(item)
+	if err != nil {
+		return wrong("must be a list of host:port, and %q is not one", "", item)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
+		return wrong("must be a list of host:port, and %q is not one", "", item)
+	}
+	return nil
+}
+
+func atLeastOne(value string) error {
+	if n, err := strconv.Atoi(value); err != nil || n < 1 {
+		return wrong("must be a whole number of at least 1, not %q", "", value)
+	}
+	return nil
+}
+
+func aDuration(value string) error {
+	if _, ok := parseDuration(value); !ok {
+		return wrong("must be a duration such as 250ms, 2s or 1h, or seconds as a number, not %q", "", value)
+	}
+	return nil
+}
+
+func allAcks(value string) error {
+	if value != "-1" && value != "all" {
+		return wrong("must be -1 or all, not %q: less would lose records", "", value)
+	}
+	return nil
+}
