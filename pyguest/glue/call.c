@@ -1,0 +1,87 @@
+/* Calls of user code. A coroutine that never waits for anything runs to its end right here: all user code runs with the
+ * loop set as running and with the unit's task as the current one (see kaspr_loop.py), so nothing has to be entered or
+ * left. Only when it waits does Python's event loop turn. */
+#include "kaspr.h"
+
+#include "internal/pycore_genobject.h"
+
+static PyObject *finish(PyObject *iterator, PyObject *waits_for)
+{
+    /* The task enters this context itself for every step it makes. */
+    if (PyContext_Exit(kaspr_runtime.base_context) < 0)
+        return NULL;
+    PyObject *r = PyObject_CallFunctionObjArgs(kaspr_runtime.loop_finish, iterator, waits_for, NULL);
+    PyObject *exc = r == NULL ? PyErr_GetRaisedException() : NULL;
+    if (PyContext_Enter(kaspr_runtime.base_context) < 0) {
+        Py_CLEAR(r);
+        Py_XSETREF(exc, PyErr_GetRaisedException());
+    }
+    if (exc != NULL)
+        PyErr_SetRaisedException(exc);
+    return r;
+}
+
+PyObject *kaspr_await(PyObject *awaitable)
+{
+    PyObject *iterator = _PyCoro_GetAwaitableIter(awaitable);
+    Py_DECREF(awaitable);
+    if (iterator == NULL)
+        return NULL;
+    PyObject *r = NULL;
+    if (PyIter_Send(iterator, Py_None, &r) == PYGEN_NEXT) {
+        PyObject *waits_for = r;
+        r = finish(iterator, waits_for);
+        Py_DECREF(waits_for);
+    }
+    Py_DECREF(iterator);
+    return r;
+}
+
+static int is_awaitable(PyObject *v)
+{
+    if (PyCoro_CheckExact(v))
+        return 1;
+    if (PyGen_CheckExact(v)) {
+        PyCodeObject *code = PyGen_GetCode((PyGenObject *)v);
+        int flags = code->co_flags;
+        Py_DECREF(code);
+        return (flags & CO_ITERABLE_COROUTINE) != 0;
+    }
+    return Py_TYPE(v)->tp_as_async->am_await != NULL;
+}
+
+PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
+{
+    kaspr_unit.where = code->where;
+    if (kaspr_context_scratch != NULL)
+        Py_CLEAR(kaspr_context_scratch);
+    PyObject *stack[2 + TABLES_MAX];
+    stack[1] = value;
+    PyObject *kwnames = NULL;
+    if (op != NULL && op->kwcount > 0) {
+        memcpy(stack + 2, op->kwvalues, (size_t)op->kwcount * sizeof(PyObject *));
+        kwnames = op->kwnames;
+    }
+    PyObject *r = PyObject_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
+    if (r == NULL || Py_TYPE(r)->tp_as_async == NULL || !is_awaitable(r))
+        return r;
+    return kaspr_await(r);
+}
+
+int kaspr_loop_idle(void)
+{
+    runtime_t *rt = &kaspr_runtime;
+    if (rt->loop_ready == NULL || (Py_SIZE(rt->loop_ready) == 0 && PyList_GET_SIZE(rt->loop_scheduled) == 0))
+        return 0;
+    if (PyContext_Exit(rt->base_context) < 0)
+        return -1;
+    PyObject *r = PyObject_CallNoArgs(rt->loop_idle);
+    PyObject *exc = r == NULL ? PyErr_GetRaisedException() : NULL;
+    Py_XDECREF(r);
+    if (PyContext_Enter(rt->base_context) < 0)
+        Py_XSETREF(exc, PyErr_GetRaisedException());
+    if (exc == NULL)
+        return 0;
+    PyErr_SetRaisedException(exc);
+    return -1;
+}

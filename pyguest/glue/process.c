@@ -1,0 +1,421 @@
+/* A batch, unit by unit. A unit is a record, or the list of a take batch. What a unit wrote is cut off when it fails. */
+#include "kaspr.h"
+
+unit_t kaspr_unit;
+
+enum { APPLY_ERROR = -1, APPLY_DROP, APPLY_ONE, APPLY_GENERATOR, APPLY_ASYNC_GENERATOR };
+enum { UNIT_SPARE = 4096 }; /* room kept for telling a failure */
+
+static void at_operation(Py_ssize_t i)
+{
+    kaspr_state.phase = KASPR_PHASE_OPERATION;
+    kaspr_state.operation = (uint32_t)i;
+}
+
+/* Applies operation i to value; *result is new for everything but DROP and ERROR. */
+static int apply(Py_ssize_t i, PyObject *value, PyObject **result)
+{
+    op_t *op = &kaspr_program.ops[i];
+    at_operation(i);
+    if (op->kind == OP_SEND) {
+        PyObject *answer = NULL;
+        int rc = kaspr_emit(op->send, value, op, op->send->ack && !op->pass_through ? &answer : NULL);
+        if (rc != EMIT_SENT)
+            return rc == EMIT_DROPPED ? APPLY_DROP : APPLY_ERROR;
+        *result = op->pass_through ? Py_NewRef(value) : answer != NULL ? answer : Py_NewRef(Py_None);
+        return APPLY_ONE;
+    }
+    PyObject *r = kaspr_call(&op->code, value, op);
+    if (r == NULL)
+        return APPLY_ERROR;
+    if (op->kind == OP_MAP) {
+        *result = r;
+        if (Py_TYPE(r)->tp_as_async == NULL)
+            return APPLY_ONE;
+        return PyGen_CheckExact(r) ? APPLY_GENERATOR : PyAsyncGen_CheckExact(r) ? APPLY_ASYNC_GENERATOR : APPLY_ONE;
+    }
+    int truth;
+    if (r == Py_True)
+        truth = 1;
+    else if (r == Py_False)
+        truth = 0;
+    else if (PyGen_CheckExact(r) || PyAsyncGen_CheckExact(r)) {
+        PyErr_SetString(PyExc_TypeError, "a filter returns a value, not a generator: that is always true");
+        truth = -1;
+    } else
+        truth = PyObject_IsTrue(r);
+    Py_DECREF(r);
+    if (truth <= 0)
+        return truth < 0 ? APPLY_ERROR : APPLY_DROP;
+    *result = Py_NewRef(value);
+    return APPLY_ONE;
+}
+
+/* Next item of a generator of operation i: 1, 0 at its end, -1 on error. */
+static int next_item(Py_ssize_t i, PyObject *generator, int kind, PyObject **item)
+{
+    at_operation(i);
+    kaspr_unit.where = kaspr_program.ops[i].code.where;
+    if (kind == APPLY_GENERATOR) {
+        PyObject *v = NULL;
+        switch (PyIter_Send(generator, Py_None, &v)) {
+        case PYGEN_NEXT:
+            *item = v;
+            return 1;
+        case PYGEN_RETURN:
+            Py_DECREF(v);
+            return 0;
+        default:
+            return -1;
+        }
+    }
+    PyObject *next = Py_TYPE(generator)->tp_as_async->am_anext(generator);
+    if (next == NULL)
+        return -1;
+    *item = kaspr_await(next);
+    if (*item != NULL)
+        return 1;
+    if (!PyErr_ExceptionMatches(PyExc_StopAsyncIteration))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+static int send_outputs(PyObject *value)
+{
+    for (Py_ssize_t i = 0; i < kaspr_program.output_count; i++) {
+        kaspr_state.phase = KASPR_PHASE_OUTPUT;
+        kaspr_state.operation = (uint32_t)i;
+        if (kaspr_emit(&kaspr_program.outputs[i], value, NULL, NULL) == EMIT_ERROR)
+            return -1;
+    }
+    return 0;
+}
+
+/* Appends what operation i makes of value to list. */
+static int apply_to_list(Py_ssize_t i, PyObject *value, PyObject *list)
+{
+    PyObject *r;
+    int kind = apply(i, value, &r), rc = 0;
+    switch (kind) {
+    case APPLY_ERROR:
+        return -1;
+    case APPLY_DROP:
+        return 0;
+    case APPLY_ONE:
+        rc = PyList_Append(list, r);
+        break;
+    default: {
+        PyObject *item;
+        int more;
+        while ((more = next_item(i, r, kind, &item)) > 0) {
+            more = PyList_Append(list, item);
+            Py_DECREF(item);
+            if (more < 0)
+                break;
+        }
+        rc = more;
+    }
+    }
+    Py_DECREF(r);
+    return rc;
+}
+
+/* Runs items (stolen) through the operations from i on, breadth first, and through the outputs. */
+static int run_list(PyObject *items, Py_ssize_t i)
+{
+    int rc = 0;
+    for (; i < kaspr_program.op_count && PyList_GET_SIZE(items) > 0; i++) {
+        PyObject *next = PyList_New(0);
+        rc = next == NULL ? -1 : 0;
+        for (Py_ssize_t k = 0; rc == 0 && k < PyList_GET_SIZE(items); k++)
+            rc = apply_to_list(i, PyList_GET_ITEM(items, k), next);
+        Py_DECREF(items);
+        if (rc < 0) {
+            Py_XDECREF(next);
+            return -1;
+        }
+        items = next;
+    }
+    for (Py_ssize_t k = 0; rc == 0 && k < PyList_GET_SIZE(items); k++)
+        rc = send_outputs(PyList_GET_ITEM(items, k));
+    Py_DECREF(items);
+    return rc;
+}
+
+/* Runs one item (stolen) through the operations from i on and through the outputs. */
+static int run_item(PyObject *item, Py_ssize_t i)
+{
+    for (; i < kaspr_program.op_count; i++) {
+        PyObject *r;
+        int kind = apply(i, item, &r);
+        if (kind == APPLY_ONE) {
+            Py_SETREF(item, r);
+            continue;
+        }
+        if (kind >= APPLY_GENERATOR) {
+            PyObject *items = PyList_New(0), *v;
+            int more = items == NULL ? -1 : 0;
+            while (items != NULL && (more = next_item(i, r, kind, &v)) > 0) {
+                more = PyList_Append(items, v);
+                Py_DECREF(v);
+                if (more < 0)
+                    break;
+            }
+            Py_DECREF(r);
+            Py_DECREF(item);
+            if (more < 0) {
+                Py_XDECREF(items);
+                return -1;
+            }
+            return run_list(items, i + 1);
+        }
+        Py_DECREF(item);
+        return kind == APPLY_ERROR ? -1 : 0;
+    }
+    int rc = send_outputs(item);
+    Py_DECREF(item);
+    return rc;
+}
+
+/* The pipeline over one value. The first operation's generator is lazy: an item is sent before the next one is made. */
+static int run_pipeline(PyObject *value)
+{
+    if (kaspr_program.op_count == 0)
+        return send_outputs(value);
+    PyObject *r;
+    int kind = apply(0, value, &r);
+    if (kind == APPLY_ONE)
+        return run_item(r, 1);
+    if (kind < APPLY_GENERATOR)
+        return kind;
+    PyObject *item;
+    int more;
+    while ((more = next_item(0, r, kind, &item)) > 0)
+        if ((more = run_item(item, 1)) < 0)
+            break;
+    Py_DECREF(r);
+    return more;
+}
+
+/* ---- units ------------------------------------------------------------------------------------------------------- */
+
+static int decode_key(unit_t *u, const uint8_t *record, PyObject **key)
+{
+    int codec = kaspr_program.key_codec;
+    if (codec == CODEC_RAW) {
+        *key = NULL;
+        return 0;
+    }
+    kaspr_state.phase = KASPR_PHASE_DECODE_KEY;
+    u->failure = KASPR_FAILURE_DECODE_KEY;
+    *key = kaspr_decode(codec, (const char *)u->batch + get32(record + 32), (int32_t)get32(record + 36));
+    return *key == NULL ? -1 : 0;
+}
+
+static PyObject *decode_value(unit_t *u, const uint8_t *record)
+{
+    kaspr_state.phase = KASPR_PHASE_DECODE_VALUE;
+    u->failure = KASPR_FAILURE_DECODE_VALUE;
+    return kaspr_decode(kaspr_program.value_codec, (const char *)u->batch + get32(record + 40), (int32_t)get32(record + 44));
+}
+
+static int put_done(uint32_t unit)
+{
+    if (kbuf_reserve(&kaspr_result, KASPR_ENTRY_HEADER_SIZE) < 0)
+        return -1;
+    char *e = kaspr_result.data + kaspr_result.len;
+    put32(e, KASPR_ENTRY_HEADER_SIZE);
+    put32(e + 4, KASPR_ENTRY_DONE);
+    put32(e + 8, unit);
+    kaspr_result.len += KASPR_ENTRY_HEADER_SIZE;
+    kaspr_state.committed = (uint32_t)kaspr_result.len;
+    return 0;
+}
+
+static void unit_begin(unit_t *u, uint32_t index, const uint8_t *record)
+{
+    u->active = 1;
+    u->index = index;
+    u->record = record;
+    u->where = NULL;
+    u->failure = KASPR_FAILURE_CODE;
+    kaspr_state.progress = index;
+}
+
+/* Lets go of what the unit held. Destructors of the user's objects run here, still within the unit. */
+static void unit_release(unit_t *u)
+{
+    if (u->event != NULL) {
+        PyObject *event = u->event;
+        u->event = NULL;
+        kaspr_event_release(event);
+    }
+    Py_CLEAR(u->value);
+    if (u->key != NULL)
+        Py_CLEAR(u->key);
+    if (u->keys != NULL)
+        Py_CLEAR(u->keys);
+    if (kaspr_context_scratch != NULL)
+        Py_CLEAR(kaspr_context_scratch);
+}
+
+/* Ends the unit: 1 it succeeded, 0 it failed and says so, -1 not even that was possible. */
+static int unit_end(unit_t *u, int rc, size_t start)
+{
+    if (rc == 0)
+        rc = kaspr_loop_idle();
+    int ok = rc == 0;
+    if (!ok) {
+        PyObject *where = u->failure == KASPR_FAILURE_DECODE_KEY || u->failure == KASPR_FAILURE_DECODE_VALUE ? NULL : u->where;
+        kaspr_result.len = start;
+        u->aside.len = 0;
+        u->building = 0;
+        rc = kaspr_fail(u->index, u->failure, where);
+    }
+    unit_release(u);
+    if (!ok && rc == 0) { /* what the failed unit left is not the next one's */
+        size_t end = kaspr_result.len;
+        kaspr_loop_idle();
+        kaspr_result.len = end;
+    }
+    kaspr_tick_forget();
+    PyErr_Clear();
+    u->active = 0;
+    if (rc < 0 || put_done(u->index) < 0)
+        return -1;
+    return ok;
+}
+
+/* 1, 0 or -1 as unit_end. */
+static int run_record(unit_t *u, uint32_t index)
+{
+    const uint8_t *record = u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)index * KASPR_RECORD_SIZE;
+    size_t start = kaspr_result.len;
+    unit_begin(u, index, record);
+    int rc = decode_key(u, record, &u->key);
+    if (rc == 0 && (u->value = decode_value(u, record)) == NULL)
+        rc = -1;
+    if (rc == 0) {
+        u->failure = KASPR_FAILURE_CODE;
+        rc = run_pipeline(u->value);
+    }
+    return unit_end(u, rc, start);
+}
+
+static int run_take(unit_t *u, uint32_t count)
+{
+    unit_begin(u, 0, NULL);
+    PyObject *values = PyList_New(0), *keys = PyList_New(0);
+    uint32_t *indexes = malloc((count + 1) * sizeof *indexes);
+    int rc = values == NULL || keys == NULL || indexes == NULL ? -1 : 0;
+    if (rc < 0)
+        PyErr_NoMemory();
+    u->keys = keys;
+    u->indexes = indexes;
+    uint32_t good = 0;
+    for (uint32_t i = 0; rc == 0 && i < count; i++) {
+        const uint8_t *record = u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)i * KASPR_RECORD_SIZE;
+        PyObject *key, *value = NULL;
+        if (decode_key(u, record, &key) < 0 || (value = decode_value(u, record)) == NULL) {
+            int deadline = PyErr_ExceptionMatches(kaspr_runtime.deadline);
+            if (deadline || kaspr_fail(i, u->failure, NULL) < 0)
+                rc = -1;
+        } else {
+            rc = PyList_Append(values, value);
+            if (rc == 0)
+                rc = PyList_Append(keys, key == NULL ? Py_Ellipsis : key);
+            indexes[good++] = i;
+        }
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    size_t start = kaspr_result.len; /* records that could not be decoded stay failed, whatever becomes of the others */
+    u->failure = KASPR_FAILURE_CODE;
+    if (rc == 0 && good > 0 && (u->value = PyList_AsTuple(values)) == NULL)
+        rc = -1;
+    if (rc == 0 && good > 0)
+        rc = run_pipeline(values);
+    Py_XDECREF(values);
+    rc = unit_end(u, rc, start);
+    free(indexes);
+    u->indexes = NULL;
+    return rc;
+}
+
+/* ---- the batch --------------------------------------------------------------------------------------------------- */
+
+static int bad(const char *text)
+{
+    PyErr_SetString(PyExc_ValueError, text);
+    return -1;
+}
+
+static int inside(uint64_t off, uint64_t len, size_t n) { return off <= n && len <= n - off; }
+
+static int bad_slice(const uint8_t *entry, size_t n)
+{
+    int32_t len = (int32_t)get32(entry + 4);
+    return len < -1 || !inside(get32(entry), len < 0 ? 0 : (uint64_t)len, n);
+}
+
+/* The host writes the batch; this is a check against bugs, and cheap. */
+static int check_batch(const uint8_t *b, size_t n)
+{
+    if (n < KASPR_BATCH_HEADER_SIZE || get32(b) != KASPR_BATCH_MAGIC)
+        return bad("this is not a batch");
+    uint32_t count = get32(b + 4), topics = get32(b + 12);
+    if (!inside(KASPR_BATCH_HEADER_SIZE, (uint64_t)count * KASPR_RECORD_SIZE, n) ||
+        !inside(get32(b + 16), (uint64_t)topics * KASPR_TOPIC_SIZE, n))
+        return bad("the batch is cut off");
+    for (uint32_t i = 0; i < topics; i++) {
+        const uint8_t *t = b + get32(b + 16) + (size_t)i * KASPR_TOPIC_SIZE;
+        if (!inside(get32(t), get32(t + 4), n))
+            return bad("a topic lies outside the batch");
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *r = b + KASPR_BATCH_HEADER_SIZE + (size_t)i * KASPR_RECORD_SIZE;
+        uint32_t headers = get32(r + 52);
+        if (get32(r) >= topics || bad_slice(r + 32, n) || bad_slice(r + 40, n) ||
+            (headers > 0 && !inside(get32(r + 48), (uint64_t)headers * KASPR_HEADER_SIZE, n)))
+            return bad("a record lies outside the batch");
+        for (uint32_t k = 0; k < headers; k++) {
+            const uint8_t *h = b + get32(r + 48) + (size_t)k * KASPR_HEADER_SIZE;
+            if (!inside(get32(h), get32(h + 4), n) || bad_slice(h + 8, n))
+                return bad("a header lies outside the batch");
+        }
+    }
+    return 0;
+}
+
+int kaspr_run_batch(const uint8_t *batch, size_t n)
+{
+    unit_t *u = &kaspr_unit;
+    if (!kaspr_program.loaded)
+        return bad("no program is loaded");
+    if (check_batch(batch, n) < 0)
+        return -1;
+    uint32_t count = get32(batch + 4), flags = get32(batch + 8);
+    u->batch = batch;
+    u->batch_len = n;
+    int rc = 1;
+    if (flags & KASPR_FLAG_TAKE) {
+        if (count > 0)
+            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : run_take(u, count);
+    } else {
+        for (uint32_t i = 0; i < count; i++) {
+            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : run_record(u, i);
+            if (rc < 0 || (rc == 0 && (flags & KASPR_FLAG_STOP_ON_FAILURE)))
+                break;
+        }
+    }
+    u->active = 0;
+    u->batch = NULL;
+    kaspr_state.progress = KASPR_PROGRESS_IDLE;
+    kaspr_state.phase = KASPR_PHASE_IDLE;
+    if (rc >= 0)
+        return 0;
+    if (!PyErr_Occurred())
+        PyErr_NoMemory();
+    return -1;
+}

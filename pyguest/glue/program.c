@@ -1,0 +1,115 @@
+/* The loaded program as C structs. kaspr_load.py gives it as tuples; the order of their members is said there. */
+#include "kaspr.h"
+
+program_t kaspr_program;
+
+static PyObject *member(PyObject *tuple, Py_ssize_t i)
+{
+    if (!PyTuple_Check(tuple) || i >= PyTuple_GET_SIZE(tuple)) {
+        PyErr_SetString(PyExc_SystemError, "the program's tuples and program.c disagree");
+        return NULL;
+    }
+    return PyTuple_GET_ITEM(tuple, i);
+}
+
+static int number(PyObject *tuple, Py_ssize_t i)
+{
+    PyObject *v = member(tuple, i);
+    long n = v == NULL ? -1 : PyLong_AsLong(v);
+    return PyErr_Occurred() ? -1 : (int)n;
+}
+
+/* None, or (function, where). */
+static int code(PyObject *tuple, Py_ssize_t i, code_t *c)
+{
+    PyObject *v = member(tuple, i);
+    if (v == NULL)
+        return -1;
+    if (v == Py_None)
+        return 0;
+    PyObject *func = member(v, 0), *where = member(v, 1);
+    if (func == NULL || where == NULL)
+        return -1;
+    c->func = Py_NewRef(func);
+    c->where = Py_NewRef(where);
+    return 0;
+}
+
+static PyObject *optional(PyObject *tuple, Py_ssize_t i)
+{
+    PyObject *v = member(tuple, i);
+    return v == NULL || v == Py_None ? NULL : Py_NewRef(v);
+}
+
+static int output(PyObject *t, output_t *o)
+{
+    o->index = number(t, 0);
+    o->topic = optional(t, 1);
+    o->key_codec = number(t, 2);
+    o->value_codec = number(t, 3);
+    o->ack = number(t, 4);
+    code_t *codes[] = {&o->name, &o->key, &o->value, &o->partition, &o->headers, &o->predicate};
+    for (Py_ssize_t i = 0; i < 6; i++)
+        if (code(t, 5 + i, codes[i]) < 0)
+            return -1;
+    o->where_topic = optional(t, 11);
+    o->where_key = optional(t, 12);
+    o->where_value = optional(t, 13);
+    o->declare = optional(t, 14);
+    o->declared = PySet_New(NULL);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int operation(PyObject *t, op_t *op)
+{
+    op->kind = number(t, 0);
+    if (code(t, 1, &op->code) < 0)
+        return -1;
+    PyObject *names = member(t, 2), *values = member(t, 3), *send = member(t, 4);
+    op->pass_through = number(t, 5);
+    if (PyErr_Occurred())
+        return -1;
+    op->kwcount = PyTuple_GET_SIZE(names);
+    if (op->kwcount > TABLES_MAX || PyTuple_GET_SIZE(values) != op->kwcount) {
+        PyErr_Format(PyExc_ValueError, "an operation has at most %d tables", (int)TABLES_MAX);
+        return -1;
+    }
+    op->kwnames = Py_NewRef(names);
+    for (Py_ssize_t i = 0; i < op->kwcount; i++)
+        op->kwvalues[i] = Py_NewRef(PyTuple_GET_ITEM(values, i));
+    if (op->kind != OP_SEND)
+        return 0;
+    op->send = PyMem_Calloc(1, sizeof *op->send);
+    if (op->send == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return output(send, op->send);
+}
+
+/* (key codec, value codec, json exact, operations, outputs, sources). A program that fails half way is left behind: the
+ * host throws the instance away. */
+int kaspr_program_set(PyObject *spec)
+{
+    program_t p = {.loaded = 1, .key_codec = number(spec, 0), .value_codec = number(spec, 1), .json_exact = number(spec, 2)};
+    PyObject *ops = member(spec, 3), *outputs = member(spec, 4), *sources = member(spec, 5);
+    if (PyErr_Occurred())
+        return -1;
+    p.op_count = PyTuple_GET_SIZE(ops);
+    p.output_count = PyTuple_GET_SIZE(outputs);
+    p.ops = PyMem_Calloc((size_t)p.op_count + 1, sizeof *p.ops);
+    p.outputs = PyMem_Calloc((size_t)p.output_count + 1, sizeof *p.outputs);
+    if (p.ops == NULL || p.outputs == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < p.op_count; i++)
+        if (operation(PyTuple_GET_ITEM(ops, i), &p.ops[i]) < 0)
+            return -1;
+    for (Py_ssize_t i = 0; i < p.output_count; i++)
+        if (output(PyTuple_GET_ITEM(outputs, i), &p.outputs[i]) < 0)
+            return -1;
+    p.sources = Py_NewRef(sources);
+    kaspr_program = p;
+    return 0;
+}

@@ -1,0 +1,201 @@
+/* What the files of the glue share. The ABI with the host is abi.h; the order of things is in glue/README.md. */
+#ifndef KASPR_H
+#define KASPR_H
+
+#ifndef PY_SSIZE_T_CLEAN
+#define PY_SSIZE_T_CLEAN
+#endif
+#include "Python.h"
+
+#include <stdint.h>
+
+#include "abi.h"
+#include "kbuf.h"
+
+/* ---- the host ---------------------------------------------------------------------------------------------------- */
+
+#ifdef __wasm__
+#define KASPR_EXPORT(name) __attribute__((export_name(#name), used))
+#define KASPR_IMPORT(name) __attribute__((import_module("kaspr"), import_name(#name)))
+#else
+#define KASPR_EXPORT(name) __attribute__((visibility("default"), used))
+#define KASPR_IMPORT(name)
+#endif
+
+KASPR_IMPORT(tick) int32_t kaspr_host_tick(void);
+KASPR_IMPORT(die) void kaspr_host_die(void);
+KASPR_IMPORT(host) int32_t kaspr_host_call(int32_t op, const void *req, int32_t req_len, void *resp, int32_t resp_cap);
+
+/* State of abi.go: the host reads and writes it while the guest runs. */
+typedef struct {
+    volatile uint32_t interrupt;
+    volatile uint32_t progress;
+    volatile uint32_t result_ptr, result_len, committed;
+    volatile uint32_t report_ptr, report_len;
+    volatile uint32_t phase, operation;
+    uint32_t reserved[7];
+} kaspr_state_t;
+_Static_assert(sizeof(kaspr_state_t) == KASPR_STATE_SIZE, "abi.go: State");
+_Static_assert(offsetof(kaspr_state_t, committed) == KASPR_STATE_COMMITTED, "abi.go: State");
+_Static_assert(offsetof(kaspr_state_t, operation) == KASPR_STATE_OPERATION, "abi.go: State");
+extern kaspr_state_t kaspr_state;
+
+KASPR_EXPORT(kaspr_start) int32_t kaspr_start(void);
+KASPR_EXPORT(kaspr_input) void *kaspr_input(int32_t n);
+KASPR_EXPORT(kaspr_load) int32_t kaspr_load(int32_t n);
+KASPR_EXPORT(kaspr_check) int32_t kaspr_check(int32_t n);
+KASPR_EXPORT(kaspr_process) int32_t kaspr_process(int32_t n);
+KASPR_EXPORT(kaspr_reseed) int32_t kaspr_reseed(int32_t n);
+KASPR_EXPORT(kaspr_tick) void kaspr_tick(void);
+
+/* Result of the running call. Its address is always the one in kaspr_state. */
+extern kbuf kaspr_result;
+
+/* ---- the program (program.c) ------------------------------------------------------------------------------------- */
+
+enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_COUNT };
+enum { OP_MAP, OP_FILTER, OP_SEND };
+enum { TABLES_MAX = 16 };
+
+/* One function of the user and the words that name it in failures. func is NULL when the manifest has none. */
+typedef struct {
+    PyObject *func;
+    PyObject *where;
+} code_t;
+
+typedef struct {
+    int32_t index;   /* in Program.Outputs, -1 for a topicSend */
+    PyObject *topic; /* str; NULL with a nameSelector */
+    int key_codec, value_codec;
+    int ack;
+    code_t name, key, value, partition, headers, predicate;
+    PyObject *where_topic, *where_key, *where_value; /* what failures of the addressing and encoding are called */
+    PyObject *declare;  /* str: JSON members of OpEnsureTopic without the name, NULL: not declared */
+    PyObject *declared; /* set of topics declared by this instance */
+} output_t;
+
+typedef struct {
+    int kind;
+    code_t code; /* not of OP_SEND */
+    PyObject *kwnames;
+    PyObject *kwvalues[TABLES_MAX];
+    Py_ssize_t kwcount;
+    output_t *send;
+    int pass_through;
+} op_t;
+
+typedef struct {
+    int loaded;
+    int key_codec, value_codec;
+    int json_exact;
+    op_t *ops;
+    Py_ssize_t op_count;
+    output_t *outputs;
+    Py_ssize_t output_count;
+    PyObject *sources; /* dict: file name -> dict: line number -> text */
+} program_t;
+extern program_t kaspr_program;
+
+/* Takes over what kaspr_load.load returned. 0, or -1 with an exception. */
+int kaspr_program_set(PyObject *spec);
+
+/* References the glue holds so that nothing user code does to modules can reach it. */
+typedef struct {
+    PyObject *load, *check, *reseed;           /* kaspr_runtime */
+    PyObject *loaded;                          /* kaspr_runtime.loaded: called when the program is in place */
+    PyObject *deadline;                        /* class kaspr.DeadlineExceeded */
+    PyObject *loop, *loop_finish, *loop_idle;  /* kaspr_loop; finish runs a suspended coroutine to its end */
+    PyObject *loop_ready, *loop_scheduled;     /* deque and heap (list) of the loop */
+    PyObject *base_context;                    /* contextvars.Context all user code runs in */
+    PyObject *app, *forward, *send, *acked;    /* kaspr_app */
+    PyObject *pickle_dumps, *pickle_loads, *a2b_base64;
+} runtime_t;
+extern runtime_t kaspr_runtime;
+
+/* ---- a unit: a record, or the list of a take batch (process.c) --------------------------------------------------- */
+
+typedef struct {
+    int active;
+    uint32_t index;        /* unit in the batch: StateProgress */
+    const uint8_t *batch;  /* input buffer */
+    size_t batch_len;
+    const uint8_t *record; /* of the unit; of a take batch NULL */
+    PyObject *value;       /* decoded, as handed to the first operation; of a take batch a tuple of the list's values */
+    PyObject *key;         /* decoded, NULL: not decoded yet (raw only) */
+    PyObject *event;       /* EventObject or a list of them, NULL: nobody asked yet */
+    PyObject *where;       /* borrowed: name of what runs now */
+    int failure;           /* KASPR_FAILURE_*: kind of the exception that is set */
+    int building;          /* an output entry is half written */
+    kbuf aside;            /* outputs sent while building */
+    /* of a take batch */
+    PyObject *keys;        /* list, parallel to value; Ellipsis: not decoded (raw) */
+    uint32_t *indexes;     /* record of each value */
+} unit_t;
+extern unit_t kaspr_unit;
+
+/* ---- context, events (types.c) ----------------------------------------------------------------------------------- */
+
+extern PyTypeObject KasprContext_Type, KasprEvent_Type, KasprMessage_Type;
+extern PyObject *kaspr_context_scratch; /* what the running function wrote to context; dropped with the next call */
+extern PyObject *kaspr_context;
+int kaspr_types_init(PyObject *module);
+/* Copies what the event needs to outlive the input buffer, if user code kept it; forgets it otherwise. */
+void kaspr_event_release(PyObject *event);
+PyObject *kaspr_record_key(const uint8_t *record);
+
+static inline uint32_t get32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline int64_t get64(const void *p) { int64_t v; memcpy(&v, p, 8); return v; }
+static inline void put32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void put64(void *p, uint64_t v) { memcpy(p, &v, 8); }
+
+/* ---- codecs and output entries (codec.c, output.c) --------------------------------------------------------------- */
+
+int kaspr_codec_of(PyObject *name); /* CODEC_*, or -1 with ValueError */
+PyObject *kaspr_decode(int codec, const char *bytes, Py_ssize_t len); /* len -1: null */
+/* Appends v's encoding; *len is its length, -1 for Kafka's null. */
+int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len);
+
+enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
+/* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores
+ * its metadata there. kwnames and kwvalues are the tables of a topicSend. */
+int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer);
+/* _kaspr.produce: what app.send does. */
+PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n);
+
+/* ---- calls of user code (call.c) --------------------------------------------------------------------------------- */
+
+/* Calls a function with value and op's tables (op may be NULL) and awaits what is awaitable. */
+PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op);
+/* Awaits an awaitable; steals it. */
+PyObject *kaspr_await(PyObject *awaitable);
+/* Lets ready callbacks of the event loop run once, if there are any. 0, or -1 with an exception. */
+int kaspr_loop_idle(void);
+
+/* Processes a batch into kaspr_result. 0, or -1 with an exception: the batch could not be read. */
+int kaspr_run_batch(const uint8_t *batch, size_t n);
+
+/* ---- failures (failure.c) ---------------------------------------------------------------------------------------- */
+
+/* Appends an EntryFailure for the exception that is set and clears it. 0, or -1: no memory even for that. */
+int kaspr_fail(uint32_t unit, int kind, PyObject *where);
+/* Texts of an exception, bounded; new references, never fail but by memory. */
+PyObject *kaspr_exception_message(PyObject *exc);
+PyObject *kaspr_exception_traceback(PyObject *exc);
+
+/* ---- interruption (tick.c) --------------------------------------------------------------------------------------- */
+
+int kaspr_tick_init(void);
+/* Forgets an exception that was ordered but not raised yet. */
+void kaspr_tick_forget(void);
+/* File names of the program: frames of other files are not in the report. */
+int kaspr_tick_files(PyObject *sources);
+const char *kaspr_report(void);
+
+/* ---- the module _kaspr (module.c) -------------------------------------------------------------------------------- */
+
+PyMODINIT_FUNC PyInit__kaspr(void);
+/* Host call whose answer fits a fixed buffer; *answer points into it until the next one. Length, or -1 with RuntimeError. */
+Py_ssize_t kaspr_host(int32_t op, const void *req, size_t len, const char **answer);
+int kaspr_log(int level, PyObject *text);
+
+#endif

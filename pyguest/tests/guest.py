@@ -1,0 +1,296 @@
+"""Drives a guest through frames on its stdin and stdout: the native one (native/main.c) or one of wasm (KASPR_GUEST).
+
+Frames are u32 length (of what follows), u8 type, payload; little-endian.
+
+To the guest:  S start; L load, C check, P process, R reseed with the input; B u32 repetitions and a batch;
+               T u32 ms, u32 ms, answers: ticks of the next call; a i32 code, u8 tick, bytes: answer to a host call
+From it:       r reply of a call (struct _reply) and the result; h i32 op and request; d reply, u32 length, report, result
+"""
+
+import json
+import os
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+_reply = struct.Struct("<iQIIII")
+KINDS = {1: "code", 2: "decode-key", 3: "decode-value", 4: "encode", 5: "deadline", 6: "memory", 7: "trap", 8: "send"}
+OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC = 1, 2, 3, 4
+CONTINUE, RAISE, DIE = 0, 1, 2
+
+
+def command():
+    """How to start a guest: KASPR_GUEST, or the native one, built here if need be."""
+    if "KASPR_GUEST" in os.environ:
+        return os.environ["KASPR_GUEST"].split()
+    out = os.environ.get("KASPR_NATIVE_OUT") or os.path.join(tempfile.gettempdir(), f"kaspr-native-{os.getuid()}")
+    if not getattr(command, "built", False):
+        subprocess.run([os.path.join(HERE, "native", "build.sh"), out], check=True)
+        command.built = True
+    build = os.path.join(HERE, "..", "build.sh")
+    python = subprocess.run([build, "--print", "native-python"], check=True, capture_output=True, text=True).stdout.strip()
+    lib = os.path.join(os.path.dirname(python), "..", "lib", "python3.13")
+    return [os.path.join(out, "guest"), os.path.join(HERE, "..", "runtime"), lib, os.path.join(lib, "lib-dynload")]
+
+
+@dataclass
+class Record:
+    value: bytes | None
+    key: bytes | None = None
+    headers: list = field(default_factory=list)
+    topic: str = "in"
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = 1_700_000_000_123
+    timestamp_type: int = 0
+
+
+@dataclass
+class Output:
+    unit: int
+    index: int
+    topic: str
+    partition: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: list
+
+
+@dataclass
+class Failure:
+    unit: int
+    kind: str
+    type: str
+    message: str
+    traceback: str
+    operation: str
+
+
+@dataclass
+class Result:
+    outputs: list
+    failures: list
+    done: list
+    ns: int = 0
+    entries: list = None
+
+
+class Died(Exception):
+    """The guest called die()."""
+
+    def __init__(self, report, result, reply):
+        super().__init__(report)
+        self.report, self.result = report, result
+        _, _, self.progress, self.phase, self.operation, self.committed = reply
+
+
+def encode_batch(records, take=False, stop=False):
+    topics = list(dict.fromkeys(r.topic for r in records))
+    head, tail = bytearray(), bytearray()
+    fixed = 32 + 56 * len(records) + 8 * len(topics) + 16 * sum(len(r.headers) for r in records)
+
+    def put(data):
+        off = fixed + len(tail)
+        if data is None:
+            return off, -1
+        tail.extend(data)
+        return off, len(data)
+
+    headers_off = 32 + 56 * len(records) + 8 * len(topics)
+    headers = bytearray()
+    head += struct.pack("<8I", 0x3142534B, len(records), take | stop << 1, len(topics), 32 + 56 * len(records), 0, 0, 0)
+    for r in records:
+        k, v = put(r.key), put(r.value)
+        head += struct.pack("<IiqqIIIiIiII", topics.index(r.topic), r.partition, r.offset, r.timestamp, r.timestamp_type, 1,
+                            *k, *v, headers_off + len(headers), len(r.headers))
+        for name, value in r.headers:
+            headers += struct.pack("<IIIi", *put(name.encode()), *put(value))
+    for topic in topics:
+        head += struct.pack("<II", *put(topic.encode()))
+    return bytes(head + headers + tail)
+
+
+def decode_result(data):
+    result = Result([], [], [], entries=[])
+    at = 0
+    while at < len(data):
+        size, kind, unit = struct.unpack_from("<III", data, at)
+        entry = data[at:at + size]
+        assert len(entry) == size
+        if kind == 1:
+            index, topic_len, partition, timestamp, key_len, value_len, count = struct.unpack_from("<iIiqiiI", entry, 12)
+            p = 44
+
+            def cut(n):
+                nonlocal p
+                if n < 0:
+                    return None
+                p += n
+                return entry[p - n:p]
+            topic, key, value = cut(topic_len).decode(), cut(key_len), cut(value_len)
+            headers = []
+            for _ in range(count):
+                a, b = struct.unpack_from("<Ii", entry, p)
+                p += 8
+                headers.append((cut(a).decode(), cut(b)))
+            assert p == size, (p, size)
+            item = Output(unit, index, topic, partition, timestamp, key, value, headers)
+            result.outputs.append(item)
+        elif kind == 2:
+            code, *lens = struct.unpack_from("<5I", entry, 12)
+            p, texts = 32, []
+            for n in lens:
+                texts.append(entry[p:p + n].decode())
+                p += n
+            assert p == size
+            item = Failure(unit, KINDS[code], *texts)
+            result.failures.append(item)
+        elif kind == 3:
+            assert size == 12
+            item = unit
+            result.done.append(unit)
+        else:
+            raise AssertionError(f"entry of kind {kind}")
+        result.entries.append(item)
+        at += size
+    return result
+
+
+class Guest:
+    def __init__(self, start=True):
+        self.process_ = subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.logs = []  # (level, text)
+        self.calls = []  # (op, request) but logs
+        self.answers = {}  # op: function(request) -> bytes, or (code, bytes)
+        self.tick_on = None  # a log line with this text makes the guest tick with ...
+        self.tick_answer = CONTINUE
+        if start:
+            rc, text, _ = self.call("S")
+            if rc != 0:
+                raise RuntimeError(text.decode())
+
+    def close(self):
+        self.process_.stdin.close()
+        self.process_.stdout.close()
+        self.process_.kill()
+        self.process_.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def _write(self, type, payload):
+        self.process_.stdin.write(struct.pack("<Ic", len(payload) + 1, type.encode()) + payload)
+        self.process_.stdin.flush()
+
+    def _read(self):
+        head = self.process_.stdout.read(5)
+        if len(head) < 5:
+            raise EOFError(f"the guest ended: {self.process_.wait()}")
+        n, type = struct.unpack("<Ic", head)
+        return type.decode(), self.process_.stdout.read(n - 1)
+
+    def ticks(self, first_ms, every_ms, answers):
+        """During the next call ticks come after first_ms, then every every_ms; the host's answers in order, the last repeated."""
+        self._write("T", struct.pack("<II", first_ms, every_ms) + bytes(answers))
+
+    def call(self, type, payload=b""):
+        self._write(type, payload)
+        while True:
+            kind, data = self._read()
+            if kind == "h":
+                op, = struct.unpack_from("<i", data)
+                self._host(op, data[4:])
+            elif kind == "r":
+                reply = _reply.unpack_from(data)
+                self.reply = reply
+                return reply[0], data[_reply.size:], reply[1]
+            elif kind == "d":
+                reply = _reply.unpack_from(data)
+                n, = struct.unpack_from("<I", data, _reply.size)
+                p = _reply.size + 4
+                raise Died(data[p:p + n].decode(), decode_result(data[p + n:]), reply)
+            else:
+                raise AssertionError(kind)
+
+    def _host(self, op, request):
+        code, data, tick = 0, b"", 0
+        if op == OP_LOG:
+            self.logs.append((request[0], request[1:].decode()))
+            if self.tick_on is not None and request[1:].decode() == self.tick_on:
+                tick = self.tick_answer + 1
+        else:
+            self.calls.append((op, request))
+            answer = self.answers.get(op)
+            if answer is not None:
+                data = answer(request)
+            elif op != OP_SLEEP:
+                code = -1 << 31
+        self._write("a", struct.pack("<iB", code, tick) + data)
+
+    def load(self, program):
+        """The problems; [] when it is loaded."""
+        rc, text, self.load_ns = self.call("L", json.dumps(program).encode())
+        return json.loads(text) if rc != 0 else []
+
+    def check(self, program):
+        rc, text, _ = self.call("C", json.dumps(program).encode())
+        return json.loads(text) if rc != 0 else []
+
+    def process(self, records, take=False, stop=False):
+        rc, data, ns = self.call("P", encode_batch(records, take, stop))
+        if rc != 0:
+            raise RuntimeError(data.decode())
+        result = decode_result(data)
+        result.ns = ns
+        return result
+
+    def bench(self, records, repeat):
+        """Nanoseconds per record."""
+        rc, data, ns = self.call("B", struct.pack("<I", repeat) + encode_batch(records))
+        assert rc == 0, data
+        return ns / repeat / len(records), decode_result(data)
+
+
+def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="agent.yaml", **more):
+    """A program of short forms: an operation is ("map", source) or a dict; an output a dict of members, a selector its source."""
+    line = [10]
+
+    def code(source, where):
+        if isinstance(source, dict):
+            return {"file": file, "line": 1, "where": where, **source}
+        block = {"python": source, "file": file, "line": line[0], "where": where}
+        line[0] += 100
+        return block
+
+    def output(o, where):
+        o = {"keySerializer": "json", "valueSerializer": "json", **o}
+        if "nameSelector" not in o:
+            o.setdefault("topic", "out")
+        for name in ("nameSelector", "keySelector", "valueSelector", "partitionSelector", "headersSelector", "predicate"):
+            if name in o:
+                o[name] = code(o[name], f"{where}, {name}")
+        return o
+
+    data = {"kind": "KasprAgent", "name": "test", "app": {"name": "shop", "id": "shop-app", "conf": {}}, "env": {},
+            "input": {"keySerializer": key, "valueSerializer": value}, "operations": [], "jsonExact": True}
+    if init is not None:
+        data["init"] = code(init, "init")
+    for i, op in enumerate(ops):
+        if isinstance(op, tuple):
+            op = {op[0]: op[1]}
+        op = {"name": f"op{i}", **op}
+        for role in ("map", "filter"):
+            if role in op:
+                op[role] = code(op[role], f'operation "{op["name"]}", {role}')
+        if "topicSend" in op:
+            op["topicSend"] = output(op["topicSend"], f'operation "{op["name"]}"')
+        data["operations"].append(op)
+    data["outputs"] = [output(o, f"output {i + 1}") for i, o in enumerate(outputs)]
+    data.update(more)
+    return data
