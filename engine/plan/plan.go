@@ -4,8 +4,8 @@
 package plan
 
 import (
-	"errors"
 	"regexp"
+	"strings"
 	"time"
 
 	"kaspr.io/kaspr/engine/config"
@@ -17,7 +17,10 @@ import (
 type Plan struct {
 	App    App
 	Agents []Agent // in file order
-	Topics []Topic // to create before the first record, by name; empty when settings forbid creating topics
+	// Topics are created before the first record, in the order of their names: declared inputs, and declared outputs
+	// whose name is known. Empty when settings forbid creating topics. Dead-letter topics are not among them: they are
+	// made for the first dead letter.
+	Topics []Topic
 }
 
 // App is the app of a Plan.
@@ -48,47 +51,78 @@ type Take struct {
 	Within time.Duration
 }
 
-// Action is what finally happens to a failed record.
-type Action string
-
-const (
-	DeadLetter Action = manifest.DeadLetter
-	Skip       Action = manifest.Skip
-	Stop       Action = manifest.Stop
-)
-
-// Policy is a failure policy with every default filled in.
-type Policy struct {
-	Attempts        int           // calls a record gets before Action, at least 1
-	InitialBackoff  time.Duration // before the second attempt
-	MaxBackoff      time.Duration
-	Multiplier      float64
-	Action          Action
-	DeadLetterTopic string       // with DeadLetter
-	Pos             manifest.Pos // of the onError it comes from; zero for the built-in default
-}
-
-// Backoff is the pause before the given attempt (2 is the first repeat).
-func (p Policy) Backoff(attempt int) time.Duration {
-	pause := float64(p.InitialBackoff)
-	for i := 2; i < attempt && pause < float64(p.MaxBackoff); i++ {
-		pause *= p.Multiplier
-	}
-	return min(time.Duration(pause), p.MaxBackoff)
-}
-
-// Topic is one topic to create when it does not exist; an existing one is left as it is.
-type Topic struct {
-	Name       string
-	Partitions int32
-	Replicas   int16
-	Config     map[string]string
-	For        string       // what wants it, such as: agent "orders", input
-	Pos        manifest.Pos // of the declaration
-}
-
 // New makes the Plan of one app: the one cfg names, or the only one there is. All problems are reported, in file order;
 // the Plan is nil when one of them is an error.
 func New(set *manifest.Set, cfg config.Config) (*Plan, manifest.Errors) {
-	return nil, manifest.Errors{{ID: "M000", Text: errors.ErrUnsupported.Error()}}
+	app, problems := set.ChooseApp(cfg.App)
+	if app == nil {
+		return nil, problems
+	}
+	b := &builder{set: set, cfg: cfg, app: app, problems: problems}
+	p := b.plan()
+	problems = b.problems.Sorted(set.Files)
+	if problems.Fatal() {
+		return nil, problems
+	}
+	return p, problems
+}
+
+// builder collects problems while it resolves one app.
+type builder struct {
+	set      *manifest.Set
+	cfg      config.Config
+	app      *manifest.App
+	info     abi.AppInfo
+	env      map[string]string
+	topics   topics
+	problems manifest.Errors
+}
+
+func (b *builder) fail(at manifest.Pos, id, text, hint string) {
+	b.problems = append(b.problems, manifest.Error{Pos: at, ID: id, Text: text, Hint: hint})
+}
+
+func (b *builder) warn(at manifest.Pos, id, text, hint string) {
+	b.problems = append(b.problems, manifest.Error{Pos: at, ID: id, Level: manifest.LevelWarning, Text: text, Hint: hint})
+}
+
+func (b *builder) plan() *Plan {
+	name, id := b.app.Name.V, b.cfg.AppName
+	if name == "" {
+		name = strings.TrimSuffix(id, "-app") // definition files name no app, the operator sets the id
+	}
+	if id == "" {
+		id = name + "-app"
+	}
+	if name == "" {
+		b.fail(manifest.Pos{}, manifest.WhichApp, "the definition files name no app", "set appName (K_APP_NAME)")
+	}
+	b.env = b.environment()
+	conf := b.cfg.Conf()
+	conf["id"], conf["name"], conf["app_name"], conf["app"] = id, id, id, name
+	b.info = abi.AppInfo{Name: name, ID: id, Conf: conf}
+	p := &Plan{App: App{Name: name, ID: id, Env: b.env}}
+	if !b.cfg.Definitions {
+		return p
+	}
+	components := 0
+	for _, m := range b.set.Components() {
+		if !m.Of(b.app.Name.V) {
+			continue
+		}
+		components++
+		if m.Kind != manifest.KindAgent {
+			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
+		}
+	}
+	if components == 0 {
+		b.fail(b.app.Pos, manifest.NothingToRun, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
+	}
+	for _, a := range b.set.Agents {
+		if a.Of(b.app.Name.V) {
+			p.Agents = append(p.Agents, b.agent(a))
+		}
+	}
+	p.Topics = b.topics.resolve(b.cfg)
+	return p
 }

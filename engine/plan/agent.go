@@ -1,0 +1,133 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+func (b *builder) agent(m *manifest.Agent) Agent {
+	a := Agent{
+		Name: m.Name.V, Label: m.Label(), Pos: m.Pos,
+		Isolated: m.IsolatedPartitions.V,
+		Program: abi.Program{
+			Kind: manifest.KindAgent, Name: m.Name.V, App: b.info, Env: b.env,
+			Init:      code(m.Processors.Init, "init"),
+			JSONExact: b.cfg.JSONValueStyle == config.JSONOriginal,
+		},
+	}
+	b.input(&a, m)
+	for _, name := range m.Processors.Pipeline {
+		if op := m.Processors.Operation(name.V); op != nil {
+			a.Program.Ops = append(a.Program.Ops, b.operation(&a, op))
+		}
+	}
+	for _, op := range m.Processors.Operations {
+		for _, ref := range op.Tables {
+			b.fail(ref.Pos, manifest.NotSupported, fmt.Sprintf("%s, operation %q: tables are not supported yet by this version", a.Label, op.Name.V), "")
+		}
+	}
+	for i, o := range m.Outputs {
+		where := "output " + strconv.Itoa(i+1)
+		if o.Name.Set() {
+			where = "output " + strconv.Quote(o.Name.V)
+		}
+		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, where))
+	}
+	a.OnError = b.policy(&a, m)
+	return a
+}
+
+func (b *builder) input(a *Agent, m *manifest.Agent) {
+	in := m.Input
+	if in.Take != nil {
+		a.Take = &Take{Max: in.Take.Max.V, Within: in.Take.Within.V}
+		if a.Take.Within == 0 && a.Take.Max > b.cfg.QueueRecordsMax {
+			b.fail(in.Take.Max.Pos, manifest.OutOfRange, fmt.Sprintf("%s: take.max %d can never be reached: at most %d records wait for an agent", a.Label, a.Take.Max, b.cfg.QueueRecordsMax),
+				"raise queueRecordsMax, or give within a time")
+		}
+	}
+	if in.Channel != nil {
+		b.fail(in.Channel.Pos, manifest.NotSupported, a.Label+": input from a channel is not supported yet by this version", "")
+	}
+	t := in.Topic
+	if t == nil {
+		return
+	}
+	a.Program.Input = abi.Input{
+		KeySerializer:   t.KeySerializer.Or(b.cfg.KeySerializer),
+		ValueSerializer: t.ValueSerializer.Or(b.cfg.ValueSerializer),
+	}
+	if t.Pattern.Set() {
+		pattern, err := manifest.TopicPattern(t.Pattern.V)
+		if err != nil {
+			panic("BUG: a pattern that was checked does not compile: " + err.Error())
+		}
+		a.Pattern = pattern
+		return
+	}
+	for _, name := range t.Names {
+		a.Topics = append(a.Topics, name.V)
+		if in.Declare.V {
+			b.declare(name.V, &t.TopicOptions, a.Label+", input", in.Declare.Pos)
+		}
+	}
+}
+
+func (b *builder) operation(a *Agent, m *manifest.Operation) abi.Operation {
+	where := "operation " + strconv.Quote(m.Name.V)
+	op := abi.Operation{
+		Name:   m.Name.V,
+		Map:    code(m.Map, where+", map"),
+		Filter: code(m.Filter, where+", filter"),
+	}
+	if m.TopicSend != nil {
+		send := b.output(a, m.TopicSend, where)
+		op.Send, op.PassThrough = &send, m.TopicSend.PassThrough.V
+	}
+	for _, ref := range m.Tables {
+		op.Tables = append(op.Tables, abi.TableRef{Name: ref.Name.V, ParamName: ref.ParamName.V})
+	}
+	return op
+}
+
+func (b *builder) output(a *Agent, m *manifest.Output, where string) abi.Output {
+	o := abi.Output{
+		Topic:             m.Name.V,
+		NameSelector:      code(m.NameSelector, where+", nameSelector"),
+		KeySerializer:     m.KeySerializer.Or(b.cfg.KeySerializer),
+		ValueSerializer:   m.ValueSerializer.Or(b.cfg.ValueSerializer),
+		Ack:               m.Ack.V,
+		KeySelector:       code(m.KeySelector, where+", keySelector"),
+		ValueSelector:     code(m.ValueSelector, where+", valueSelector"),
+		PartitionSelector: code(m.PartitionSelector, where+", partitionSelector"),
+		HeadersSelector:   code(m.HeadersSelector, where+", headersSelector"),
+		Predicate:         code(m.Predicate, where+", predicate"),
+	}
+	if m.Name.Set() && !slices.Contains(a.OutputTopics, m.Name.V) {
+		a.OutputTopics = append(a.OutputTopics, m.Name.V)
+	}
+	if m.Declare.V {
+		o.Declare = b.declare(m.Name.V, &m.TopicOptions, a.Label+", "+where, m.Declare.Pos)
+	}
+	return o
+}
+
+// code is a block as the guest takes it; nil stays nil.
+func code(c *manifest.Code, where string) *abi.Code {
+	if c == nil {
+		return nil
+	}
+	return &abi.Code{
+		Python: c.Python.V, Entrypoint: c.Entrypoint.V,
+		File: c.Text.File, Line: c.Text.Line, Where: where,
+	}
+}
+
+// internal tells whether a topic is the app's own, which a pattern never subscribes to.
+func (b *builder) internal(topic string) bool { return strings.HasPrefix(topic, b.info.ID+"-") }
