@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -34,6 +35,9 @@ type App struct {
 	admin  *broker.Admin
 	ledger *ledger
 	intake *intake
+
+	commitNow   chan struct{} // capacity 1
+	sinceCommit atomic.Int64  // records processed
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -63,7 +67,8 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		ledger: newLedger(), intake: newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
+		commitNow: make(chan struct{}, 1),
+		readers:   map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
 	}
 	slots := Workers(cfg)
 	var problems error
@@ -207,7 +212,11 @@ func (a *App) Run(ctx context.Context) error {
 	kill()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.log.Info("stopped", "err", a.failed)
+	if a.failed != nil {
+		a.log.Error("stopped", "err", a.failed)
+	} else {
+		a.log.Info("stopped")
+	}
 	return a.failed
 }
 
@@ -355,7 +364,7 @@ func (a *App) pollLoop(ctx context.Context) {
 // retry's pause or a slow agent must not keep others from their records.
 func (a *App) pauseStalled() {
 	a.eachFeed(func(p record.Partition, l *lane, f *feed) {
-		stalled := !f.paused && f.moved == f.seen && f.queued > a.cfg.QueueRecordsMax/8
+		stalled := !f.paused && f.moved == f.seen && f.queued > a.cfg.QueueRecordsMax/2
 		f.seen = f.moved
 		if stalled {
 			n := f.queued
@@ -370,7 +379,7 @@ func (a *App) pauseStalled() {
 // resumeMoving takes paused feeds back that have drained.
 func (a *App) resumeMoving() {
 	a.eachFeed(func(p record.Partition, l *lane, f *feed) {
-		if f.paused && f.queued < a.cfg.QueueRecordsMax/32 {
+		if f.paused && f.queued < a.cfg.QueueRecordsMax/8 {
 			n := f.queued
 			f.paused, f.queued = false, 0
 			l.count(f, n)
@@ -422,7 +431,7 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 	}
 }
 
-// commitLoop commits what is settled, every commit interval.
+// commitLoop commits what is settled, every commit interval and after every commitEvery records.
 func (a *App) commitLoop(ctx context.Context) {
 	tick := time.NewTicker(a.cfg.CommitInterval)
 	defer tick.Stop()
@@ -431,8 +440,21 @@ func (a *App) commitLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			a.commit(ctx, nil)
+		case <-a.commitNow:
 		}
+		a.sinceCommit.Store(0)
+		a.commit(ctx, nil)
+	}
+}
+
+// processed counts records towards commitEvery.
+func (a *App) processed(n int) {
+	if a.sinceCommit.Add(int64(n)) < int64(a.cfg.CommitEvery) {
+		return
+	}
+	select {
+	case a.commitNow <- struct{}{}:
+	default:
 	}
 }
 
@@ -465,6 +487,7 @@ func (a *App) Assigned(ps []record.Partition) {
 		}
 		a.ledger.open(p, names)
 	}
+	a.resize()
 	if len(ps) > 0 {
 		a.log.Info("partitions assigned", "partitions", names(ps))
 	}
@@ -519,10 +542,20 @@ func (a *App) release(ps []record.Partition) map[*lane][]*feed {
 		resume = append(resume, p)
 		delete(a.feeds, p)
 	}
+	a.resize()
 	if a.member != nil {
 		a.member.Resume(resume) // a pause would outlive the assignment
 	}
 	return byLane
+}
+
+// resize gives every feed its room in the intake. a.mu is held.
+func (a *App) resize() {
+	n := 0
+	for _, feeds := range a.feeds {
+		n += len(feeds)
+	}
+	a.intake.resize(n)
 }
 
 func names(ps []record.Partition) []string {

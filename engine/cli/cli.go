@@ -1,0 +1,368 @@
+// Package cli is the command line: it reads manifests and settings, reports what is wrong with them, and runs the engine.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"kaspr.io/kaspr/engine"
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/dev"
+	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/pyguest"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// Streams are the process's standard streams and environment. Standard output carries results only; logs and problems
+// go to standard error.
+type Streams struct {
+	In      io.Reader
+	Out     io.Writer
+	Err     io.Writer
+	Environ []string
+}
+
+// Std are the real ones.
+func Std() Streams { return Streams{os.Stdin, os.Stdout, os.Stderr, os.Environ()} }
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // the command ran and the answer is no: problems found, records failed, the app stopped with an error
+	exitUsage  = 2 // the command line itself is wrong
+)
+
+// errReported ends a command whose problems are printed already.
+var errReported = errors.New("")
+
+// Main runs one command line and returns the process's exit code. It ends early, and well, when ctx does.
+func Main(ctx context.Context, version string, args []string, s Streams) int {
+	c := &command{streams: s, version: version}
+	root := c.root()
+	root.SetArgs(args)
+	root.SetIn(s.In)
+	root.SetOut(s.Out)
+	root.SetErr(s.Err)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errReported):
+		return exitFailed
+	case c.running:
+		fmt.Fprintln(s.Err, "kaspr: "+err.Error())
+		return exitFailed
+	}
+	fmt.Fprintf(s.Err, "kaspr: %v\nRun 'kaspr --help' for usage.\n", err)
+	return exitUsage
+}
+
+type command struct {
+	streams Streams
+	version string
+	running bool // the command line was understood
+
+	app   string            // --app
+	flags map[string]string // settings given as flags, by key
+}
+
+func (c *command) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:              "kaspr",
+		Short:            "Run people's Python on Kafka streams, sandboxed",
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		PersistentPreRun: func(*cobra.Command, []string) { c.running = true },
+	}
+	root.AddCommand(c.validateCommand(), c.runCommand(), c.devCommand(), c.versionCommand())
+	return root
+}
+
+func (c *command) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of the engine and of its Python guest",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(c.streams.Out, "kaspr %s\nguest %s\n", c.version, pyguest.BuildID())
+			return err
+		},
+	}
+}
+
+// appFlag and settingFlags are shared by the commands that read an app.
+func (c *command) appFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.app, "app", "", "KasprApp to take when the manifests hold several")
+}
+
+// settingFlags offers every setting as --set key=value, the strongest source there is.
+func (c *command) settingFlags(cmd *cobra.Command) {
+	cmd.Flags().StringToStringVar(&c.flags, "set", nil, "set one setting, as in --set batchRecordsMax=500; repeat for more")
+	level := cmd.Flags().String("log-level", "", "debug, info, warn or error")
+	format := cmd.Flags().String("log-format", "", "text or json")
+	cmd.PreRun = func(*cobra.Command, []string) {
+		for key, v := range map[string]*string{"logLevel": level, "logFormat": format} {
+			if *v != "" {
+				if c.flags == nil {
+					c.flags = map[string]string{}
+				}
+				c.flags[key] = *v
+			}
+		}
+		if c.app != "" {
+			if c.flags == nil {
+				c.flags = map[string]string{}
+			}
+			c.flags["app"] = c.app
+		}
+	}
+}
+
+// report prints problems in the order they come and says whether one of them is an error.
+func (c *command) report(problems manifest.Errors) bool {
+	for _, p := range problems {
+		fmt.Fprintln(c.streams.Err, p.Error())
+	}
+	return problems.Fatal()
+}
+
+// project is an app as read from manifests and settings, with every problem found on the way.
+type project struct {
+	set      *manifest.Set
+	cfg      config.Config
+	plan     *plan.Plan
+	problems manifest.Errors
+}
+
+// read reads the manifests of one app with its settings. adapt, if not nil, changes the settings before the plan is made.
+func read(paths []string, layers *config.Layers, app string, adapt func(config.Config) config.Config) project {
+	set, problems := manifest.Load(paths)
+	p := resolve(set, layers, app, adapt)
+	p.problems = append(problems, p.problems...).Sorted(set.Files)
+	if p.problems.Fatal() {
+		p.plan = nil
+	}
+	return p
+}
+
+// resolve makes the plan of one app of a set.
+func resolve(set *manifest.Set, layers *config.Layers, app string, adapt func(config.Config) config.Config) project {
+	p := project{set: set, cfg: layers.Early()}
+	chosen, problems := set.ChooseApp(app)
+	p.problems = problems
+	if problems.Fatal() {
+		return p
+	}
+	p.cfg, problems = layers.Config(chosen)
+	p.problems = append(p.problems, problems...)
+	if adapt != nil {
+		p.cfg = adapt(p.cfg)
+	}
+	if problems.Fatal() {
+		return p
+	}
+	p.plan, problems = plan.New(set, p.cfg)
+	p.problems = append(p.problems, problems...)
+	return p
+}
+
+// newRuntime starts the sandbox. Compiled code is kept in the cache folder, so only the first start takes seconds.
+func newRuntime(ctx context.Context, cfg config.Config) (*wasmhost.Runtime, error) {
+	dir := cfg.CacheDir
+	if dir == "" {
+		if user, err := os.UserCacheDir(); err == nil {
+			dir = filepath.Join(user, "kaspr", "compiled")
+		}
+	}
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			dir = "" // a read-only root file system: compile in every process
+		}
+	}
+	return wasmhost.New(ctx, wasmhost.Config{
+		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: dir, Tick: cfg.Sandbox.Tick,
+		Gate: wasmhost.NewGate(engine.Workers(cfg)),
+		Defaults: wasmhost.Options{
+			Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+		},
+	})
+}
+
+func (c *command) logger(cfg config.Config) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.Log.Level}
+	if cfg.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(c.streams.Err, opts))
+	}
+	return slog.New(slog.NewTextHandler(c.streams.Err, opts))
+}
+
+// codeProblems turns what loading found into problems of the manifests.
+func codeProblems(err error) (manifest.Errors, bool) {
+	var found manifest.Errors
+	for _, e := range flatten(err) {
+		var load *wasmhost.LoadError
+		if !errors.As(e, &load) {
+			return nil, false
+		}
+		for _, p := range load.Problems {
+			text := p.Type + ": " + p.Message
+			if p.Where != "" {
+				text = p.Where + ": " + text
+			}
+			if p.Traceback != "" {
+				text += "\n" + strings.TrimRight(p.Traceback, "\n")
+			}
+			found = append(found, manifest.Error{Pos: manifest.Pos{File: p.File, Line: p.Line, Column: p.Column}, ID: "P001", Text: text})
+		}
+	}
+	return found, len(found) > 0
+}
+
+// flatten undoes errors.Join.
+func flatten(err error) []error {
+	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost join is meant
+		var out []error
+		for _, e := range many.Unwrap() {
+			out = append(out, flatten(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+func (c *command) validateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "validate PATH...",
+		Short: "Report everything wrong with manifests, Python included, as file:line:column",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			return c.validate(cmd.Context(), paths)
+		},
+	}
+	c.appFlag(cmd)
+	return cmd
+}
+
+func (c *command) validate(ctx context.Context, paths []string) error {
+	layers := config.Read(config.Sources{})
+	set, problems := manifest.Load(paths)
+	apps := set.AppNames()
+	if c.app != "" {
+		apps = []string{c.app}
+	}
+	var plans []*plan.Plan
+	for _, name := range apps {
+		p := resolve(set, layers, name, nil)
+		problems = append(problems, p.problems...)
+		if p.plan != nil {
+			plans = append(plans, p.plan)
+		}
+	}
+	cfg := layers.Early()
+	if len(plans) > 0 {
+		rt, err := newRuntime(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		defer rt.Close()
+		for _, pl := range plans {
+			for i := range pl.Agents {
+				if err := rt.Check(ctx, &pl.Agents[i].Program); err != nil {
+					found, ok := codeProblems(err)
+					if !ok {
+						return err
+					}
+					problems = append(problems, found...)
+				}
+			}
+		}
+	}
+	problems = problems.Sorted(set.Files)
+	if c.report(problems) {
+		return errReported
+	}
+	fmt.Fprintf(c.streams.Err, "%d files, %d apps: no errors\n", len(set.Files), len(apps))
+	return nil
+}
+
+func (c *command) runCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run --config FILE",
+		Short: "Run the engine against Kafka until it is told to stop (SIGTERM drains, commits and leaves the group)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.run(cmd.Context(), file)
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "settings file (YAML); the environment (KASPR_*, K_*) and flags override it")
+	c.appFlag(cmd)
+	c.settingFlags(cmd)
+	return cmd
+}
+
+func (c *command) run(ctx context.Context, file string) error {
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
+	early := layers.Early()
+	p := read([]string{early.DefinitionsDir}, layers, early.App, nil)
+	if c.report(p.problems) {
+		return errReported
+	}
+	log := c.logger(p.cfg)
+	rt, err := newRuntime(ctx, p.cfg)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{})
+	if err != nil {
+		if found, ok := codeProblems(err); ok {
+			c.report(found)
+			return errReported
+		}
+		return err
+	}
+	return app.Run(ctx)
+}
+
+func (c *command) devCommand() *cobra.Command {
+	var inputs []string
+	var drain bool
+	cmd := &cobra.Command{
+		Use:   "dev PATH...",
+		Short: "Run manifests on an embedded broker; reload them when they change",
+		Long: "Run manifests on an embedded broker. Every output record is printed as one JSON line on standard output;\n" +
+			"logs go to standard error. Files are watched, and the app is reloaded when they change.",
+		Example: "  kaspr dev examples/quickstart --input orders=orders.jsonl --drain",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			o := dev.Options{Drain: drain, Stdin: c.streams.In, Stdout: c.streams.Out}
+			for _, s := range inputs {
+				in, err := dev.ParseInput(s)
+				if err != nil {
+					return err
+				}
+				o.Inputs = append(o.Inputs, in)
+			}
+			return c.dev(cmd.Context(), paths, o)
+		},
+	}
+	cmd.Flags().StringArrayVar(&inputs, "input", nil, "TOPIC=FILE: records to produce, JSON lines; - is standard input; repeat for more")
+	cmd.Flags().BoolVar(&drain, "drain", false, "stop when all input is processed; exit 1 if records failed")
+	c.appFlag(cmd)
+	c.settingFlags(cmd)
+	return cmd
+}

@@ -1,0 +1,319 @@
+// Package dev runs an app on an embedded broker in this process, with input from files and outputs as JSON lines.
+package dev
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"kaspr.io/kaspr/engine"
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// Input is one --input: records for a topic, from a file or, as "-", from standard input.
+type Input struct{ Topic, File string }
+
+// ParseInput reads TOPIC=FILE.
+func ParseInput(s string) (Input, error) {
+	topic, file, ok := strings.Cut(s, "=")
+	if !ok || topic == "" || file == "" {
+		return Input{}, fmt.Errorf("--input %q: TOPIC=FILE is wanted, with - for standard input", s)
+	}
+	return Input{topic, file}, nil
+}
+
+// Options are what a dev run does besides running the app.
+type Options struct {
+	Inputs []Input
+	Drain  bool // stop when all input is processed
+	Stdin  io.Reader
+	Stdout io.Writer // output records, one JSON line each
+	Log    *slog.Logger
+}
+
+// ErrRecordsFailed is returned by a drained run in which records failed for good.
+var ErrRecordsFailed = errors.New("records failed")
+
+// Adapt turns an app's settings into those of an embedded run: the broker is ours, and topics have one partition unless
+// a setting or the topic itself says otherwise, so that the order of outputs is the order of the input.
+func Adapt(cfg config.Config) config.Config {
+	cfg.Kafka = config.Kafka{SecurityProtocol: "PLAINTEXT", SessionTimeout: 10 * time.Second, HeartbeatInterval: time.Second}
+	cfg.Topics.ReplicationFactor = 1
+	for _, s := range cfg.Explain() {
+		if s.Key == "topicPartitions" && s.Source == "default" {
+			cfg.Topics.Partitions = 1
+		}
+	}
+	return cfg
+}
+
+// Broker is an embedded Kafka that lives as long as the process needs it.
+type Broker struct{ cluster *kfake.Cluster }
+
+// NewBroker starts an embedded broker on a free loopback port. Nothing is kept on disk.
+func NewBroker(partitions int) (*Broker, error) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DefaultNumPartitions(partitions), kfake.AllowAutoTopicCreation(),
+		// A reload's member is back at once; nobody else is in the group.
+		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}))
+	if err != nil {
+		return nil, fmt.Errorf("start the embedded broker: %w", err)
+	}
+	return &Broker{c}, nil
+}
+
+// Addrs are the broker's addresses.
+func (b *Broker) Addrs() []string { return b.cluster.ListenAddrs() }
+
+// Close stops the broker.
+func (b *Broker) Close() { b.cluster.Close() }
+
+// Run runs one app on the broker until ctx ends, the app stops, or with Drain all input is processed. The input is
+// produced once; call with other manifests and no inputs to go on after a reload.
+func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, o Options) error {
+	cfg.Kafka.BootstrapServers = b.Addrs()
+	opts := broker.Options{Brokers: b.Addrs(), ClientID: "kaspr-dev", Log: o.Log}
+	admin, err := broker.NewAdmin(opts)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if err := createTopics(ctx, admin, cfg, p, o.Inputs); err != nil {
+		return err
+	}
+	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10)}
+	app, err := engine.New(ctx, cfg, p, rt, o.Log, engine.Options{Delivered: out.print, ReplicasMax: 1})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var feeding sync.WaitGroup
+	var feedErr error
+	feeding.Go(func() {
+		if feedErr = feed(ctx, b, p, o); feedErr == nil && o.Drain {
+			feedErr = drained(ctx, admin, app)
+		}
+		if feedErr != nil || o.Drain {
+			cancel()
+		}
+	})
+	feeding.Go(func() { out.flushLoop(ctx) })
+	runErr := app.Run(ctx)
+	cancel()
+	feeding.Wait()
+	if errors.Is(feedErr, context.Canceled) {
+		feedErr = nil
+	}
+	if err := errors.Join(runErr, feedErr, out.flush()); err != nil {
+		return err
+	}
+	if n := app.Failed(); o.Drain && n > 0 {
+		return fmt.Errorf("%d %w", n, ErrRecordsFailed)
+	}
+	return nil
+}
+
+// createTopics makes the topics agents read and write, so that nothing waits for a first record to appear.
+func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p *plan.Plan, inputs []Input) error {
+	made := map[string]bool{}
+	ensure := func(name string, partitions int32) error {
+		if made[name] {
+			return nil
+		}
+		made[name] = true
+		_, err := admin.Ensure(ctx, broker.Topic{Name: name, Partitions: partitions, Replicas: 1})
+		return err
+	}
+	for _, t := range p.Topics {
+		made[t.Name] = true
+		if _, err := admin.Ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: 1, Config: t.Config}); err != nil {
+			return err
+		}
+	}
+	for _, ag := range p.Agents {
+		for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
+			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, in := range inputs {
+		if err := ensure(in.Topic, int32(cfg.Topics.Partitions)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// feed produces the inputs, each in its own order, side by side.
+func feed(ctx context.Context, b *Broker, p *plan.Plan, o Options) error {
+	if len(o.Inputs) == 0 {
+		return nil
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
+		kgo.MetadataMinAge(50*time.Millisecond), kgo.ProducerBatchMaxBytes(32<<20), kgo.MaxBufferedRecords(50_000))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var wg sync.WaitGroup
+	errs := make([]error, len(o.Inputs))
+	for i, in := range o.Inputs {
+		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, o.Stdin) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func feedOne(ctx context.Context, cl *kgo.Client, p *plan.Plan, in Input, stdin io.Reader) error {
+	r, name := stdin, "standard input"
+	if in.File != "-" {
+		f, err := os.Open(in.File)
+		if err != nil {
+			return fmt.Errorf("--input %s: %w", in.Topic, err)
+		}
+		defer f.Close()
+		r, name = f, in.File
+	}
+	var mu sync.Mutex
+	var refused error // guarded by mu
+	err := readLines(r, name, in.Topic, codecsOf(p, in.Topic), func(rec *kgo.Record) error {
+		cl.Produce(ctx, rec, func(rec *kgo.Record, err error) {
+			if err != nil {
+				mu.Lock()
+				refused = errors.Join(refused, fmt.Errorf("%s: input for topic %s: %w", name, rec.Topic, err))
+				mu.Unlock()
+			}
+		})
+		return ctx.Err()
+	})
+	if flushed := cl.Flush(ctx); err == nil {
+		err = flushed
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	return errors.Join(err, refused)
+}
+
+// codecsOf are the serializers of the first agent that reads the topic; json values and raw keys where none does.
+func codecsOf(p *plan.Plan, topic string) codecs {
+	for _, ag := range p.Agents {
+		if slices.Contains(ag.Topics, topic) || ag.Pattern != nil && ag.Pattern.MatchString(topic) {
+			return codecs{ag.Program.Input.KeySerializer, ag.Program.Input.ValueSerializer}
+		}
+	}
+	return codecs{"raw", "json"}
+}
+
+// flushTakesAfter is how long a draining run must stand still before half-full take batches are given to the code.
+const flushTakesAfter = 500 * time.Millisecond
+
+// drained returns when every record of every topic the app reads is done, those included that its outputs added.
+func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
+	var before int64 = -1
+	moved := time.Now()
+	for {
+		ends, err := admin.EndOffsets(ctx, app.Topics()...)
+		if err != nil {
+			return err
+		}
+		settled := app.Settled()
+		var sum int64
+		for _, offset := range settled {
+			sum += offset
+		}
+		if reached(ends, settled) {
+			// What was settled may have sent to a topic that is read too: its end is known by now.
+			again, err := admin.EndOffsets(ctx, app.Topics()...)
+			if err != nil {
+				return err
+			}
+			if reached(again, app.Settled()) {
+				return nil
+			}
+		}
+		if sum != before {
+			before, moved = sum, time.Now()
+		} else if time.Since(moved) > flushTakesAfter {
+			app.Flush()
+			moved = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// printer writes delivered outputs as lines.
+type printer struct {
+	mu  sync.Mutex
+	w   *bufio.Writer // guarded by mu
+	buf []byte        // guarded by mu
+	err error         // guarded by mu
+}
+
+func (p *printer) print(d broker.Delivered) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.buf = outputLine(p.buf[:0], d)
+	if _, err := p.w.Write(p.buf); err != nil && p.err == nil {
+		p.err = fmt.Errorf("write output: %w", err)
+	}
+}
+
+func (p *printer) flush() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.w.Flush(); err != nil && p.err == nil {
+		p.err = fmt.Errorf("write output: %w", err)
+	}
+	return p.err
+}
+
+// flushLoop shows outputs soon after they are there, for whoever watches.
+func (p *printer) flushLoop(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if p.flush() != nil {
+				return // Run reports it
+			}
+		}
+	}
+}
+
+// reached reports whether everything below the ends is settled.
+func reached(ends map[string]map[int32]int64, settled map[record.Partition]int64) bool {
+	for topic, ps := range ends {
+		for number, end := range ps {
+			if end == 0 {
+				continue
+			}
+			if at, ok := settled[record.Partition{Topic: topic, Number: number}]; !ok || at < end {
+				return false
+			}
+		}
+	}
+	return true
+}
