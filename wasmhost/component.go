@@ -34,8 +34,12 @@ func NewComponent(s *Snapshot, slots int) *Component {
 //
 //   - An instance that ends by deadline fails the record that ran. One that ends by trap, memory or exit is restored and
 //     the record is run again alone, once, before it fails: it may have paid for an earlier one.
-//   - A take batch that fails is halved until single failing records are found; the others come as smaller lists.
+//   - A take batch that fails is halved until single failing records are found; the others come as smaller lists. Records
+//     that cannot be decoded fail alone and without that. With StopOnFailure they are halved too: no list may hold
+//     records behind the failed one.
 //   - Order is kept, and StopOnFailure is respected.
+//
+// What is run again repeats its effects outside of the Result: messages that were sent and waited for, and log lines.
 //
 // An error means that ctx ended or no instance could be made; the Result is what was finished before, so records from
 // Done on are untouched. A restored instance starts from the image: what init built is new, what calls changed is gone.
@@ -154,9 +158,11 @@ func (r *runner) lose(why string, err error) {
 
 // records runs records one unit each.
 func (r *runner) records(records []record.Record) error {
+	most := len(records) // to run at once
 	for r.result.Done < len(records) {
 		first := r.result.Done
-		res, fresh, err := r.attempt(&record.Batch{Records: records[first:], StopOnFailure: r.stop})
+		n := min(most, len(records)-first)
+		res, fresh, err := r.attempt(&record.Batch{Records: records[first : first+n], StopOnFailure: r.stop})
 		if i := outOfMemory(&res); i >= 0 && err == nil {
 			unit := int(res.Failures[i].Record)
 			alone := fresh && unit == 0
@@ -177,12 +183,20 @@ func (r *runner) records(records []record.Record) error {
 		}
 		r.merge(&res)
 		if err != nil {
-			unit := r.result.Done
-			if unit >= len(records) {
-				return err // nothing is left to blame
-			}
-			if err := r.blame(err, records[unit], fresh && unit == first); err != nil {
+			var ended *CallError
+			switch unit := r.result.Done; {
+			case !errors.As(err, &ended) || r.ctx.Err() != nil:
 				return err
+			case ended.Unit < 0 && n > 1:
+				most = max(n/2, 1) // it is not known whose fault it was
+			case unit == first+n:
+				// all had finished
+			case ended.Err == ErrDeadline || fresh && unit == first:
+				r.fail(ended)
+			default:
+				if err := r.retry(records[unit]); err != nil {
+					return err
+				}
 			}
 		}
 		if r.stopped() {
@@ -190,19 +204,6 @@ func (r *runner) records(records []record.Record) error {
 		}
 	}
 	return nil
-}
-
-// blame settles the record that ran when an instance ended. Alone says it had the instance for itself.
-func (r *runner) blame(err error, rec record.Record, alone bool) error {
-	var ended *CallError
-	if !errors.As(err, &ended) || r.ctx.Err() != nil {
-		return err
-	}
-	if alone || ended.Err == ErrDeadline {
-		r.fail(ended)
-		return nil
-	}
-	return r.retry(rec)
 }
 
 // retry runs the record at result.Done alone in a fresh instance; what happens now is its own doing.
@@ -240,9 +241,8 @@ func (r *runner) take(records []record.Record) error {
 	}
 	var ended *CallError
 	switch {
-	case err == nil && len(res.Failures) == 0:
+	case err == nil && !listFailed(&res) && !(r.stop && len(res.Failures) > 0 && len(records) > 1):
 		r.merge(&res)
-		return nil
 	case err != nil && (!errors.As(err, &ended) || r.ctx.Err() != nil):
 		return err
 	case len(records) > 1:
@@ -257,6 +257,16 @@ func (r *runner) take(records []record.Record) error {
 		r.fail(ended)
 	}
 	return nil
+}
+
+// listFailed says whether more failed of a take batch than records that could not be decoded.
+func listFailed(res *record.Result) bool {
+	for i := range res.Failures {
+		if kind := res.Failures[i].Kind; kind != record.FailureDecodeKey && kind != record.FailureDecodeValue {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *runner) stopped() bool { return r.stop && len(r.result.Failures) > 0 }

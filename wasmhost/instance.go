@@ -59,6 +59,9 @@ type call struct {
 // recursion) and never shrinks.
 const callsPerStack = 1024
 
+// inputKept is the largest input buffer that is used again without asking the guest.
+const inputKept = 4 << 20
+
 // instanceContext carries the instance to its host functions.
 type instanceContext struct {
 	context.Context
@@ -105,28 +108,24 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	code, err := in.process(b, size)
 	in.end()
 	var res record.Result
-	if err == nil && code != 0 {
-		err = in.protocolError(fmt.Sprintf("code %d: %s", code, in.resultText()))
-	}
-	length := in.word(abi.StateResultLen)
-	if err != nil {
-		length = in.word(abi.StateCommitted)
-	}
-	buf, ok := in.read(in.word(abi.StateResultPtr), length)
-	if !ok && err == nil {
-		err = in.protocolError("the result is outside its memory")
-	}
-	if ok {
-		var formatErr error
-		if res, formatErr = abi.DecodeResult(buf, in.program.topics, units); formatErr != nil && err == nil {
-			err = in.protocolError(formatErr.Error())
+	switch {
+	case err == nil && code != 0: // the result is a message
+		text := in.resultText()
+		if ended := in.protocolError(fmt.Sprintf("code %d: %s", code, text)); in.atMemoryLimit() {
+			ended.Err, ended.Detail, err = ErrMemoryLimit, text, ended
+		} else {
+			err = ended
+		}
+	case err == nil:
+		res, err = in.result(b, in.word(abi.StateResultLen))
+	default:
+		var none error
+		if res, none = in.result(b, in.word(abi.StateCommitted)); none != nil {
+			res = record.Result{}
 		}
 	}
-	if err == nil && res.Done < units && !endsEarly(b, &res) {
-		err = in.protocolError(fmt.Sprintf("%d of %d units done", res.Done, units))
-	}
-	if b.Take && res.Done > 0 {
-		res.Done = len(b.Records)
+	if err == nil && res.Done < len(b.Records) && !endsEarly(b, &res) {
+		err = in.protocolError(fmt.Sprintf("%d of %d records done", res.Done, len(b.Records)))
 	}
 	res.Elapsed = time.Since(begin) - in.call.waited
 	stats := in.program.stats
@@ -135,6 +134,19 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
 	in.count(err, res.Failures)
 	return res, err
+}
+
+// result decodes the first n bytes of what the guest wrote.
+func (in *Instance) result(b *record.Batch, n uint32) (record.Result, error) {
+	buf, ok := in.read(in.word(abi.StateResultPtr), n)
+	if !ok {
+		return record.Result{}, in.protocolError("the result is outside its memory")
+	}
+	res, err := abi.DecodeResult(buf, in.program.topics, len(b.Records), b.Take)
+	if err != nil {
+		return res, in.protocolError(err.Error())
+	}
+	return res, nil
 }
 
 // endsEarly says whether a guest may leave units of b undone: after a failure it was told to stop at, or one that left it
@@ -236,7 +248,8 @@ func (in *Instance) end() {
 
 // inputBuffer returns n bytes of the guest's memory to write its input to.
 func (in *Instance) inputBuffer(n int) ([]byte, error) {
-	if n > in.inputSize || in.inputSize == 0 {
+	// The guest gives a large buffer back when it is asked for a small one.
+	if n > in.inputSize || in.inputSize == 0 || in.inputSize > inputKept {
 		in.inputSize = 0
 		address, err := in.invoke("kaspr_input", uint64(n))
 		if err != nil {
@@ -306,6 +319,8 @@ func (in *Instance) tick() uint64 {
 		c.holding, c.cause = false, err
 		return abi.TickDie
 	}
+	// The word was set again meanwhile. Left so, who just got a turn would hand it over at once.
+	in.setWord(abi.StateInterrupt, 0)
 	return abi.TickContinue
 }
 

@@ -99,7 +99,7 @@ func TestCallEnds(t *testing.T) {
 				t.Errorf("got %s, want %s", got, want)
 			}
 			if test.want == ErrDeadline {
-				want := "  agents/orders.yaml:42, in enrich\n    while True:\n  agents/orders.yaml:47, in helper\n"
+				want := "    agents/orders.yaml:42, in enrich\n        while True:\n    agents/orders.yaml:47, in helper\n"
 				if ended.Traceback != want {
 					t.Errorf("traceback %q", ended.Traceback)
 				}

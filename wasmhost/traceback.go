@@ -16,9 +16,9 @@ func (p *program) traceback(report string) string {
 		if !ok {
 			continue
 		}
-		b.WriteString("  " + place + ", in " + function + "\n")
+		b.WriteString("    " + place + ", in " + function + "\n")
 		if source := p.sourceLine(place); source != "" {
-			b.WriteString("    " + source + "\n")
+			b.WriteString("        " + source + "\n")
 		}
 	}
 	return strings.ToValidUTF8(b.String(), "\uFFFD")

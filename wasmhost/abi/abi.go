@@ -82,6 +82,8 @@ const (
 //	              header u32 keyLen, i32 valueLen, key, value
 //	EntryFailure: u32 failureKind (record.FailureKind), u32 typeLen, u32 messageLen, u32 tracebackLen, u32 operationLen,
 //	              then those bytes
+//	              In a take batch, whose unit is 0, failures of the decode kinds stand for single records: their unit is the
+//	              record's index. They come in order, before the list's own failure, which is about the others.
 //	EntryDone:    nothing more; the unit is finished (written for every unit, failed or not, as its last entry)
 const (
 	EntryHeaderSize  = 12

@@ -1,6 +1,7 @@
 package abi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -219,7 +220,7 @@ func TestResultRoundTrip(t *testing.T) {
 		}
 		want.Done = units
 		buf := appendResult(nil, &want, outputTopics, units)
-		got, err := DecodeResult(buf, outputTopics, units)
+		got, err := DecodeResult(buf, outputTopics, units, false)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -255,7 +256,7 @@ func TestResultCutShort(t *testing.T) {
 		doneAt[off] = done
 	}
 	for n := range len(buf) + 1 {
-		got, err := DecodeResult(buf[:n], outputTopics, 4)
+		got, err := DecodeResult(buf[:n], outputTopics, 4, false)
 		done, whole := doneAt[n]
 		if !whole && n > 0 {
 			if err == nil {
@@ -314,7 +315,7 @@ func TestResultRefused(t *testing.T) {
 		"failure twice":          append(append([]byte{}, failure...), failure...),
 	} {
 		var format *FormatError
-		if res, err := DecodeResult(buf, outputTopics, 2); !errors.As(err, &format) {
+		if res, err := DecodeResult(buf, outputTopics, 2, false); !errors.As(err, &format) {
 			t.Errorf("%s: got %+v, %v", name, res, err)
 		}
 	}
@@ -326,9 +327,50 @@ func TestFailureDropsTheUnitsOutputs(t *testing.T) {
 	buf = appendFailure(buf, record.Failure{Record: 0, Kind: record.FailureEncode})
 	buf = appendOutput(buf, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
 	buf = append(buf, 12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0)
-	res, err := DecodeResult(buf, outputTopics, 1)
+	res, err := DecodeResult(buf, outputTopics, 1, false)
 	if err != nil || len(res.Outputs) != 0 || len(res.Failures) != 1 || res.Done != 1 {
 		t.Fatalf("%+v, %v", res, err)
+	}
+}
+
+// A record that cannot be decoded must fail alone, and the others' list must not take it along.
+func TestTakeResult(t *testing.T) {
+	entry := func(unit int, kind record.FailureKind) []byte {
+		return appendFailure(nil, record.Failure{Record: int32(unit), Kind: kind})
+	}
+	output := appendOutput(nil, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
+	done := []byte{12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0}
+	for name, test := range map[string]struct {
+		entries [][]byte
+		want    string
+	}{
+		"all well":              {[][]byte{output, output, done}, "done 5 outputs [0 0] failures []"},
+		"single records":        {[][]byte{entry(0, 2), entry(1, 3), entry(4, 2), output, done}, "done 5 outputs [2] failures [0/2 1/3 4/2]"},
+		"the list":              {[][]byte{output, entry(0, 1), done}, "done 5 outputs [] failures [0/1]"},
+		"both":                  {[][]byte{entry(0, 2), entry(0, 1), done}, "done 5 outputs [] failures [0/2 0/1]"},
+		"memory while decoding": {[][]byte{entry(3, 6), done}, "done 5 outputs [] failures [0/6]"},
+		"not done":              {[][]byte{entry(1, 2), output}, "done 0 outputs [] failures []"},
+		"out of order":          {[][]byte{entry(1, 2), entry(0, 2), done}, "error"},
+		"record unknown":        {[][]byte{entry(5, 2), done}, "error"},
+		"list twice":            {[][]byte{entry(0, 1), entry(0, 1), done}, "error"},
+		"done twice":            {[][]byte{done, done}, "error"},
+		"after the end":         {[][]byte{done, entry(1, 2)}, "error"},
+	} {
+		res, err := DecodeResult(bytes.Join(test.entries, nil), outputTopics, 5, true)
+		outputs, failures := []int32{}, []string{}
+		for _, o := range res.Outputs {
+			outputs = append(outputs, o.Record)
+		}
+		for _, f := range res.Failures {
+			failures = append(failures, fmt.Sprintf("%d/%d", f.Record, f.Kind))
+		}
+		got := fmt.Sprintf("done %d outputs %v failures %v", res.Done, outputs, failures)
+		if err != nil {
+			got = "error"
+		}
+		if got != test.want {
+			t.Errorf("%s: got %s (%v), want %s", name, got, err, test.want)
+		}
 	}
 }
 
@@ -357,7 +399,10 @@ func FuzzDecodeResult(f *testing.F) {
 	f.Add(appendFailure(nil, record.Failure{Kind: 1, Type: "a", Message: "b"}), uint8(1))
 	f.Add([]byte{}, uint8(0))
 	f.Fuzz(func(t *testing.T, buf []byte, units uint8) {
-		res, err := DecodeResult(buf, outputTopics, int(units))
+		if res, err := DecodeResult(buf, outputTopics, int(units), true); err == nil && res.Done != 0 && res.Done != int(units) {
+			t.Fatalf("%d of %d records of a take batch", res.Done, units)
+		}
+		res, err := DecodeResult(buf, outputTopics, int(units), false)
 		_, _ = DecodeOutput(buf, outputTopics)
 		if err != nil {
 			return
@@ -376,7 +421,7 @@ func FuzzDecodeResult(f *testing.F) {
 			t.Fatalf("%d bytes out of %d", total, len(buf))
 		}
 		again := appendResult(nil, &res, outputTopics, res.Done)
-		second, err := DecodeResult(again, outputTopics, res.Done)
+		second, err := DecodeResult(again, outputTopics, res.Done, false)
 		if len(res.Outputs) == 0 {
 			res.Outputs = nil
 		}
@@ -430,7 +475,7 @@ func BenchmarkDecodeResult(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(buf)))
 			for b.Loop() {
-				if _, err := DecodeResult(buf, outputTopics, records); err != nil {
+				if _, err := DecodeResult(buf, outputTopics, records, false); err != nil {
 					b.Fatal(err)
 				}
 			}

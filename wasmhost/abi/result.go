@@ -16,12 +16,14 @@ type FormatError struct {
 
 func (e *FormatError) Error() string { return fmt.Sprintf("result at byte %d: %s", e.Offset, e.Text) }
 
-// DecodeResult reads the result of a call over units units. Topics are the names of Program.Outputs by index, "" where
-// the guest must name the topic itself. Buf is copied once; the Result does not point into it.
+// DecodeResult reads the result of a call over a batch of records. Topics are the names of Program.Outputs by index, ""
+// where the guest must name the topic itself. Buf is copied once; the Result does not point into it.
 //
-// Result.Done counts units here; its Elapsed is left alone. Of a unit that failed only the Failure is kept. A result
-// that ends early is no error: the caller knows how many units to expect.
-func DecodeResult(buf []byte, topics []string, units int) (record.Result, error) {
+// Result.Done counts records that belong to finished units; Elapsed is left alone. Of a unit that failed only the
+// Failure is kept. A result that ends early is no error: the caller knows how many units to expect. The one unit of
+// a take batch may have failures of single records that could not be decoded, in order, and one for the list of the
+// others, whose Record is 0; outputs of the list have the first record in it as theirs.
+func DecodeResult(buf []byte, topics []string, records int, take bool) (record.Result, error) {
 	var res record.Result
 	outputs, headers, failures, err := count(buf)
 	if err != nil {
@@ -39,13 +41,20 @@ func DecodeResult(buf []byte, topics []string, units int) (record.Result, error)
 	if headers > 0 {
 		d.headers = make([]record.Header, headers)
 	}
-	first := 0 // of the current unit's outputs
+	units := records
+	if take {
+		units = min(records, 1)
+	}
+	first := 0     // of the current unit's outputs
+	firstFail := 0 // of its failures
 	failed := false
 	for off := 0; off < len(buf); {
 		size := int(le.Uint32(buf[off:]))
 		kind, unit := le.Uint32(buf[off+4:]), int(le.Uint32(buf[off+8:]))
 		d.off, d.entry = off, buf[off:off+size:off+size]
+		single := take && kind == EntryFailure && unit < records && res.Done == 0
 		switch {
+		case single:
 		case unit >= units:
 			return record.Result{}, d.errorf("unit %d of %d", unit, units)
 		case unit != res.Done:
@@ -61,12 +70,22 @@ func DecodeResult(buf []byte, topics []string, units int) (record.Result, error)
 				res.Outputs = append(res.Outputs, out)
 			}
 		case EntryFailure:
-			if failed {
-				return record.Result{}, d.errorf("unit %d fails twice", unit)
-			}
 			failure, err := d.failure()
 			if err != nil {
 				return record.Result{}, err
+			}
+			if failed {
+				return record.Result{}, d.errorf("unit %d fails twice", unit)
+			}
+			if take && (failure.Kind == record.FailureDecodeKey || failure.Kind == record.FailureDecodeValue) {
+				if n := len(res.Failures); n > 0 && failure.Record <= res.Failures[n-1].Record {
+					return record.Result{}, d.errorf("record %d fails after record %d", failure.Record, res.Failures[n-1].Record)
+				}
+				res.Failures = append(res.Failures, failure)
+				break
+			}
+			if take {
+				failure.Record = 0
 			}
 			failed = true
 			clear(res.Outputs[first:])
@@ -77,17 +96,32 @@ func DecodeResult(buf []byte, topics []string, units int) (record.Result, error)
 				return record.Result{}, d.errorf("done entry of %d bytes", size)
 			}
 			res.Done++
-			first, failed = len(res.Outputs), false
+			first, firstFail, failed = len(res.Outputs), len(res.Failures), false
 		}
 		off += size
 	}
 	// Entries behind the last EntryDone belong to a unit that did not end.
 	clear(res.Outputs[first:])
 	res.Outputs = res.Outputs[:first]
-	if failed {
-		res.Failures = res.Failures[:len(res.Failures)-1]
+	res.Failures = res.Failures[:firstFail]
+	if take && res.Done > 0 {
+		res.Done = records
+		ownList(&res)
 	}
 	return res, nil
+}
+
+// ownList gives the outputs of a list to the first record that is in it.
+func ownList(res *record.Result) {
+	owner := int32(0)
+	for i := range res.Failures {
+		if res.Failures[i].Record == owner {
+			owner++
+		}
+	}
+	for i := range res.Outputs {
+		res.Outputs[i].Record = owner
+	}
 }
 
 // DecodeOutput reads one EntryOutput, as OpSend carries it. The Output owns its bytes.

@@ -1,0 +1,84 @@
+package wasmhost
+
+import (
+	"errors"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"kaspr.io/kaspr/engine/record"
+)
+
+// While no guest runs the thread sleeps, and the first call wakes it.
+func TestTickerSleeps(t *testing.T) {
+	r := newTestRuntime(t, Config{Tick: time.Millisecond})
+	in := newTestInstance(t, newTestSnapshot(t, r, Options{}))
+	for round := range 2 {
+		asleep := false
+		for deadline := time.Now().Add(5 * time.Second); !asleep && time.Now().Before(deadline); {
+			before := r.ticker.ticks()
+			time.Sleep(50 * time.Millisecond)
+			asleep = r.ticker.ticks() == before
+		}
+		if !asleep {
+			t.Fatalf("round %d: the ticker does not sleep", round)
+		}
+		if _, err := in.Call(t.Context(), batch("p")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The thread must not write into memory that is gone: instances come and go while others run.
+func TestTickerHammer(t *testing.T) {
+	r := newTestRuntime(t, Config{Tick: 50 * time.Microsecond})
+	s := newTestSnapshot(t, r, Options{})
+	var wg sync.WaitGroup
+	stop := time.Now().Add(500 * time.Millisecond)
+	for range 4 {
+		wg.Go(func() {
+			for time.Now().Before(stop) {
+				in, err := s.NewInstance(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, err = in.Call(t.Context(), batch("w50", "e", "w10"))
+				if err = errors.Join(err, in.Close()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if s.Stats().Ticks.Load() == 0 {
+		t.Error("no ticks")
+	}
+}
+
+// A spinning guest must not hold up the garbage collector: that would stop the whole process.
+func TestCollectorIsNotHeldUp(t *testing.T) {
+	r := newTestRuntime(t, Config{})
+	s := newTestSnapshot(t, r, Options{Deadline: time.Second})
+	var wg sync.WaitGroup
+	for range 2 {
+		in := newTestInstance(t, s)
+		wg.Go(func() {
+			if res, err := in.Call(t.Context(), batch("p")); err != nil || len(res.Failures) != 1 || res.Failures[0].Kind != record.FailureDeadline {
+				t.Errorf("%s, %v", show(res), err)
+			}
+		})
+	}
+	var longest time.Duration
+	for begin := time.Now(); time.Since(begin) < 900*time.Millisecond; {
+		at := time.Now()
+		runtime.GC()
+		longest = max(longest, time.Since(at))
+	}
+	wg.Wait()
+	t.Logf("longest collection %v", longest)
+	if longest > 400*time.Millisecond { // two stops of a tick each, and whatever else the machine does
+		t.Errorf("a collection took %v while guests were spinning", longest)
+	}
+}
