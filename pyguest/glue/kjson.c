@@ -1,0 +1,1824 @@
+/* The JSON codec of the guest.
+ *
+ * The contract is stock json of the same CPython, byte for byte and error for error (tests/test_kjson.py compares them). What
+ * makes it fast, in order of weight:
+ *
+ * 1. Objects of a known shape. Records of a topic look alike: the same keys in the same order. The decoder keeps a trie of key
+ *    sequences ("shape" below); a key is recognised by comparing a few words with the text the trie predicts, and a complete
+ *    object becomes a dict by copying the hash table of the last one, without hashing or inserting anything.
+ * 2. Fewer objects: keys are interned once; values wait on one stack and are moved into lists and dicts of the final size.
+ * 3. Eight bytes at a time in strings and numbers. It is plain 64 bit arithmetic, which wasm has.
+ *
+ * The decoder only knows the right way. Whatever it does not like (an error, UTF-16, depth) is given to json.loads, which
+ * decides what the input is worth and what the exception says; an invalid document costs two attempts. */
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_BUILD_CORE_MODULE
+#define Py_BUILD_CORE_MODULE 1
+#endif
+#include "Python.h"
+#include "datetime.h"
+#include "internal/pycore_ceval.h"
+#include "internal/pycore_dict.h"
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kjson.h"
+
+#if PY_VERSION_HEX < 0x030d0000 || PY_VERSION_HEX >= 0x030e0000
+#error "kjson.c builds dicts and strings by hand and was checked against CPython 3.13 only: read instantiate and new_ascii"
+#endif
+#if PY_BIG_ENDIAN || defined(Py_GIL_DISABLED)
+#error "kjson.c loads words as little endian and has unguarded caches"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "the float conversions need double arithmetic without extra precision"
+#endif
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+
+typedef uint64_t u64;
+typedef int64_t i64;
+typedef uint32_t u32;
+
+/* ---- words ------------------------------------------------------------------------------------------------------- */
+
+#define ONES 0x0101010101010101u
+#define HIGHS 0x8080808080808080u
+
+INLINE u64 load64(const void *p) { u64 v; memcpy(&v, p, 8); return v; }
+INLINE u32 load32(const void *p) { u32 v; memcpy(&v, p, 4); return v; }
+INLINE void store64(void *p, u64 v) { memcpy(p, &v, 8); }
+INLINE int first_byte(u64 high_bits) { return __builtin_ctzll(high_bits) >> 3; }
+
+/* The next three set the high bit of bytes of w; the lowest set one is exact, those above it may be due to a borrow. */
+INLINE u64 bytes_zero(u64 w) { return (w - ONES) & ~w & HIGHS; }
+INLINE u64 bytes_control(u64 w) { return (w - ONES * 0x20) & ~w & HIGHS; }
+/* Bytes that end the simple run of a JSON string: quote, backslash, control; with bytes >= 0x80 in the second. */
+INLINE u64 bytes_special(u64 w) { return bytes_zero(w ^ ONES * '"') | bytes_zero(w ^ ONES * '\\') | bytes_control(w); }
+INLINE u64 bytes_not_plain(u64 w) { return bytes_special(w) | (w & HIGHS); }
+/* Bytes the encoder has to escape; DEL is one of them. */
+INLINE u64 bytes_to_escape(u64 w) { return bytes_not_plain(w) | bytes_zero(w ^ ONES * 0x7f); }
+
+/* Copies n bytes in words: up to 7 bytes behind both ends are read and written. */
+INLINE void copy_words(char *to, const char *from, size_t n)
+{
+    size_t i = 0;
+    do {
+        store64(to + i, load64(from + i));
+        i += 8;
+    } while (i < n);
+}
+
+/* ---- shared state ------------------------------------------------------------------------------------------------ */
+
+static PyObject *json_loads, *empty_str, *one_char[128];
+static PyObject *str_json, *str_value, *str_isoformat, *str_utc, *str_add_note;
+/* Classes of modules that may never be imported; NULL until one is found in sys.modules. */
+static PyObject *class_decimal, *class_uuid, *class_enum, *class_deque;
+
+/* Counters for tests: documents that were not decoded here, and those json.loads then accepted. */
+static size_t stat_fallback, stat_fallback_accepted;
+
+/* ---- powers of ten ----------------------------------------------------------------------------------------------- */
+
+static const double exact_pow10[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                                     1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+static const u64 int_pow10[] = {1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u, 10000000000u,
+                                100000000000u, 1000000000000u, 10000000000000u, 100000000000000u, 1000000000000000u,
+                                10000000000000000u, 100000000000000000u, 1000000000000000000u, 10000000000000000000u};
+
+/* ================================================================================================================== */
+/* Decoding                                                                                                           */
+/* ================================================================================================================== */
+
+/* ---- key cache --------------------------------------------------------------------------------------------------- */
+
+/* Direct mapped: a new key takes the place of another. A key seen twice is interned, so that user code's d["key"] is found by
+ * identity and equal keys of the trie are the same object. */
+enum { KEY_LEN_MAX = 64, KEYS = 1024 };
+typedef struct {
+    PyObject *key;    /* owned, NULL: free */
+    const char *text; /* its UTF-8 form, owned by key */
+    u32 len;
+    u32 hash;
+    int interned;
+} key_entry;
+static key_entry key_cache[KEYS];
+
+/* ---- shapes ------------------------------------------------------------------------------------------------------ */
+
+/* A shape is a sequence of keys: the path from the root of a trie. Children are found by what came last ("next"), then in the
+ * list. Invariants: keys of a path are distinct and interned; a shape that is reachable lives until the next decode at least
+ * (they are only freed all together, between two decodes). Bounds: SHAPES in all, SHAPE_CHILDREN each, SHAPE_KEYS deep; objects
+ * beyond them are built in the ordinary way. Keys that were never seen before make no shape: a map from ids does not fill the trie. */
+enum { SHAPES = 1024, SHAPE_CHILDREN = 16, SHAPE_ROOT_CHILDREN = 64, SHAPE_KEYS = 64, SHAPE_STALE = 4096 };
+typedef struct shape {
+    struct shape *next; /* the child that was right last time */
+    u32 text_len;       /* of text: key and closing quote */
+    u32 text_words;     /* whole words to compare before the last, masked one */
+    u64 text_mask;
+    u32 count;          /* keys on the path */
+    u32 table_head;     /* bytes of table before the entries */
+    PyDictKeysObject *table; /* of a dict with these keys, entries without values; NULL until one was seen */
+    size_t table_size;
+    PyObject *key;      /* owned */
+    struct shape *parent, *children, *sibling;
+    u32 child_count;
+    u64 text[];
+} shape;
+static shape *shape_root;
+static size_t shape_count;
+static size_t shape_refused; /* children that were not made since the trie is full */
+
+static shape *shape_new(shape *parent, PyObject *key, const char *text, size_t len)
+{
+    size_t words = len / 8 + 1; /* text and quote */
+    shape *s = PyMem_Malloc(sizeof(shape) + words * 8);
+    if (s == NULL)
+        return NULL;
+    memset(s, 0, sizeof(shape) + words * 8);
+    s->text_len = (u32)len + 1;
+    s->text_words = (u32)(len / 8);
+    memcpy(s->text, text, len);
+    ((char *)s->text)[len] = '"';
+    s->text_mask = len % 8 == 7 ? ~(u64)0 : ((u64)1 << (len % 8 + 1) * 8) - 1;
+    s->parent = parent;
+    if (parent != NULL) {
+        s->count = parent->count + 1;
+        s->key = Py_NewRef(key);
+        s->sibling = parent->children;
+        parent->children = s;
+        parent->child_count++;
+    }
+    shape_count++;
+    return s;
+}
+
+static void shape_free(shape *s)
+{
+    while (s != NULL) { /* recursion is bounded by SHAPE_KEYS */
+        shape *sibling = s->sibling;
+        shape_free(s->children);
+        Py_XDECREF(s->key);
+        PyMem_Free(s->table);
+        PyMem_Free(s);
+        s = sibling;
+    }
+}
+
+static int shapes_reset(void)
+{
+    shape_free(shape_root);
+    shape_count = shape_refused = 0;
+    shape_root = shape_new(NULL, NULL, "", 0);
+    return shape_root == NULL ? -1 : 0;
+}
+
+/* Is the text at p (behind the opening quote) the shape's key and its closing quote? */
+INLINE int shape_matches(const shape *s, const char *p)
+{
+    const u64 *t = s->text;
+    for (u32 n = s->text_words; unlikely(n > 0); n--, p += 8, t++)
+        if (load64(p) != *t)
+            return 0;
+    return ((load64(p) ^ *t) & s->text_mask) == 0;
+}
+
+/* ---- decoder ----------------------------------------------------------------------------------------------------- */
+
+/* Functions take the position and return the one behind what they read, or NULL. NULL without an exception: try json.loads.
+ * They push their value on the stack, which owns it. The text is a copy that ends in NUL and PADDING readable bytes, so nothing
+ * checks for the end: NUL is no JSON. The copy may be overwritten behind the position that was read. */
+enum { PADDING = 16, TEXT_KEPT = 256 << 10, STACK_KEPT = 16 << 10 };
+typedef struct {
+    PyObject **stack;
+    size_t n, cap;
+    size_t containers; /* lists and dicts made so far */
+    const char *too_deep; /* "array" or "object": what reached the recursion limit */
+    PyThreadState *ts;
+} decoder;
+
+static PyObject **kept_stack;
+static size_t kept_stack_cap;
+static char *kept_text;
+static size_t kept_text_cap;
+
+NOINLINE int stack_grow(decoder *d)
+{
+    size_t cap = d->cap ? d->cap * 2 : 256;
+    PyObject **stack = PyMem_Realloc(d->stack, cap * sizeof *stack);
+    if (stack == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    d->stack = stack;
+    d->cap = cap;
+    return 0;
+}
+
+/* Takes the reference, also when it fails. */
+INLINE int push(decoder *d, PyObject *v)
+{
+    if (unlikely(v == NULL))
+        return -1;
+    if (unlikely(d->n == d->cap) && stack_grow(d) < 0) {
+        Py_DECREF(v);
+        return -1;
+    }
+    d->stack[d->n++] = v;
+    return 0;
+}
+
+INLINE const char *pushed(decoder *d, PyObject *v, const char *p)
+{
+    return likely(push(d, v) == 0) ? p : NULL;
+}
+
+NOINLINE const char *skip_space_slow(const char *p)
+{
+    while (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r')
+        p++;
+    return p;
+}
+
+INLINE const char *skip_space(const char *p)
+{
+    if (likely((unsigned char)*p > ' '))
+        return p;
+    if (likely(*p == ' ' && (unsigned char)p[1] > ' '))
+        return p + 1;
+    return skip_space_slow(p);
+}
+
+/* ---- strings ----------------------------------------------------------------------------------------------------- */
+
+/* A str of n ASCII bytes; up to 7 bytes behind them are read. What PyUnicode_New does, plus room to write whole words. */
+INLINE PyObject *new_ascii(const char *p, size_t n)
+{
+    if (unlikely(n < 2))
+        return Py_NewRef(n == 0 ? empty_str : one_char[(unsigned char)*p]);
+    PyASCIIObject *s = PyObject_Malloc(sizeof(PyASCIIObject) + n + 8);
+    if (unlikely(s == NULL))
+        return PyErr_NoMemory();
+    PyObject_Init((PyObject *)s, &PyUnicode_Type);
+    s->length = (Py_ssize_t)n;
+    s->hash = -1;
+    memset(&s->state, 0, sizeof s->state);
+    s->state.kind = PyUnicode_1BYTE_KIND;
+    s->state.compact = 1;
+    s->state.ascii = 1;
+    char *to = (char *)(s + 1);
+    copy_words(to, p, n);
+    to[n] = 0;
+    return (PyObject *)s;
+}
+
+static int hex4(const char *p)
+{
+    int v = 0;
+    for (int i = 0; i < 4; i++) {
+        unsigned char c = (unsigned char)p[i];
+        int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        if (digit < 0)
+            return -1;
+        v = v << 4 | digit;
+    }
+    return v;
+}
+
+/* The rest of a string that has an escape at p, which is in the string that began at start. Unescapes in place: no escape is
+ * shorter than its UTF-8. A lone surrogate becomes three bytes, which "surrogatepass" turns back, exactly like those of the input. */
+NOINLINE const char *string_with_escapes(const char *start, const char *p, int ascii, PyObject **result)
+{
+    char *to = (char *)p;
+    for (;;) {
+        unsigned char c = (unsigned char)*p;
+        if (c == '"')
+            break;
+        if (c < 0x20)
+            return NULL;
+        if (c != '\\') {
+            u64 w = load64(p), special = bytes_special(w);
+            int n = special ? first_byte(special) : 8;
+            if (ascii && (n < 8 ? w << (8 - n) * 8 : w) & HIGHS)
+                ascii = 0;
+            for (; n > 0; n--)
+                *to++ = *p++;
+            continue;
+        }
+        c = (unsigned char)p[1];
+        p += 2;
+        switch (c) {
+        case '"': case '\\': case '/': *to++ = (char)c; continue;
+        case 'b': *to++ = '\b'; continue;
+        case 'f': *to++ = '\f'; continue;
+        case 'n': *to++ = '\n'; continue;
+        case 'r': *to++ = '\r'; continue;
+        case 't': *to++ = '\t'; continue;
+        case 'u': break;
+        default: return NULL;
+        }
+        int u = hex4(p);
+        if (u < 0)
+            return NULL;
+        p += 4;
+        if (u < 0x80) {
+            *to++ = (char)u;
+            continue;
+        }
+        ascii = 0;
+        if (u < 0x800) {
+            *to++ = (char)(0xc0 | u >> 6);
+            *to++ = (char)(0x80 | (u & 0x3f));
+            continue;
+        }
+        if (u >= 0xd800 && u < 0xdc00 && p[0] == '\\' && p[1] == 'u') {
+            int low = hex4(p + 2);
+            if (low < 0)
+                return NULL;
+            if (low >= 0xdc00 && low < 0xe000) {
+                p += 6;
+                u = 0x10000 + ((u - 0xd800) << 10 | (low - 0xdc00));
+                *to++ = (char)(0xf0 | u >> 18);
+                *to++ = (char)(0x80 | (u >> 12 & 0x3f));
+                *to++ = (char)(0x80 | (u >> 6 & 0x3f));
+                *to++ = (char)(0x80 | (u & 0x3f));
+                continue;
+            }
+        }
+        *to++ = (char)(0xe0 | u >> 12);
+        *to++ = (char)(0x80 | (u >> 6 & 0x3f));
+        *to++ = (char)(0x80 | (u & 0x3f));
+    }
+    *result = ascii ? new_ascii(start, (size_t)(to - start)) : PyUnicode_DecodeUTF8(start, to - start, "surrogatepass");
+    return *result != NULL ? p + 1 : NULL;
+}
+
+/* The string behind an opening quote, from p on: start..p is simple ASCII. */
+NOINLINE const char *string_slow(const char *start, const char *p, PyObject **result)
+{
+    int ascii = 1;
+    for (;;) {
+        u64 w = load64(p), special = bytes_special(w);
+        int n = special ? first_byte(special) : 8;
+        if (n > 0 && (w << (8 - n) * 8) & HIGHS)
+            ascii = 0;
+        p += n;
+        if (special)
+            break;
+    }
+    if (*p == '"') {
+        *result = ascii ? new_ascii(start, (size_t)(p - start)) : PyUnicode_DecodeUTF8(start, p - start, "surrogatepass");
+        return *result != NULL ? p + 1 : NULL;
+    }
+    if (*p == '\\')
+        return string_with_escapes(start, p, ascii, result);
+    return NULL;
+}
+
+/* p is behind the opening quote. */
+INLINE const char *parse_string(const char *p, PyObject **result)
+{
+    const char *start = p;
+    for (;;) {
+        u64 hit = bytes_not_plain(load64(p));
+        if (hit) {
+            p += first_byte(hit);
+            break;
+        }
+        p += 8;
+    }
+    if (unlikely(*p != '"'))
+        return string_slow(start, p, result);
+    *result = new_ascii(start, (size_t)(p - start));
+    return likely(*result != NULL) ? p + 1 : NULL;
+}
+
+NOINLINE const char *string_value(decoder *d, const char *p)
+{
+    PyObject *v;
+    p = parse_string(p, &v);
+    return likely(p != NULL) ? pushed(d, v, p) : NULL;
+}
+
+/* ---- numbers ----------------------------------------------------------------------------------------------------- */
+
+INLINE int eight_digits(u64 w)
+{
+    return (((w + ONES * 0x46) | (w - ONES * 0x30)) & HIGHS) == 0;
+}
+
+/* The value of eight digits: pairs, fours, eight. */
+INLINE u64 eight_digits_value(u64 w)
+{
+    w -= ONES * 0x30;
+    w = (w * 10 + (w >> 8)) & 0x00ff00ff00ff00ffu;
+    w = (w * 100 + (w >> 16)) & 0x0000ffff0000ffffu;
+    return (w * 10000 + (w >> 32)) & 0xffffffffu;
+}
+
+/* Appends the digits at p to *value, modulo 2^64. */
+INLINE const char *digits(const char *p, u64 *value)
+{
+    u64 v = *value, w = load64(p);
+    while (eight_digits(w)) {
+        v = v * 100000000 + eight_digits_value(w);
+        p += 8;
+        w = load64(p);
+    }
+    for (unsigned c; (c = (unsigned char)*p - '0') < 10; p++)
+        v = v * 10 + c;
+    *value = v;
+    return p;
+}
+
+/* start..p is a number in JSON's grammar. */
+NOINLINE const char *number_slow(decoder *d, const char *start, const char *p, int is_float)
+{
+    char *end = (char *)p, c = *end;
+    *end = 0;
+    PyObject *v = NULL;
+    if (is_float) {
+        double f = PyOS_string_to_double(start, NULL, NULL);
+        if (f != -1.0 || !PyErr_Occurred())
+            v = PyFloat_FromDouble(f);
+    }
+    else
+        v = PyLong_FromString(start, NULL, 10);
+    *end = c;
+    return pushed(d, v, p);
+}
+
+NOINLINE const char *parse_number(decoder *d, const char *p)
+{
+    const char *start = p;
+    int negative = *p == '-';
+    p += negative;
+    u64 w = 0;
+    const char *first = p;
+    if (likely(*p >= '1' && *p <= '9'))
+        p = digits(p, &w);
+    else if (*p == '0')
+        p++;
+    else if (negative && memcmp(p, "Infinity", 8) == 0)
+        return pushed(d, PyFloat_FromDouble(-Py_HUGE_VAL), p + 8);
+    else
+        return NULL;
+    size_t count = (size_t)(p - first);
+    if (*p != '.' && (*p | 32) != 'e') {
+        if (unlikely(count > 18))
+            return number_slow(d, start, p, 0);
+        return pushed(d, PyLong_FromLongLong(negative ? -(i64)w : (i64)w), p);
+    }
+
+    i64 exponent = 0;
+    if (*p == '.') {
+        const char *fraction = ++p;
+        p = digits(p, &w);
+        exponent = fraction - p;
+        if (exponent == 0)
+            return NULL;
+        if (*first == '0') { /* leading zeros are no digits of w */
+            while (*fraction == '0')
+                fraction++;
+            count = (size_t)(p - fraction);
+        }
+        else
+            count += (size_t)(p - fraction);
+    }
+    if (unlikely((*p | 32) == 'e')) {
+        p++;
+        int minus = *p == '-';
+        if (minus || *p == '+')
+            p++;
+        const char *e = p;
+        u64 value = 0;
+        p = digits(p, &value);
+        if (p == e)
+            return NULL;
+        if (p - e > 8)
+            return number_slow(d, start, p, 1);
+        exponent += minus ? -(i64)value : (i64)value;
+    }
+    /* w is exact, 10^22 and below are exact, so one rounding happens and it is the right one. */
+    if (likely(count <= 19 && w <= (u64)1 << 53 && exponent >= -22 && exponent <= 22)) {
+        double v = (double)(i64)w;
+        v = exponent < 0 ? v / exact_pow10[-exponent] : v * exact_pow10[exponent];
+        return pushed(d, PyFloat_FromDouble(negative ? -v : v), p);
+    }
+    return number_slow(d, start, p, 1);
+}
+
+/* ---- keys -------------------------------------------------------------------------------------------------------- */
+
+INLINE u32 key_hash(const char *p, size_t n)
+{
+    u64 h = n * 0x9e3779b97f4a7c15u, w;
+    for (; n >= 8; n -= 8, p += 8)
+        h = (h ^ load64(p)) * 0xff51afd7ed558ccdu, h ^= h >> 32;
+    if (n > 0) {
+        w = load64(p) << (8 - n) * 8;
+        h = (h ^ w) * 0xff51afd7ed558ccdu, h ^= h >> 32;
+    }
+    h *= 0xc4ceb9fe1a85ec53u;
+    return (u32)(h >> 32);
+}
+
+/* The key of n bytes at p, which has no escapes. Borrowed from the cache, or *owned is set. *known: it was seen before and is interned. */
+NOINLINE PyObject *key_object(const char *p, size_t n, int ascii, int *owned, int *known)
+{
+    *owned = *known = 0;
+    if (n > KEY_LEN_MAX) {
+        *owned = 1;
+        return ascii ? new_ascii(p, n) : PyUnicode_DecodeUTF8(p, (Py_ssize_t)n, "surrogatepass");
+    }
+    u32 hash = key_hash(p, n);
+    key_entry *e = &key_cache[hash % KEYS];
+    if (e->key != NULL && e->hash == hash && e->len == n && memcmp(e->text, p, n) == 0) {
+        if (!e->interned) {
+            PyUnicode_InternInPlace(&e->key); /* may put an equal string in its place */
+            e->text = PyUnicode_AsUTF8(e->key);
+            if (e->text == NULL) {
+                Py_CLEAR(e->key);
+                return NULL;
+            }
+            e->interned = 1;
+        }
+        *known = 1;
+        return e->key;
+    }
+    PyObject *key = ascii ? new_ascii(p, n) : PyUnicode_DecodeUTF8(p, (Py_ssize_t)n, "surrogatepass");
+    if (key == NULL)
+        return NULL;
+    const char *text = PyUnicode_AsUTF8(key);
+    if (text == NULL) { /* a surrogate: not worth keeping */
+        PyErr_Clear();
+        *owned = 1;
+        return key;
+    }
+    PyObject *old = e->key;
+    *e = (key_entry){key, text, (u32)n, hash, 0};
+    Py_XDECREF(old); /* a str: no code of others runs */
+    return key;
+}
+
+/* Reads the key at p. Returned owned; *known as above. */
+static const char *key_any(const char *p, PyObject **key, int *known)
+{
+    const char *start = p;
+    int ascii = 1;
+    for (;;) {
+        u64 w = load64(p), special = bytes_special(w);
+        int n = special ? first_byte(special) : 8;
+        if (n > 0 && (w << (8 - n) * 8) & HIGHS)
+            ascii = 0;
+        p += n;
+        if (special)
+            break;
+    }
+    if (unlikely(*p != '"')) {
+        *known = 0;
+        return *p == '\\' ? string_with_escapes(start, p, ascii, key) : NULL;
+    }
+    int owned;
+    *key = key_object(start, (size_t)(p - start), ascii, &owned, known);
+    if (*key == NULL)
+        return NULL;
+    if (!owned)
+        Py_INCREF(*key);
+    return p + 1;
+}
+
+/* The stack has values from base on, their keys are those of s: make it key, value, key, value. */
+static int unshape(decoder *d, const shape *s, size_t base)
+{
+    size_t n = s->count;
+    while (d->cap - d->n < n)
+        if (stack_grow(d) < 0)
+            return -1;
+    for (; n > 0; n--, s = s->parent) {
+        d->stack[base + 2 * n - 1] = d->stack[base + n - 1];
+        d->stack[base + 2 * n - 2] = Py_NewRef(s->key);
+    }
+    d->n = base + 2 * (d->n - base);
+    return 0;
+}
+
+/* Reads a key that *sp did not predict: moves *sp to another child or, when there is none and none is made, gives up shapes for this
+ * object: *sp is NULL and the stack has keys, the new one last. */
+NOINLINE const char *key_unpredicted(decoder *d, const char *p, shape **sp, size_t base)
+{
+    shape *s = *sp, *child;
+    for (child = s->children; child != NULL; child = child->sibling)
+        if (child != s->next && shape_matches(child, p)) {
+            *sp = s->next = child;
+            return p + child->text_len;
+        }
+    PyObject *key;
+    int known;
+    const char *text = p;
+    p = key_any(p, &key, &known);
+    if (p == NULL)
+        return NULL;
+    if (known && s->count < SHAPE_KEYS && s->child_count < (s->parent ? SHAPE_CHILDREN : SHAPE_ROOT_CHILDREN)) {
+        const shape *up = s;
+        while (up->parent != NULL && up->key != key)
+            up = up->parent;
+        if (up->parent == NULL) { /* not a duplicate */
+            if (shape_count >= SHAPES)
+                shape_refused++;
+            else {
+                child = shape_new(s, key, text, (size_t)(p - text) - 1);
+                Py_DECREF(key);
+                if (child == NULL) {
+                    PyErr_NoMemory();
+                    return NULL;
+                }
+                *sp = s->next = child;
+                return p;
+            }
+        }
+    }
+    if (unshape(d, s, base) < 0) {
+        Py_DECREF(key);
+        return NULL;
+    }
+    *sp = NULL;
+    return pushed(d, key, p);
+}
+
+/* ---- containers -------------------------------------------------------------------------------------------------- */
+
+/* The condition and the message are those of stock json's scanner. Its call costs it a level (one at most) that we do not need. */
+INLINE int enter(decoder *d, const char *what)
+{
+    if (unlikely(d->ts->c_recursion_remaining < 0)) {
+        d->too_deep = what;
+        return -1;
+    }
+    d->ts->c_recursion_remaining--;
+    return 0;
+}
+
+INLINE void leave(decoder *d) { d->ts->c_recursion_remaining++; }
+
+/* Replaces the key, value pairs from base on by a dict. */
+static int close_object(decoder *d, size_t base)
+{
+    PyObject **items = d->stack + base;
+    size_t n = (d->n - base) / 2;
+    PyObject *dict = _PyDict_FromItems(items, 2, items + 1, 2, (Py_ssize_t)n);
+    if (dict == NULL)
+        return -1;
+    for (size_t i = 0; i < 2 * n; i++)
+        Py_DECREF(items[i]);
+    items[0] = dict;
+    d->n = base + 1;
+    return 0;
+}
+
+/* The first object of a shape: it is built in the ordinary way and its hash table kept as the template of the next ones. */
+NOINLINE int first_of_shape(decoder *d, shape *s, size_t base)
+{
+    if (unshape(d, s, base) < 0 || close_object(d, base) < 0)
+        return -1;
+    PyDictObject *dict = (PyDictObject *)d->stack[base];
+    PyDictKeysObject *keys = dict->ma_keys;
+    if (dict->ma_values != NULL || !DK_IS_UNICODE(keys) || (size_t)keys->dk_nentries != s->count || (size_t)dict->ma_used != s->count)
+        return 0;
+    size_t head = offsetof(PyDictKeysObject, dk_indices) + ((size_t)1 << keys->dk_log2_index_bytes);
+    size_t entries = (size_t)(keys->dk_nentries + keys->dk_usable);
+    size_t size = head + entries * sizeof(PyDictUnicodeEntry);
+    PyDictKeysObject *table = PyMem_Malloc(size);
+    if (table == NULL)
+        return 0;
+    memcpy(table, keys, size);
+    table->dk_refcnt = 1;
+    table->dk_version = 0;
+    for (size_t i = 0; i < s->count; i++)
+        DK_UNICODE_ENTRIES(table)[i].me_value = NULL;
+    s->table = table;
+    s->table_head = (u32)head;
+    s->table_size = size;
+    return 0;
+}
+
+/* A dict of shape s with the values, whose references it takes. This is what PyDict_Copy does with an unfragmented dict: one block
+ * with the index and the entries of the original. track: a value is a container. */
+INLINE PyObject *instantiate(const shape *s, PyObject **values, int track)
+{
+    PyDictKeysObject *keys = PyMem_Malloc(s->table_size);
+    if (unlikely(keys == NULL))
+        return PyErr_NoMemory();
+    PyObject *dict = PyDict_New();
+    if (unlikely(dict == NULL)) {
+        PyMem_Free(keys);
+        return NULL;
+    }
+    size_t head = s->table_head, n = s->count;
+    const char *from = (const char *)s->table;
+    for (size_t i = 0; i < head; i += 8)
+        store64((char *)keys + i, load64(from + i));
+    const PyDictUnicodeEntry *template = (const PyDictUnicodeEntry *)(from + head);
+    PyDictUnicodeEntry *entry = (PyDictUnicodeEntry *)((char *)keys + head);
+    for (size_t i = 0; i < n; i++) {
+        entry[i].me_key = Py_NewRef(template[i].me_key);
+        entry[i].me_value = values[i];
+    }
+    PyDictUnicodeEntry *end = (PyDictUnicodeEntry *)((char *)keys + s->table_size);
+    for (entry += n; entry < end; entry++)
+        entry->me_key = entry->me_value = NULL;
+    /* The empty table PyDict_New gave it is shared and immortal. */
+    ((PyDictObject *)dict)->ma_keys = keys;
+    ((PyDictObject *)dict)->ma_used = (Py_ssize_t)n;
+    if (track)
+        PyObject_GC_Track(dict);
+    return dict;
+}
+
+static const char *parse_array(decoder *d, const char *p);
+static const char *parse_object(decoder *d, const char *p);
+
+INLINE const char *parse_value(decoder *d, const char *p)
+{
+    switch (*p) {
+    case '"': return string_value(d, p + 1);
+    case '{': return parse_object(d, p + 1);
+    case '[': return parse_array(d, p + 1);
+    case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9':
+        return parse_number(d, p);
+    case 't': return load32(p) == 0x65757274 ? pushed(d, Py_True, p + 4) : NULL;
+    case 'f': return load32(p + 1) == 0x65736c61 ? pushed(d, Py_False, p + 5) : NULL;
+    case 'n': return load32(p) == 0x6c6c756e ? pushed(d, Py_None, p + 4) : NULL;
+    case 'N': return p[1] == 'a' && p[2] == 'N' ? pushed(d, PyFloat_FromDouble(Py_NAN), p + 3) : NULL;
+    case 'I': return memcmp(p, "Infinity", 8) == 0 ? pushed(d, PyFloat_FromDouble(Py_HUGE_VAL), p + 8) : NULL;
+    default: return NULL;
+    }
+}
+
+/* p is behind the bracket. */
+NOINLINE const char *parse_array(decoder *d, const char *p)
+{
+    if (enter(d, "array") < 0)
+        return NULL;
+    size_t base = d->n;
+    p = skip_space(p);
+    if (*p == ']')
+        p++;
+    else
+        for (;;) {
+            p = parse_value(d, p);
+            if (unlikely(p == NULL))
+                return NULL;
+            p = skip_space(p);
+            char c = *p++;
+            if (c == ',') {
+                p = skip_space(p);
+                continue;
+            }
+            if (likely(c == ']'))
+                break;
+            return NULL;
+        }
+    size_t n = d->n - base;
+    PyObject *list = PyList_New((Py_ssize_t)n);
+    if (unlikely(list == NULL))
+        return NULL;
+    PyObject **items = ((PyListObject *)list)->ob_item;
+    for (size_t i = 0; i < n; i++)
+        items[i] = d->stack[base + i];
+    d->n = base;
+    d->containers++;
+    leave(d);
+    return pushed(d, list, p);
+}
+
+/* p is behind the brace. */
+NOINLINE const char *parse_object(decoder *d, const char *p)
+{
+    if (enter(d, "object") < 0)
+        return NULL;
+    size_t base = d->n, containers = d->containers;
+    shape *s = shape_root;
+    p = skip_space(p);
+    if (*p == '}') {
+        leave(d);
+        d->containers++;
+        return pushed(d, PyDict_New(), p + 1);
+    }
+    for (;;) {
+        if (unlikely(*p != '"'))
+            return NULL;
+        p++;
+        if (likely(s != NULL)) {
+            shape *next = s->next;
+            if (likely(next != NULL && shape_matches(next, p))) {
+                p += next->text_len;
+                s = next;
+            }
+            else {
+                p = key_unpredicted(d, p, &s, base);
+                if (unlikely(p == NULL))
+                    return NULL;
+            }
+        }
+        else {
+            PyObject *key;
+            int known;
+            p = key_any(p, &key, &known);
+            if (unlikely(p == NULL || push(d, key) < 0))
+                return NULL;
+        }
+        p = skip_space(p);
+        if (unlikely(*p != ':'))
+            return NULL;
+        p = skip_space(p + 1);
+        p = parse_value(d, p);
+        if (unlikely(p == NULL))
+            return NULL;
+        p = skip_space(p);
+        char c = *p++;
+        if (c == ',') {
+            p = skip_space(p);
+            continue;
+        }
+        if (likely(c == '}'))
+            break;
+        return NULL;
+    }
+    if (likely(s != NULL && s->table != NULL)) {
+        PyObject *dict = instantiate(s, d->stack + base, d->containers != containers);
+        if (unlikely(dict == NULL))
+            return NULL;
+        d->stack[base] = dict;
+        d->n = base + 1;
+    }
+    else if ((s != NULL ? first_of_shape(d, s, base) : close_object(d, base)) < 0)
+        return NULL;
+    d->containers++;
+    leave(d);
+    return p;
+}
+
+/* ---- entry ------------------------------------------------------------------------------------------------------- */
+
+/* The document, or NULL: then with MemoryError, RecursionError or without an exception. No code of others runs in here: nothing is called but
+ * allocation and methods of exact str, int, float, list and dict. So the state that is kept between calls needs no lock. */
+static PyObject *decode(const char *buf, size_t len, int skip_bom)
+{
+    if (unlikely(shape_refused > SHAPE_STALE || shape_root == NULL) && shapes_reset() < 0)
+        return PyErr_NoMemory();
+    char *text = kept_text;
+    if (unlikely(len + PADDING > kept_text_cap)) {
+        size_t cap = len + PADDING < 4096 ? 4096 : len + PADDING;
+        if (cap <= TEXT_KEPT) {
+            PyMem_Free(kept_text);
+            kept_text_cap = 0;
+            text = kept_text = PyMem_Malloc(cap);
+            if (text != NULL)
+                kept_text_cap = cap;
+        }
+        else
+            text = PyMem_Malloc(cap);
+        if (text == NULL)
+            return PyErr_NoMemory();
+    }
+    memcpy(text, buf, len);
+    memset(text + len, 0, PADDING);
+
+    decoder d = {.stack = kept_stack, .cap = kept_stack_cap, .ts = PyThreadState_Get()};
+    int depth = d.ts->c_recursion_remaining;
+    const char *p = text;
+    if (skip_bom && len >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0)
+        p += 3;
+    p = parse_value(&d, skip_space(p));
+    if (p != NULL)
+        p = skip_space(p);
+    PyObject *result = NULL;
+    if (likely(p != NULL && p == text + len))
+        result = d.stack[0];
+    else {
+        d.ts->c_recursion_remaining = depth;
+        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_MemoryError))
+            PyErr_Clear();
+        while (d.n > 0)
+            Py_DECREF(d.stack[--d.n]);
+        if (d.too_deep != NULL) {
+            /* json decodes the bytes first, so an encoding error further on comes before this one. */
+            PyObject *whole = PyUnicode_DecodeUTF8(buf, (Py_ssize_t)len, "surrogatepass");
+            if (whole != NULL)
+                PyErr_Format(PyExc_RecursionError, "maximum recursion depth exceeded while decoding a JSON %s from a unicode string", d.too_deep);
+            else if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+                PyErr_Clear();
+            Py_XDECREF(whole);
+        }
+    }
+
+    if (unlikely(text != kept_text))
+        PyMem_Free(text);
+    if (unlikely(d.cap > STACK_KEPT)) {
+        PyMem_Free(d.stack);
+        d.stack = NULL;
+        d.cap = 0;
+    }
+    kept_stack = d.stack;
+    kept_stack_cap = d.cap;
+    return result;
+}
+
+static PyObject *ask_json(PyObject *doc)
+{
+    stat_fallback++;
+    PyObject *v = PyObject_CallOneArg(json_loads, doc);
+    stat_fallback_accepted += v != NULL;
+    return v;
+}
+
+PyObject *kjson_decode(const char *buf, Py_ssize_t len)
+{
+    PyObject *v = decode(buf, (size_t)len, 1);
+    if (likely(v != NULL) || PyErr_Occurred())
+        return v;
+    PyObject *doc = PyBytes_FromStringAndSize(buf, len);
+    if (doc == NULL)
+        return NULL;
+    v = ask_json(doc);
+    Py_DECREF(doc);
+    return v;
+}
+
+static PyObject *decode_str(PyObject *doc)
+{
+    PyObject *v = NULL;
+    if (PyUnicode_IS_ASCII(doc))
+        v = decode(PyUnicode_DATA(doc), (size_t)PyUnicode_GET_LENGTH(doc), 0);
+    else {
+        PyObject *utf8 = PyUnicode_AsEncodedString(doc, "utf-8", "surrogatepass");
+        if (utf8 == NULL)
+            return NULL;
+        v = decode(PyBytes_AS_STRING(utf8), (size_t)PyBytes_GET_SIZE(utf8), 0);
+        Py_DECREF(utf8);
+    }
+    return v != NULL || PyErr_Occurred() ? v : ask_json(doc);
+}
+
+/* ================================================================================================================== */
+/* Encoding                                                                                                           */
+/* ================================================================================================================== */
+
+/* Containers that are being encoded, innermost first. */
+typedef struct frame {
+    const struct frame *up;
+    PyObject *object;
+} frame;
+
+typedef struct {
+    kbuf *out;
+    PyThreadState *ts;
+    PyObject *path; /* of an error: list of keys and indexes, innermost first; NULL: no path wanted */
+    char comma[2], colon[2];
+    u32 comma_len, colon_len;
+} encoder;
+
+static int encode(encoder *e, PyObject *v, const frame *up);
+
+/* Room for n bytes behind the text and SLACK for punctuation, or NULL with MemoryError. done() takes what was written. */
+enum { SLACK = 8 };
+INLINE char *room(encoder *e, size_t n)
+{
+    if (kbuf_reserve(e->out, n + SLACK) < 0)
+        return NULL;
+    return e->out->data + e->out->len;
+}
+INLINE int done(encoder *e, const char *end)
+{
+    e->out->len = (size_t)(end - e->out->data);
+    return 0;
+}
+
+static int append(encoder *e, const char *s, size_t n)
+{
+    char *w = room(e, n);
+    if (w == NULL)
+        return -1;
+    memcpy(w, s, n);
+    return done(e, w + n);
+}
+
+/* ---- strings ----------------------------------------------------------------------------------------------------- */
+
+static const char hex_digits[] = "0123456789abcdef";
+
+INLINE char *write_u(char *w, u32 c)
+{
+    w[0] = '\\';
+    w[1] = 'u';
+    w[2] = hex_digits[c >> 12 & 15];
+    w[3] = hex_digits[c >> 8 & 15];
+    w[4] = hex_digits[c >> 4 & 15];
+    w[5] = hex_digits[c & 15];
+    return w + 6;
+}
+
+INLINE char *write_char(char *w, u32 c)
+{
+    if (likely(c >= ' ' && c <= '~' && c != '\\' && c != '"')) {
+        *w = (char)c;
+        return w + 1;
+    }
+    char escape;
+    switch (c) {
+    case '\\': case '"': escape = (char)c; break;
+    case '\b': escape = 'b'; break;
+    case '\f': escape = 'f'; break;
+    case '\n': escape = 'n'; break;
+    case '\r': escape = 'r'; break;
+    case '\t': escape = 't'; break;
+    default:
+        if (c >= 0x10000) {
+            c -= 0x10000;
+            w = write_u(w, 0xd800 + (c >> 10));
+            c = 0xdc00 + (c & 0x3ff);
+        }
+        return write_u(w, c);
+    }
+    w[0] = '\\';
+    w[1] = escape;
+    return w + 2;
+}
+
+/* Characters from i on, and the closing quote. Room is made piece by piece: a character can become 12 bytes, but hardly all do. */
+NOINLINE int string_rest(encoder *e, PyObject *v, Py_ssize_t i)
+{
+    enum { PIECE = 1024 };
+    int kind = PyUnicode_KIND(v);
+    const void *data = PyUnicode_DATA(v);
+    Py_ssize_t n = PyUnicode_GET_LENGTH(v);
+    while (i < n) {
+        Py_ssize_t end = n - i > PIECE ? i + PIECE : n;
+        char *w = room(e, (size_t)(end - i) * 12);
+        if (w == NULL)
+            return -1;
+        switch (kind) {
+        case PyUnicode_1BYTE_KIND:
+            for (; i < end; i++)
+                w = write_char(w, ((const Py_UCS1 *)data)[i]);
+            break;
+        case PyUnicode_2BYTE_KIND:
+            for (; i < end; i++)
+                w = write_char(w, ((const Py_UCS2 *)data)[i]);
+            break;
+        default:
+            for (; i < end; i++)
+                w = write_char(w, ((const Py_UCS4 *)data)[i]);
+        }
+        done(e, w);
+    }
+    return append(e, "\"", 1);
+}
+
+/* n < 8 bytes as a word whose other bytes are spaces. Reads no other byte. */
+INLINE u64 load_short(const char *s, size_t n)
+{
+    u64 w;
+    if (n >= 4)
+        w = load32(s) | (u64)load32(s + n - 4) << (n - 4) * 8;
+    else if (n > 0)
+        w = (unsigned char)s[0] | (u64)(unsigned char)s[n / 2] << n / 2 * 8 | (u64)(unsigned char)s[n - 1] << (n - 1) * 8;
+    else
+        w = 0;
+    return w | ONES * 0x20 << n * 8;
+}
+
+/* The text in quotes. v is a str or an instance of a subclass. */
+INLINE int encode_str(encoder *e, PyObject *v)
+{
+    size_t n = (size_t)PyUnicode_GET_LENGTH(v);
+    char *w = room(e, n + 16);
+    if (unlikely(w == NULL))
+        return -1;
+    *w++ = '"';
+    if (unlikely(!PyUnicode_IS_COMPACT_ASCII(v))) {
+        done(e, w);
+        return string_rest(e, v, 0);
+    }
+    const char *s = (const char *)((PyASCIIObject *)v + 1);
+    size_t left = n;
+    for (; left >= 8; left -= 8, s += 8, w += 8) {
+        u64 word = load64(s);
+        store64(w, word);
+        if (unlikely(bytes_to_escape(word)))
+            goto escape;
+    }
+    u64 word = load_short(s, left);
+    store64(w, word);
+    if (unlikely(bytes_to_escape(word)))
+        goto escape;
+    w[left] = '"';
+    return done(e, w + left + 1);
+escape:
+    done(e, w);
+    return string_rest(e, v, (Py_ssize_t)(n - left));
+}
+
+NOINLINE int encode_str_call(encoder *e, PyObject *v) { return encode_str(e, v); }
+
+/* ---- numbers ----------------------------------------------------------------------------------------------------- */
+
+/* Eight digits of n < 10^8, the first in the lowest byte: split into fours, twos and ones side by side in one word. The
+ * multipliers are reciprocals that are exact in their range: n * 10486 >> 20 is n / 100 below 10^4, n * 103 >> 10 is n / 10 below 10^2. */
+INLINE u64 digits_of_8(u32 n)
+{
+    u64 high = (u64)n * 3518437209u >> 45; /* n / 10000, exact for all 32 bits */
+    u64 v = high | (u64)(n - (u32)high * 10000) << 32;
+    u64 q = (v * 10486 >> 20) & 0x0000007f0000007fu;
+    v = q | (v - q * 100) << 16;
+    q = (v * 103 >> 10) & 0x000f000f000f000fu;
+    return q | (v - q * 10) << 8;
+}
+
+/* n < 10^8 without leading zeros; 8 bytes are written. */
+INLINE char *write_upto8(char *w, u32 n)
+{
+    if (n < 10) {
+        *w = (char)('0' + n);
+        return w + 1;
+    }
+    u64 d = digits_of_8(n);
+    int skip = first_byte(d);
+    store64(w, (d + ONES * '0') >> skip * 8);
+    return w + 8 - skip;
+}
+
+INLINE char *write_8(char *w, u32 n)
+{
+    store64(w, digits_of_8(n) + ONES * '0');
+    return w + 8;
+}
+
+/* n without leading zeros. Room: 24. */
+INLINE char *write_uint(char *w, u64 n)
+{
+    enum { E8 = 100000000 };
+    if (likely(n < E8))
+        return write_upto8(w, (u32)n);
+    u64 high = n / E8;
+    if (high < E8)
+        w = write_upto8(w, (u32)high);
+    else {
+        w = write_upto8(w, (u32)(high / E8));
+        w = write_8(w, (u32)(high % E8));
+    }
+    return write_8(w, (u32)(n - high * E8));
+}
+
+NOINLINE int encode_big_int(encoder *e, PyObject *v)
+{
+    PyObject *text = PyLong_Type.tp_repr(v);
+    if (text == NULL)
+        return -1;
+    int r = append(e, PyUnicode_DATA(text), (size_t)PyUnicode_GET_LENGTH(text));
+    Py_DECREF(text);
+    return r;
+}
+
+/* v is an int or an instance of a subclass, which counts as its number. */
+INLINE int encode_int(encoder *e, PyObject *v)
+{
+    i64 n;
+    if (PyUnstable_Long_IsCompact((PyLongObject *)v))
+        n = PyUnstable_Long_CompactValue((PyLongObject *)v);
+    else {
+        int overflow;
+        n = PyLong_AsLongLongAndOverflow(v, &overflow);
+        if (overflow)
+            return encode_big_int(e, v);
+    }
+    char *w = room(e, 32);
+    if (unlikely(w == NULL))
+        return -1;
+    u64 u = (u64)n;
+    if (n < 0) {
+        *w++ = '-';
+        u = 0 - u;
+    }
+    return done(e, write_uint(w, u));
+}
+
+/* The decimals of a number: frac < 10^k as exactly k digits, 1 <= k <= 22. */
+INLINE char *write_decimals(char *w, u64 frac, int k)
+{
+    enum { E8 = 100000000 };
+    if (k > 8) {
+        u64 high = frac / E8;
+        frac -= high * E8;
+        if (k > 16) {
+            u64 top = high / E8; /* less than 10^6 */
+            high -= top * E8;
+            store64(w, (digits_of_8((u32)top) + ONES * '0') >> (24 - k) * 8);
+            w += k - 16;
+            k = 16;
+        }
+        store64(w, (digits_of_8((u32)high) + ONES * '0') >> (16 - k) * 8);
+        w += k - 8;
+        k = 8;
+    }
+    store64(w, (digits_of_8((u32)frac) + ONES * '0') >> (8 - k) * 8);
+    return w + k;
+}
+
+/* repr(v) if 15 digits are enough for it and it has no exponent; otherwise NULL. Room: 40. v is finite.
+ *
+ * Why the result is repr(v): n < 10^15 and 10^k with k <= 22 are doubles, so n / 10^k is rounded once, and the test says that
+ * the decimal n * 10^-k reads as v. No two decimals of up to 15 digits read as the same double (DBL_DIG is 15; v is far from
+ * the denormals), so it is the only such decimal. repr(v) is the shortest decimal that reads as v: not longer than n, hence
+ * of up to 15 digits too, hence the same number, and without the trailing zeros the same digits. For 1e-4 <= v < 1e16 repr
+ * writes it without an exponent. How n was guessed does not matter; a wrong guess fails the test. */
+NOINLINE char *write_short_double(char *w, double v)
+{
+    if (signbit(v)) {
+        *w++ = '-';
+        v = -v;
+    }
+    if (!(v < 1e15))
+        return NULL;
+    i64 whole = (i64)v;
+    if (v == (double)whole) {
+        w = write_uint(w, (u64)whole);
+        memcpy(w, ".0", 2);
+        return w + 2;
+    }
+    if (v < 1e-4)
+        return NULL;
+    int k = 4; /* most numbers people write */
+    i64 n = 0;
+    if (v < 1e10)
+        n = (i64)(v * 1e4 + 0.5);
+    if ((double)n / 1e4 != v) {
+        u64 bits;
+        memcpy(&bits, &v, 8);
+        int log10 = (((int)(bits >> 52) - 1023) * 1233) >> 12; /* of v's power of two, rounded down */
+        k = 14 - log10; /* up to 19 */
+        if (k < 1)
+            return NULL;
+        double scaled = v * exact_pow10[k];
+        if (scaled >= 999999999999999.5)
+            scaled = v * exact_pow10[--k];
+        n = (i64)(scaled + 0.5);
+        if (n >= 1000000000000000 || (double)n / exact_pow10[k] != v)
+            return NULL;
+    }
+    while (n % 10 == 0) {
+        n /= 10;
+        k--;
+    }
+    /* v is no integer, so the integers next to it (all doubles) have n / 10^k between them too. */
+    w = write_uint(w, (u64)whole);
+    *w++ = '.';
+    return write_decimals(w, (u64)n - (u64)whole * int_pow10[k], k);
+}
+
+/* v is a float or an instance of a subclass, which counts as its number. */
+NOINLINE int encode_float(encoder *e, PyObject *o)
+{
+    double v = PyFloat_AS_DOUBLE(o);
+    if (unlikely(!isfinite(v)))
+        return isnan(v) ? append(e, "NaN", 3) : v > 0 ? append(e, "Infinity", 8) : append(e, "-Infinity", 9);
+    char *w = room(e, 40);
+    if (w == NULL)
+        return -1;
+    char *end = write_short_double(w, v);
+    if (likely(end != NULL))
+        return done(e, end);
+    char *text = PyOS_double_to_string(v, 'r', 0, Py_DTSF_ADD_DOT_0, NULL);
+    if (text == NULL)
+        return -1;
+    int r = append(e, text, strlen(text));
+    PyMem_Free(text);
+    return r;
+}
+
+/* ---- errors ------------------------------------------------------------------------------------------------------ */
+
+/* Where the exception happened, for its note: the containers on the way out add their key or index. */
+static void path_begin(encoder *e)
+{
+    PyObject *error = PyErr_GetRaisedException();
+    e->path = PyList_New(0);
+    PyErr_Clear();
+    PyErr_SetRaisedException(error);
+}
+
+/* Takes the reference of step, which may be NULL. */
+NOINLINE void path_add(encoder *e, PyObject *step)
+{
+    PyObject *error = PyErr_GetRaisedException();
+    if (e->path != NULL && (step == NULL || PyList_Append(e->path, step) < 0))
+        Py_CLEAR(e->path);
+    Py_XDECREF(step);
+    PyErr_Clear();
+    PyErr_SetRaisedException(error);
+}
+
+/* The exception gets a note such as: in value['items'][3] */
+static void path_end(encoder *e)
+{
+    PyObject *error = PyErr_GetRaisedException();
+    Py_ssize_t n = PyList_GET_SIZE(e->path);
+    PyObject *note = n > 0 && n <= 100 ? PyUnicode_FromString("in value") : NULL;
+    for (Py_ssize_t i = n; note != NULL && i > 0; i--) {
+        PyObject *longer = PyUnicode_FromFormat("%U[%R]", note, PyList_GET_ITEM(e->path, i - 1));
+        Py_SETREF(note, longer);
+    }
+    if (note != NULL)
+        Py_XDECREF(PyObject_CallMethodOneArg(error, str_add_note, note));
+    Py_XDECREF(note);
+    Py_CLEAR(e->path);
+    PyErr_Clear();
+    PyErr_SetRaisedException(error);
+}
+
+static int circular(const frame *up, PyObject *v)
+{
+    for (; up != NULL; up = up->up)
+        if (up->object == v) {
+            PyErr_SetString(PyExc_ValueError, "Circular reference detected");
+            return -1;
+        }
+    return 0;
+}
+
+/* ---- default: what JSON has no word for -------------------------------------------------------------------------- */
+
+INLINE char *write_2(char *w, int n, char before)
+{
+    w[0] = before;
+    w[1] = (char)('0' + n / 10);
+    w[2] = (char)('0' + n % 10);
+    return w + 3;
+}
+
+static char *write_date(char *w, PyObject *v)
+{
+    int year = PyDateTime_GET_YEAR(v);
+    *w++ = '"';
+    *w++ = (char)('0' + year / 1000);
+    *w++ = (char)('0' + year / 100 % 10);
+    *w++ = (char)('0' + year / 10 % 10);
+    *w++ = (char)('0' + year % 10);
+    w = write_2(w, PyDateTime_GET_MONTH(v), '-');
+    return write_2(w, PyDateTime_GET_DAY(v), '-');
+}
+
+/* A date counts as its midnight; "+00:00" is written "Z". */
+static int encode_datetime(encoder *e, PyObject *v)
+{
+    char *w = room(e, 48);
+    if (w == NULL)
+        return -1;
+    if (Py_IS_TYPE(v, PyDateTimeAPI->DateTimeType)) { /* what isoformat writes, for the usual time zones */
+        PyObject *zone = PyDateTime_DATE_GET_TZINFO(v);
+        if (zone == Py_None || zone == PyDateTime_TimeZone_UTC) {
+            w = write_date(w, v);
+            w = write_2(w, PyDateTime_DATE_GET_HOUR(v), 'T');
+            w = write_2(w, PyDateTime_DATE_GET_MINUTE(v), ':');
+            w = write_2(w, PyDateTime_DATE_GET_SECOND(v), ':');
+            int us = PyDateTime_DATE_GET_MICROSECOND(v);
+            if (us != 0) {
+                *w++ = '.';
+                w = write_decimals(w, (u64)us, 6);
+            }
+            if (zone != Py_None)
+                *w++ = 'Z';
+            *w++ = '"';
+            return done(e, w);
+        }
+    }
+    else if (PyDate_Check(v) && !PyDateTime_Check(v)) {
+        w = write_date(w, v);
+        memcpy(w, "T00:00:00\"", 10);
+        return done(e, w + 10);
+    }
+    PyObject *text = PyObject_CallMethodNoArgs(v, str_isoformat);
+    if (text == NULL)
+        return -1;
+    if (!PyUnicode_Check(text)) {
+        PyErr_Format(PyExc_TypeError, "isoformat of %.100s returned %.100s", Py_TYPE(v)->tp_name, Py_TYPE(text)->tp_name);
+        Py_DECREF(text);
+        return -1;
+    }
+    Py_ssize_t n = PyUnicode_GET_LENGTH(text), utc = PyUnicode_Tailmatch(text, str_utc, 0, n, 1);
+    if (utc > 0) {
+        PyObject *local = PyUnicode_Substring(text, 0, n - 6);
+        PyObject *z = local != NULL ? PyUnicode_FromFormat("%UZ", local) : NULL;
+        Py_XDECREF(local);
+        Py_SETREF(text, z);
+    }
+    int r = text != NULL && utc >= 0 ? encode_str_call(e, text) : -1;
+    Py_XDECREF(text);
+    return r;
+}
+
+/* Is v an instance of a class that has to be imported to have instances? */
+static int is_instance(PyObject *v, PyObject **class, const char *module, const char *name)
+{
+    if (unlikely(*class == NULL)) {
+        PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
+        PyObject *m = modules != NULL && PyDict_Check(modules) ? Py_XNewRef(PyDict_GetItemString(modules, module)) : NULL;
+        if (m == NULL)
+            return 0;
+        *class = PyObject_GetAttrString(m, name);
+        Py_DECREF(m);
+        if (*class != NULL && !PyType_Check(*class))
+            Py_CLEAR(*class);
+        if (*class == NULL) {
+            PyErr_Clear();
+            return 0;
+        }
+    }
+    return PyObject_TypeCheck(v, (PyTypeObject *)*class);
+}
+
+static int unencodable(encoder *e, PyObject *v)
+{
+    PyObject *name = PyType_GetName(Py_TYPE(v));
+    if (name != NULL) {
+        PyErr_Format(PyExc_TypeError, "Object of type %U is not JSON serializable", name);
+        Py_DECREF(name);
+    }
+    path_begin(e);
+    return -1;
+}
+
+/* The order of the questions is the original's. */
+NOINLINE int encode_default(encoder *e, PyObject *v, const frame *up)
+{
+    if (circular(up, v) < 0)
+        return -1;
+    PyObject *instead;
+    if (PyBytes_Check(v) || is_instance(v, &class_decimal, "decimal", "Decimal") || is_instance(v, &class_uuid, "uuid", "UUID"))
+        instead = PyObject_Str(v);
+    else if (PyDate_Check(v) || PyTime_Check(v))
+        return encode_datetime(e, v);
+    else if (is_instance(v, &class_enum, "enum", "Enum"))
+        instead = PyObject_GetAttr(v, str_value);
+    else if (PySet_Check(v) || is_instance(v, &class_deque, "collections", "deque"))
+        instead = PySequence_List(v);
+    else {
+        PyObject *method;
+        if (PyObject_GetOptionalAttr(v, str_json, &method) < 0)
+            return -1;
+        if (method == NULL || method == Py_None) {
+            Py_XDECREF(method);
+            return unencodable(e, v);
+        }
+        instead = PyObject_CallNoArgs(method);
+        Py_DECREF(method);
+    }
+    if (instead == NULL)
+        return -1;
+    int r = -1;
+    if (_Py_EnterRecursiveCallTstate(e->ts, " while encoding a JSON object") == 0) {
+        frame here = {up, v};
+        r = encode(e, instead, &here);
+        _Py_LeaveRecursiveCallTstate(e->ts);
+    }
+    Py_DECREF(instead);
+    return r;
+}
+
+/* ---- containers -------------------------------------------------------------------------------------------------- */
+
+/* Two bytes at most. No check: room() leaves SLACK behind everything, and punctuation and text alternate. */
+INLINE void separate(encoder *e, const char *s, u32 len)
+{
+    memcpy(e->out->data + e->out->len, s, 2);
+    e->out->len += len;
+}
+
+INLINE int bracket(encoder *e, char c)
+{
+    char *w = room(e, 1);
+    if (unlikely(w == NULL))
+        return -1;
+    *w = c;
+    return done(e, w + 1);
+}
+
+INLINE int encode_word(encoder *e, const char *word, size_t n)
+{
+    char *w = room(e, 8);
+    if (unlikely(w == NULL))
+        return -1;
+    memcpy(w, word, 8);
+    return done(e, w + n);
+}
+
+/* Values that need no reference and run no code of others. 1: not one of them. */
+INLINE int encode_simple(encoder *e, PyObject *v)
+{
+    PyTypeObject *type = Py_TYPE(v);
+    if (type == &PyUnicode_Type)
+        return encode_str(e, v);
+    if (type == &PyLong_Type)
+        return encode_int(e, v);
+    if (type == &PyFloat_Type)
+        return encode_float(e, v);
+    if (v == Py_None)
+        return encode_word(e, "null    ", 4);
+    if (v == Py_True)
+        return encode_word(e, "true    ", 4);
+    if (v == Py_False)
+        return encode_word(e, "false   ", 5);
+    return 1;
+}
+
+NOINLINE int encode_list(encoder *e, PyObject *v, const frame *up)
+{
+    PyObject *items = PySequence_Fast(v, "not a sequence"); /* v itself, or a list of what a subclass iterates over */
+    if (items == NULL)
+        return -1;
+    if (PySequence_Fast_GET_SIZE(items) == 0) {
+        Py_DECREF(items);
+        return append(e, "[]", 2);
+    }
+    int r = -1;
+    if (circular(up, v) < 0 || bracket(e, '[') < 0)
+        goto out;
+    frame here = {up, v};
+    /* The size is asked each time: code that runs for an item may change the list. */
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        if (i > 0)
+            separate(e, e->comma, e->comma_len);
+        r = encode_simple(e, item);
+        if (r > 0) {
+            Py_INCREF(item);
+            r = encode(e, item, &here);
+            Py_DECREF(item);
+        }
+        if (unlikely(r < 0)) {
+            if (e->path != NULL)
+                path_add(e, PyLong_FromSsize_t(i));
+            goto out;
+        }
+    }
+    r = bracket(e, ']');
+out:
+    Py_DECREF(items);
+    return r;
+}
+
+NOINLINE int encode_key_other(encoder *e, PyObject *key)
+{
+    if (PyUnicode_Check(key))
+        return encode_str(e, key);
+    int number = PyLong_Check(key) && !PyBool_Check(key), r;
+    if (!number && !PyFloat_Check(key) && key != Py_None && !PyBool_Check(key)) {
+        PyErr_Format(PyExc_TypeError, "keys must be str, int, float, bool or None, not %.100s", Py_TYPE(key)->tp_name);
+        path_begin(e);
+        return -1;
+    }
+    if (bracket(e, '"') < 0)
+        return -1;
+    if (PyFloat_Check(key))
+        r = encode_float(e, key);
+    else
+        r = number ? encode_int(e, key) : encode_simple(e, key);
+    return r < 0 ? -1 : bracket(e, '"');
+}
+
+/* One member. Only a value that is not simple needs references: nothing else runs code that could drop the last one. */
+INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, const frame *here)
+{
+    int r;
+    if (!first)
+        separate(e, e->comma, e->comma_len);
+    if (likely(PyUnicode_CheckExact(key)))
+        r = encode_str(e, key);
+    else
+        r = encode_key_other(e, key);
+    if (unlikely(r < 0))
+        return -1;
+    separate(e, e->colon, e->colon_len);
+    r = encode_simple(e, v);
+    if (r > 0) {
+        Py_INCREF(key);
+        Py_INCREF(v);
+        r = encode(e, v, here);
+        if (r < 0 && e->path != NULL)
+            path_add(e, Py_NewRef(key));
+        Py_DECREF(v);
+        Py_DECREF(key);
+    }
+    return r;
+}
+
+/* PyDict_Next, for the usual kind of dict without the call. Good for a dict that changes between two calls. */
+INLINE int next_member(PyObject *v, Py_ssize_t *pos, PyObject **key, PyObject **value)
+{
+    PyDictObject *dict = (PyDictObject *)v;
+    PyDictKeysObject *keys = dict->ma_keys;
+    if (unlikely(dict->ma_values != NULL || !DK_IS_UNICODE(keys)))
+        return PyDict_Next(v, pos, key, value);
+    for (Py_ssize_t i = *pos; i < keys->dk_nentries; i++) {
+        PyDictUnicodeEntry *entry = &DK_UNICODE_ENTRIES(keys)[i];
+        if (likely(entry->me_value != NULL)) {
+            *key = entry->me_key;
+            *value = entry->me_value;
+            *pos = i + 1;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+NOINLINE int encode_dict(encoder *e, PyObject *v, const frame *up)
+{
+    if (PyDict_GET_SIZE(v) == 0)
+        return append(e, "{}", 2);
+    if (circular(up, v) < 0 || bracket(e, '{') < 0)
+        return -1;
+    frame here = {up, v};
+    PyObject *key, *value;
+    if (PyDict_CheckExact(v)) {
+        int first = 1;
+        for (Py_ssize_t pos = 0; next_member(v, &pos, &key, &value); first = 0)
+            if (unlikely(encode_member(e, key, value, first, &here) < 0))
+                return -1;
+        return bracket(e, '}');
+    }
+    PyObject *items = PyMapping_Items(v);
+    if (items == NULL)
+        return -1;
+    int r = 0;
+    for (Py_ssize_t i = 0; r == 0 && i < PyList_GET_SIZE(items); i++) {
+        PyObject *item = PyList_GET_ITEM(items, i);
+        if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
+            PyErr_SetString(PyExc_ValueError, "items must return 2-tuples");
+            r = -1;
+            break;
+        }
+        Py_INCREF(item); /* items may be a list that others know */
+        r = encode_member(e, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1), i == 0, &here);
+        Py_DECREF(item);
+    }
+    Py_DECREF(items);
+    return r < 0 ? -1 : bracket(e, '}');
+}
+
+/* The caller holds a reference of v. */
+NOINLINE int encode(encoder *e, PyObject *v, const frame *up)
+{
+    int r = encode_simple(e, v);
+    if (r <= 0)
+        return r;
+    if (PyUnicode_Check(v))
+        return encode_str_call(e, v);
+    if (PyLong_Check(v))
+        return encode_int(e, v);
+    if (PyFloat_Check(v))
+        return encode_float(e, v);
+    int list = PyList_Check(v) || PyTuple_Check(v);
+    if (!list && !PyDict_Check(v))
+        return encode_default(e, v, up);
+    if (_Py_EnterRecursiveCallTstate(e->ts, " while encoding a JSON object"))
+        return -1;
+    r = list ? encode_list(e, v, up) : encode_dict(e, v, up);
+    _Py_LeaveRecursiveCallTstate(e->ts);
+    return r;
+}
+
+int kjson_encode(PyObject *v, kbuf *out, int compact)
+{
+    encoder e = {.out = out, .ts = PyThreadState_Get(), .comma = {',', ' '}, .colon = {':', ' '}};
+    e.comma_len = e.colon_len = compact ? 1 : 2;
+    size_t len = out->len;
+    Py_INCREF(v);
+    int r = encode(&e, v, NULL);
+    Py_DECREF(v);
+    if (unlikely(r < 0)) {
+        out->len = len;
+        if (e.path != NULL)
+            path_end(&e);
+    }
+    return r;
+}
+
+/* ================================================================================================================== */
+/* Module                                                                                                             */
+/* ================================================================================================================== */
+
+int kjson_init(void)
+{
+    if (json_loads != NULL)
+        return 0;
+    PyDateTime_IMPORT;
+    if (PyDateTimeAPI == NULL)
+        return -1;
+    if ((empty_str = PyUnicode_New(0, 0)) == NULL)
+        return -1;
+    for (int c = 0; c < 128; c++)
+        if ((one_char[c] = PyUnicode_FromOrdinal(c)) == NULL)
+            return -1;
+    str_json = PyUnicode_InternFromString("__json__");
+    str_value = PyUnicode_InternFromString("value");
+    str_isoformat = PyUnicode_InternFromString("isoformat");
+    str_add_note = PyUnicode_InternFromString("add_note");
+    str_utc = PyUnicode_FromString("+00:00");
+    if (str_utc == NULL || str_json == NULL || str_value == NULL || str_isoformat == NULL || str_add_note == NULL)
+        return -1;
+    PyObject *json = PyImport_ImportModule("json");
+    if (json == NULL)
+        return -1;
+    json_loads = PyObject_GetAttrString(json, "loads");
+    Py_DECREF(json);
+    return json_loads == NULL ? -1 : 0;
+}
+
+static PyObject *module_loads(PyObject *module, PyObject *doc)
+{
+    (void)module;
+    if (PyBytes_CheckExact(doc)) {
+        PyObject *v = decode(PyBytes_AS_STRING(doc), (size_t)PyBytes_GET_SIZE(doc), 1);
+        return v != NULL || PyErr_Occurred() ? v : ask_json(doc);
+    }
+    if (PyUnicode_Check(doc))
+        return decode_str(doc);
+    if (!PyObject_CheckBuffer(doc))
+        return ask_json(doc); /* raises the TypeError */
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(doc, &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *v = kjson_decode(buffer.buf, buffer.len);
+    PyBuffer_Release(&buffer);
+    return v;
+}
+
+/* One buffer is kept for dumps; a dumps inside of a dumps (in __json__) makes its own. */
+static kbuf kept_out;
+
+static PyObject *module_dumps(PyObject *module, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    (void)module;
+    int compact = 0;
+    Py_ssize_t named = names != NULL ? PyTuple_GET_SIZE(names) : 0;
+    if (n < 1 || n + named > 2) {
+        PyErr_SetString(PyExc_TypeError, "dumps(obj, compact=False)");
+        return NULL;
+    }
+    if (named == 1 && !PyUnicode_EqualToUTF8(PyTuple_GET_ITEM(names, 0), "compact")) {
+        PyErr_Format(PyExc_TypeError, "dumps() got an unexpected keyword argument %R", PyTuple_GET_ITEM(names, 0));
+        return NULL;
+    }
+    if (n + named == 2 && (compact = PyObject_IsTrue(args[1])) < 0)
+        return NULL;
+    kbuf out = kept_out;
+    memset(&kept_out, 0, sizeof kept_out);
+    out.len = 0;
+    PyObject *result = NULL;
+    if (kjson_encode(args[0], &out, compact) == 0)
+        result = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.len);
+    if (kept_out.data == NULL && out.cap <= TEXT_KEPT)
+        kept_out = out;
+    else
+        kbuf_free(&out);
+    return result;
+}
+
+static PyObject *module_stats(PyObject *module, PyObject *ignored)
+{
+    (void)module, (void)ignored;
+    return Py_BuildValue("{s:n,s:n,s:n,s:n}", "fallbacks", (Py_ssize_t)stat_fallback, "fallbacks_accepted",
+                         (Py_ssize_t)stat_fallback_accepted, "shapes", (Py_ssize_t)shape_count, "shapes_refused",
+                         (Py_ssize_t)shape_refused);
+}
+
+static PyMethodDef methods[] = {
+    {"loads", module_loads, METH_O, "loads(doc): json.loads, for bytes, bytearray, memoryview and str."},
+    {"dumps", (PyCFunction)(void (*)(void))module_dumps, METH_FASTCALL | METH_KEYWORDS,
+     "dumps(obj, compact=False) -> bytes: the encoding of json values; see kjson.c."},
+    {"_stats", module_stats, METH_NOARGS, "Counters, for tests."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_kjson",
+    .m_doc = "The JSON codec of the guest.",
+    .m_size = -1,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__kjson(void)
+{
+    if (kjson_init() < 0)
+        return NULL;
+    return PyModule_Create(&module_def);
+}
