@@ -86,8 +86,9 @@ func find(paths []string) (files []string, problems Errors) {
 			continue
 		}
 		var below []string
-		err = filepath.WalkDir(path, func(file string, entry fs.DirEntry, err error) error {
-			hidden := file != path && strings.HasPrefix(entry.Name(), ".")
+		root := strings.TrimRight(path, string(filepath.Separator)) + string(filepath.Separator) // a link to a directory is followed
+		err = filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
+			hidden := file != root && strings.HasPrefix(entry.Name(), ".")
 			switch {
 			case err != nil:
 				problems = append(problems, unreadable(file, err))

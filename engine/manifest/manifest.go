@@ -1,3 +1,5 @@
+//go:generate go test . -run "TestGolden|TestCatalog|TestLoadProblems" -rewrite
+
 // Package manifest reads Kaspr's YAML kinds into typed values that remember where in which file they stand.
 //
 // It checks everything that can be known from the manifests alone and reports all problems at once, in file order.
@@ -79,7 +81,12 @@ type Meta struct {
 }
 
 // Label names the component in messages, such as `agent "orders"`.
-func (m *Meta) Label() string { return Word(m.Kind) + " " + quote(m.Name.V) }
+func (m *Meta) Label() string {
+	if m.Name.V == "" {
+		return Word(m.Kind) + " without a name"
+	}
+	return Word(m.Kind) + " " + quote(m.Name.V)
+}
 
 // Word is a kind as messages call it.
 func Word(kind string) string {
@@ -214,7 +221,7 @@ func (c cursor) ours(apiVersion, kind Value[string]) bool {
 }
 
 func (c cursor) metadata(m *Meta) {
-	c.object(append(ignored("namespace", "annotations", "generateName", "uid", "resourceVersion", "generation", "creationTimestamp",
+	there := c.object(append(ignored("namespace", "annotations", "generateName", "uid", "resourceVersion", "generation", "creationTimestamp",
 		"deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields", "selfLink"),
 		must("name", func(c cursor) { c.componentName(&m.Name) }),
 		may("labels", func(c cursor) {
@@ -229,6 +236,7 @@ func (c cursor) metadata(m *Meta) {
 		}),
 	)...)
 	switch {
+	case there == nil:
 	case m.Kind == KindApp:
 		m.App = Value[string]{} // an app is not a component of itself
 	case !m.App.Set():
@@ -241,9 +249,10 @@ func (c cursor) metadata(m *Meta) {
 		if s := Suggest(AppLabel, keys); s != "" {
 			hint = "the label is " + AppLabel + ", not " + s
 		}
-		c.failAt(c.at, NoAppLabel, Word(m.Kind)+" "+quote(m.Name.V)+" does not say which app it belongs to", hint)
+		c.failAt(c.at, NoAppLabel, m.Label()+" does not say which app it belongs to", hint)
 	case !kubernetesName.MatchString(m.App.V):
 		c.failAt(m.App.Pos, BadName, "label "+AppLabel+": "+quote(m.App.V)+" is not the name of an app", "")
+		m.App = Value[string]{}
 	}
 }
 

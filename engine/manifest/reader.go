@@ -215,7 +215,7 @@ func (c cursor) object(members ...member) found {
 			continue
 		}
 		if m.instead != "" {
-			c.warnAt(c.pos(key), OldName, "member "+quote(name)+" of "+c.name()+" is called "+quote(m.instead), "")
+			c.warnAt(c.pos(key), OldName, "member "+quote(name)+" of "+c.name()+" is written "+quote(m.instead), "")
 			if right, ok := byName[m.instead]; ok {
 				name, m = m.instead, right
 			}

@@ -1,6 +1,9 @@
 package manifest
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Suggest is the candidate the user most likely meant by word, or "" when none is near.
 func Suggest(word string, candidates []string) string {
@@ -63,8 +66,9 @@ func didYouMean(word string, candidates []string) string {
 	if s := Suggest(word, candidates); s != "" {
 		return `did you mean "` + s + `"?`
 	}
-	if len(candidates) > 0 && len(candidates) <= 12 {
-		return "known: " + strings.Join(candidates, ", ")
+	known := slices.Compact(slices.Clone(candidates))
+	if len(known) > 0 && len(known) <= 12 {
+		return "known: " + strings.Join(known, ", ")
 	}
 	return ""
 }

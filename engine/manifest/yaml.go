@@ -199,13 +199,15 @@ func yamlHint(message string) string {
 	case strings.Contains(message, "tab character"), strings.Contains(message, "cannot start any token"):
 		return "indent with spaces; quote a value that starts with @, `, % or a tab"
 	case strings.Contains(message, "mapping values are not allowed"):
-		return "check the indentation; quote a value that contains a colon and a space"
+		return "check the indentation, and for a missing colon in the line above; quote a value that contains a colon and a space"
 	case strings.Contains(message, "could not find expected ':'"), strings.Contains(message, "did not find expected key"):
 		return "check the indentation; the lines of a text block stand deeper than the member that holds it"
 	case strings.Contains(message, "unexpected end of stream"):
 		return "a quote is not closed"
 	case strings.Contains(message, "expected ',' or"):
 		return "a bracket or brace is not closed"
+	case strings.Contains(message, "did not find expected"):
+		return "check the indentation"
 	}
 	return ""
 }

@@ -18,6 +18,8 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 		Program: abi.Program{
 			Kind: manifest.KindAgent, Name: m.Name.V, App: b.info, Env: b.env,
 			Init:      code(m.Processors.Init, "init"),
+			Ops:       []abi.Operation{},
+			Outputs:   []abi.Output{},
 			JSONExact: b.cfg.JSONValueStyle == config.JSONOriginal,
 		},
 	}

@@ -48,6 +48,7 @@ func (b *builder) merge(t Topic) {
 	}
 	first, again := b.topics[t.Name]
 	if !again {
+		t.Config = maps.Clone(t.Config) // it grows; the guest's own declaration does not
 		b.topics[t.Name] = &t
 		return
 	}
@@ -67,12 +68,10 @@ func (b *builder) merge(t Topic) {
 	}
 	first.Partitions = cmp.Or(first.Partitions, t.Partitions)
 	first.Replicas = cmp.Or(first.Replicas, t.Replicas)
-	if first.Config == nil {
+	if first.Config == nil && t.Config != nil {
 		first.Config = map[string]string{}
 	}
-	for key, value := range t.Config {
-		first.Config[key] = value
-	}
+	maps.Copy(first.Config, t.Config)
 }
 
 // resolve fills in the defaults and puts the topics in the order of their names.
