@@ -55,6 +55,7 @@ func newAgent(app *App, p *plan.Agent, sending context.Context) *agent {
 
 // note counts a step and logs its failures.
 func (a *agent) note(b *record.Batch, res *record.Result, v *verdict) {
+	a.app.processed(v.consumed)
 	a.stats.Calls.Add(1)
 	a.stats.Records.Add(int64(v.consumed))
 	a.stats.Outputs.Add(int64(len(v.outputs) - v.dead))

@@ -57,27 +57,31 @@ func (l *lane) step(ctx context.Context, f *feed, w work) error {
 	// 5. Outputs, dead letters among them, in record order. The producer keeps the order of every partition.
 	l.sink.Send(l.agent.sending, v.outputs, func(refused []broker.SendFailure) {
 		if len(refused) == 0 {
-			finish()
+			finish(true)
 			return
 		}
-		go l.agent.undelivered(batch, &v, refused, finish) // sends again, which a producer's callback must not wait for
+		// It sends again, which a producer's callback must not wait for.
+		go func() { l.agent.undelivered(batch, &v, refused, finish) }()
 	})
 	return v.stop
 }
 
-// after returns a function that calls f at its n-th call.
-func after(n int, f func()) func() {
+// after returns a function that calls f at its n-th call, with false if any call had false.
+func after(n int, f func(bool)) func(bool) {
 	if f == nil {
-		return func() {}
+		return func(bool) {}
 	}
 	if n == 1 {
 		return f
 	}
-	var left atomic.Int32
+	var left, bad atomic.Int32
 	left.Store(int32(n))
-	return func() {
+	return func(ok bool) {
+		if !ok {
+			bad.Store(1)
+		}
 		if left.Add(-1) == 0 {
-			f()
+			f(bad.Load() == 0)
 		}
 	}
 }

@@ -8,14 +8,22 @@ import (
 
 // intake bounds how many fetched records wait in the engine: polling goes on only while there is room.
 type intake struct {
-	max int
+	each int // records per feed
 
 	mu     sync.Mutex
+	max    int           // guarded by mu
 	queued int           // guarded by mu; records in feeds that are not paused
 	room   chan struct{} // capacity 1: queued went down
 }
 
-func newIntake(max int) *intake { return &intake{max: max, room: make(chan struct{}, 1)} }
+func newIntake(each int) *intake { return &intake{each: each, max: each, room: make(chan struct{}, 1)} }
+
+// resize follows the number of feeds, so that each has its share of the room.
+func (in *intake) resize(feeds int) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.max = in.each * max(1, feeds)
+}
 
 func (in *intake) add(n int) {
 	in.mu.Lock()
@@ -36,7 +44,11 @@ func (in *intake) count() int {
 	return in.queued
 }
 
-func (in *intake) full() bool { return in.count() >= in.max }
+func (in *intake) full() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.queued >= in.max
+}
 
 // wait returns when there is room, or after stall without any: then some feed may be holding up the others.
 func (in *intake) wait(ctx context.Context, stall time.Duration) (room bool) {

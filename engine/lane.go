@@ -51,7 +51,7 @@ type feed struct {
 // held is a failed record of a take batch on its way to another attempt. The batch's span stays open until released.
 type held struct {
 	record  record.Record
-	release func()
+	release func(bool)
 }
 
 type chunk struct {
@@ -217,7 +217,7 @@ func (l *lane) dueIn(f *feed, now time.Time) time.Duration {
 // work is one step's input: a batch, and for a held record what releases its span.
 type work struct {
 	batch   record.Batch
-	release func() // nil for records from the queue
+	release func(bool) // nil for records from the queue
 }
 
 // take removes the next batch from the feed.
@@ -273,7 +273,7 @@ func (l *lane) count(f *feed, n int) {
 }
 
 // settle gives back to the feed what the step did not finish.
-func (l *lane) settle(f *feed, b *record.Batch, v *verdict, release func()) {
+func (l *lane) settle(f *feed, b *record.Batch, v *verdict, release func(bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if v.pause > 0 {

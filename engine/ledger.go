@@ -34,6 +34,7 @@ type reader struct {
 type span struct {
 	from, next int64
 	finished   bool
+	abandoned  bool // it will never finish, because the app stops: nothing to wait for
 }
 
 func newLedger() *ledger {
@@ -64,13 +65,14 @@ func (l *ledger) close(ps []record.Partition) {
 }
 
 // begin opens a span [from, next) of an agent; spans of one agent and partition begin in offset order. The returned
-// function finishes it; it may be called from any goroutine, once.
-func (l *ledger) begin(p record.Partition, agent string, from, next int64) (finish func()) {
+// function finishes it, or with false abandons it: then nothing from it on is ever committed. It may be called from any
+// goroutine, once.
+func (l *ledger) begin(p record.Partition, agent string, from, next int64) (finish func(ok bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.partitions[p]
 	if e == nil {
-		return func() {}
+		return func(bool) {}
 	}
 	r := e.readers[agent]
 	if r.acked < 0 {
@@ -78,10 +80,10 @@ func (l *ledger) begin(p record.Partition, agent string, from, next int64) (fini
 	}
 	s := &span{from: from, next: next}
 	r.spans = append(r.spans, s)
-	return func() {
+	return func(ok bool) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		s.finished = true
+		s.finished, s.abandoned = ok, !ok
 		for len(r.spans) > 0 && r.spans[0].finished {
 			r.acked = r.spans[0].next
 			r.spans = r.spans[1:]
@@ -156,7 +158,7 @@ func (l *ledger) idle(only []record.Partition) bool {
 			continue
 		}
 		for _, r := range e.readers {
-			if len(r.spans) > 0 {
+			if slices.ContainsFunc(r.spans, func(s *span) bool { return !s.finished && !s.abandoned }) {
 				return false
 			}
 		}

@@ -160,25 +160,44 @@ func trimmed(o record.Output) record.Output {
 	return o
 }
 
-// undelivered deals with outputs the broker refused for good, from a goroutine of its own. finish is called when the
-// records they came from are accounted for; otherwise the app stops and their offsets stay uncommitted.
-func (a *agent) undelivered(batch *record.Batch, v *verdict, refused []broker.SendFailure, finish func()) {
+// undelivered deals with outputs the broker refused for good, from a goroutine of its own. finish is told whether the
+// records they came from are accounted for; if not, the app is stopping and their offsets stay uncommitted.
+func (a *agent) undelivered(batch *record.Batch, v *verdict, refused []broker.SendFailure, finish func(bool)) {
+	letters, err := a.redirect(batch, v, refused)
+	if err == nil && len(letters) > 0 {
+		err = a.ensureDeadLetterTopic(a.sending)
+	}
+	if err != nil {
+		a.fail(err)
+		finish(false)
+		return
+	}
+	a.sink.Send(a.sending, letters, func(again []broker.SendFailure) {
+		if len(again) > 0 {
+			a.fail(fmt.Errorf("%s: a dead letter cannot be sent to %s: %w", a.plan.Label, a.plan.OnError.DeadLetterTopic, again[0].Err))
+		}
+		finish(len(again) == 0)
+	})
+}
+
+// redirect applies the policy to records whose outputs were refused, and returns the dead letters to send for them.
+func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendFailure) ([]record.Output, error) {
 	var letters []record.Output
 	done := map[int32]bool{}
 	for _, r := range refused {
-		if r.Abandoned() {
-			return
-		}
-		out := v.outputs[r.Index]
+		out := &v.outputs[r.Index]
 		rec := &batch.Records[out.Record]
-		if a.plan.OnError.Action == plan.DeadLetter && out.Topic == a.plan.OnError.DeadLetterTopic && isDeadLetter(&out) {
-			if t := trimmed(out); r.TooLarge() && len(t.Headers) < len(out.Headers) {
+		if r.Abandoned() {
+			return nil, fmt.Errorf("%s: outputs of record %s/%d@%d were not sent before the stop: %w",
+				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, r.Err)
+		}
+		if isDeadLetter(out) && out.Topic == a.plan.OnError.DeadLetterTopic {
+			if t := trimmed(*out); r.TooLarge() && len(t.Headers) < len(out.Headers) {
 				letters = append(letters, t)
 				continue
 			}
-			a.fail(fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
-				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err))
-			return
+			return nil, fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
+				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
 		}
 		if done[out.Record] {
 			continue // one dead letter for a record, however many of its outputs were refused
@@ -186,31 +205,19 @@ func (a *agent) undelivered(batch *record.Batch, v *verdict, refused []broker.Se
 		done[out.Record] = true
 		f := record.Failure{Record: out.Record, Kind: record.FailureSend, Type: "SendError",
 			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output"}
+		a.stats.Failed.Add(1)
 		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
 		switch a.plan.OnError.Action {
 		case plan.DeadLetter:
+			a.stats.DeadLettered.Add(1)
 			letters = append(letters, deadLetter(a.plan.OnError.DeadLetterTopic, a.component, out.Record, rec, &f))
+		case plan.Skip:
+			a.stats.Skipped.Add(1)
 		case plan.Stop:
-			a.fail(&StoppedError{Component: a.component, Record: *rec, Failure: f})
-			return
+			return nil, &StoppedError{Component: a.component, Record: *rec, Failure: f}
 		}
 	}
-	if len(letters) == 0 {
-		finish()
-		return
-	}
-	if err := a.ensureDeadLetterTopic(a.sending); err != nil {
-		a.fail(err)
-		return
-	}
-	a.sink.Send(a.sending, letters, func(again []broker.SendFailure) {
-		switch {
-		case len(again) == 0:
-			finish()
-		case !again[0].Abandoned():
-			a.fail(fmt.Errorf("%s: a dead letter cannot be sent to %s: %w", a.plan.Label, a.plan.OnError.DeadLetterTopic, again[0].Err))
-		}
-	})
+	return letters, nil
 }
 
 func isDeadLetter(o *record.Output) bool {

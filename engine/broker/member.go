@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,8 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 		kgo.FetchMaxWait(500*time.Millisecond),
 		kgo.RecordPartitioner(ByKeyOrGiven()),
 		kgo.AllowAutoTopicCreation(),
+		// A topic that is being created, by us or by the broker, is not known everywhere at once.
+		kgo.UnknownTopicRetries(20),
 		kgo.ProducerLinger(0),
 		kgo.MaxBufferedRecords(200_000),
 		kgo.MaxBufferedBytes(256<<20),
@@ -123,17 +126,18 @@ func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			return
 		}
-		if kerr.IsRetriable(err) || errors.Is(err, kerr.UnknownTopicOrPartition) {
-			m.opts.Log.Warn("fetch failed, will be retried", "topic", topic, "partition", p, "err", err)
-			return
-		}
 		var loss *kgo.ErrDataLoss
-		if errors.As(err, &loss) {
+		switch {
+		case errors.As(err, &loss):
 			m.opts.Log.Error("records were lost by the broker (retention or truncation)", "topic", topic, "partition", p,
 				"consumedTo", loss.ConsumedTo, "resetTo", loss.ResetTo)
-			return
+		case final(err):
+			failed = errors.Join(failed, fmt.Errorf("consume %s/%d: %w", topic, p, err))
+		case topic == "": // about the group, not about a partition; the client joins again by itself
+			m.opts.Log.Warn("group session ended, joining again", "err", err)
+		default:
+			m.opts.Log.Warn("fetch failed, will be retried", "topic", topic, "partition", p, "err", err)
 		}
-		failed = errors.Join(failed, fmt.Errorf("fetch %s/%d: %w", topic, p, err))
 	})
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		if len(p.Records) == 0 {
@@ -167,6 +171,15 @@ func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
 		take(Fetched{Partition: record.Partition{Topic: p.Topic, Number: p.Partition}, Records: recs})
 	})
 	return failed
+}
+
+// final tells an error that repeating does not cure. Everything else (the network, a broker that restarts, a topic
+// that is not there yet, a group that rebalances) the client retries.
+func final(err error) bool {
+	return Refused(err) || slices.ContainsFunc([]error{
+		kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.FencedInstanceID, kerr.InconsistentGroupProtocol,
+		kerr.InvalidSessionTimeout, kerr.InvalidGroupID, kerr.UnsupportedVersion, kgo.ErrClientClosed,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // AddTopics subscribes to further topics.

@@ -1,8 +1,11 @@
 package broker
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -52,7 +55,7 @@ func (o Options) clientOptions() []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(o.Brokers...),
 		kgo.ClientID(o.ClientID),
-		kgo.WithLogger(kafkaLog{o.Log}),
+		kgo.WithLogger(newKafkaLog(o.Log)),
 		kgo.MetadataMinAge(100 * time.Millisecond),
 	}
 	if o.MetadataMaxAge > 0 {
@@ -70,20 +73,36 @@ func (o Options) clientOptions() []kgo.Opt {
 	return opts
 }
 
-// kafkaLog passes the client's log on. Its lines are about one connection or request, so its info is our debug.
-type kafkaLog struct{ log *slog.Logger }
+// kafkaLog passes the client's log on. Its lines are about one connection or request, so its info is our debug, and while
+// a broker is away the same line comes many times a second: each message is shown once in quietTime.
+type kafkaLog struct {
+	log *slog.Logger
 
-func (l kafkaLog) Level() kgo.LogLevel {
+	mu   sync.Mutex
+	last map[string]quiet // guarded by mu; by message
+}
+
+type quiet struct {
+	at     time.Time
+	hidden int
+}
+
+const quietTime = 10 * time.Second
+
+func newKafkaLog(log *slog.Logger) *kafkaLog { return &kafkaLog{log: log, last: map[string]quiet{}} }
+
+func (l *kafkaLog) Level() kgo.LogLevel {
+	ctx := context.Background()
 	switch {
-	case l.log.Enabled(nil, slog.LevelDebug): //nolint:staticcheck // Enabled of our handlers does not use the context
+	case l.log.Enabled(ctx, slog.LevelDebug):
 		return kgo.LogLevelInfo
-	case l.log.Enabled(nil, slog.LevelWarn): //nolint:staticcheck // as above
+	case l.log.Enabled(ctx, slog.LevelWarn):
 		return kgo.LogLevelWarn
 	}
 	return kgo.LogLevelError
 }
 
-func (l kafkaLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+func (l *kafkaLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	to := slog.LevelDebug
 	switch level {
 	case kgo.LogLevelError:
@@ -91,5 +110,27 @@ func (l kafkaLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	case kgo.LogLevelWarn:
 		to = slog.LevelWarn
 	}
-	l.log.Log(nil, to, "kafka: "+msg, keyvals...) //nolint:staticcheck // as above
+	if to >= slog.LevelWarn {
+		hidden, show := l.allow(msg, time.Now())
+		if !show {
+			return
+		}
+		if hidden > 0 {
+			keyvals = append(slices.Clone(keyvals), "unlogged", hidden)
+		}
+	}
+	l.log.Log(context.Background(), to, "kafka: "+msg, keyvals...)
+}
+
+func (l *kafkaLog) allow(msg string, now time.Time) (hidden int, show bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q, seen := l.last[msg]
+	if seen && now.Sub(q.at) < quietTime {
+		q.hidden++
+		l.last[msg] = q
+		return 0, false
+	}
+	l.last[msg] = quiet{at: now}
+	return q.hidden, true
 }
