@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	nestingMax = 100     // levels of a document, aliases followed
-	visitsMax  = 500_000 // nodes of a document, aliases followed
+	nestingMax  = 100     // levels of a document, aliases followed
+	problemsMax = 1000    // of a document: nobody reads more, and aliases could multiply one without end
+	visitsMax   = 200_000 // nodes of a document, aliases followed
 )
 
 // reader walks one document and collects its problems.
@@ -22,6 +23,7 @@ type reader struct {
 	lines    [][]byte // of the document's text
 	problems *Errors
 	visits   int
+	reported int
 	stopped  bool // a limit was hit: nothing more is read or reported
 	// snake accepts snake_case members beside camelCase: a definition file of the Python worker.
 	snake bool
@@ -36,9 +38,14 @@ func (r *reader) pos(n *yaml.Node) Pos {
 }
 
 func (r *reader) report(e Error) {
-	if !r.stopped {
-		*r.problems = append(*r.problems, e)
+	if r.stopped {
+		return
 	}
+	if r.reported++; r.reported > problemsMax {
+		e = Error{Pos: e.Pos, ID: TooBig, Text: "the document has more than " + strconv.Itoa(problemsMax) + " problems"}
+		r.stopped = true
+	}
+	*r.problems = append(*r.problems, e)
 }
 
 // cursor is a node with its name in messages.

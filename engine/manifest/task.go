@@ -54,7 +54,7 @@ func (c cursor) schedule(dst **Schedule) {
 		return
 	}
 	c.exactlyOne(there, "interval", "cron")
-	if there["timezone"] && !there["cron"] {
+	if s.Timezone.Set() && !there["cron"] {
 		c.warnAt(s.Timezone.Pos, NoEffect, "timezone of "+c.name()+" has no effect without cron", "")
 	}
 	*dst = s

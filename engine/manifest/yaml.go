@@ -125,6 +125,13 @@ func explain(text []byte, err error) (message string, line int) {
 		return m[2], n
 	}
 	message, line = split(err)
+	if strings.HasPrefix(message, "did not find") {
+		line++ // counted from 0
+	}
+	line = max(line, 1)
+	if len(text) > searchMax {
+		return message, line
+	}
 	// How far the parser read is an upper bound.
 	meter := &oneByteReader{text: text}
 	decoder := yaml.NewDecoder(meter)
@@ -160,11 +167,11 @@ func explain(text []byte, err error) (message string, line int) {
 			return message, n
 		}
 	}
-	if strings.HasPrefix(message, "did not find") {
-		line++ // counted from 0
-	}
-	return message, max(line, 1)
+	return message, line
 }
+
+// searchMax bounds the text that is parsed again and again to find one line.
+const searchMax = 256 << 10
 
 func lineEnds(text []byte) []int {
 	var ends []int
