@@ -69,6 +69,12 @@ static PyObject *py_sleep(PyObject *self, PyObject *seconds)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_interrupted(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyBool_FromLong(kaspr_tick_take());
+}
+
 static PyObject *py_produce(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     (void)self;
@@ -128,6 +134,7 @@ static PyObject *py_set_sources(PyObject *self, PyObject *sources)
 static PyMethodDef methods[] = {
     {"log", (PyCFunction)(void (*)(void))py_log, METH_FASTCALL, "log(level, text): a line of the engine's log"},
     {"sleep", py_sleep, METH_O, "sleep(seconds)"},
+    {"interrupted", py_interrupted, METH_NOARGS, "whether DeadlineExceeded is to be raised; the caller then does it"},
     {"produce", (PyCFunction)(void (*)(void))py_produce, METH_FASTCALL,
      "produce(topic, key, value, partition, timestamp_ms, headers, key_codec, value_codec)"},
     {"codec", py_codec, METH_O, "number of a serializer"},

@@ -178,6 +178,23 @@ static int32_t put_result(PyObject *bytes)
     return kbuf_append(&kaspr_result, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));
 }
 
+/* A failure of the engine's own code while loading, as the list of problems the host expects. */
+static int32_t load_failed(void)
+{
+    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *text = exc == NULL ? NULL : kaspr_exception_message(exc);
+    PyObject *list = Py_BuildValue("[{sssisisssssO}]", "file", "", "line", 0, "column", 0, "where", "", "type",
+                                   exc == NULL ? "SystemError" : Py_TYPE(exc)->tp_name, "message",
+                                   text == NULL ? Py_None : text);
+    Py_XDECREF(text);
+    Py_XDECREF(exc);
+    kaspr_result.len = 0;
+    if (list == NULL || kjson_encode(list, &kaspr_result, 1) < 0)
+        put_text("[]");
+    Py_XDECREF(list);
+    return call_end(1);
+}
+
 /* Both answer (problems as JSON or None, program or None). */
 static int32_t load(PyObject *function, int32_t n, int keep)
 {
@@ -190,7 +207,7 @@ static int32_t load(PyObject *function, int32_t n, int keep)
     if (rc == 0 && problems != Py_None) {
         rc = put_result(problems);
         Py_DECREF(answer);
-        return rc < 0 ? call_failed() : call_end(1);
+        return rc < 0 ? load_failed() : call_end(1);
     }
     if (rc == 0 && keep) {
         rc = kaspr_program_set(spec);
@@ -200,7 +217,7 @@ static int32_t load(PyObject *function, int32_t n, int keep)
         Py_XDECREF(r);
     }
     Py_XDECREF(answer);
-    return rc < 0 ? call_failed() : call_end(0);
+    return rc < 0 ? load_failed() : call_end(0);
 }
 
 int32_t kaspr_load(int32_t n) { return load(kaspr_runtime.load, n, 1); }

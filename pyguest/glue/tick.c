@@ -15,11 +15,52 @@ enum { REPORT_BYTES = 16 << 10, REPORT_FRAMES = 64, REPORT_WALK = 100000 };
 static char report[REPORT_BYTES];
 static PyObject *handler; /* raises DeadlineExceeded; put into the interpreter's slot for SIGINT */
 
+static int ordered;       /* the exception is still to be raised */
+
+static void trip(void);
+static int is_user_file(PyObject *name);
+
+static int contains(PyObject *text, const char *word)
+{
+    if (!PyUnicode_Check(text) || !PyUnicode_IS_ASCII(text))
+        return 0;
+    return strstr((const char *)PyUnicode_1BYTE_DATA(text), word) != NULL;
+}
+
+/* Whether the event loop runs, and not something the user's code called: an exception there would lose callbacks. */
+static int in_machinery(void)
+{
+    for (_PyInterpreterFrame *frame = _PyThreadState_GET()->current_frame; frame != NULL; frame = frame->previous) {
+        if (frame->owner == FRAME_OWNED_BY_CSTACK || frame->f_executable == NULL || !PyCode_Check(frame->f_executable))
+            continue;
+        PyObject *file = _PyFrame_GetCode(frame)->co_filename;
+        if (is_user_file(file))
+            return 0;
+        if (contains(file, "/asyncio/") || contains(file, "/kaspr_"))
+            return 1;
+    }
+    return 0;
+}
+
 static PyObject *raise_deadline(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
+    if (ordered && in_machinery()) {
+        trip(); /* again: at the next check, or kaspr_tick_take */
+        Py_RETURN_NONE;
+    }
+    if (!ordered)
+        Py_RETURN_NONE;
+    ordered = 0;
     PyErr_SetNone(kaspr_runtime.deadline);
     return NULL;
+}
+
+int kaspr_tick_take(void)
+{
+    int was = ordered;
+    kaspr_tick_forget();
+    return was;
 }
 
 static PyMethodDef raise_deadline_def = {"deadline", raise_deadline, METH_VARARGS, NULL};
@@ -32,7 +73,7 @@ int kaspr_tick_init(void)
 
 /* A simulated signal and not an asynchronous exception: it is also seen by C code that calls PyErr_CheckSignals, such as
  * regular expressions and big powers. */
-static void order_exception(void)
+static void trip(void)
 {
     struct _signals_runtime_state *signals = &_PyRuntime.signals;
     if (signals->handlers[SIGINT].func != handler) {
@@ -46,6 +87,7 @@ static void order_exception(void)
 
 void kaspr_tick_forget(void)
 {
+    ordered = 0;
     _PyRuntime.signals.handlers[SIGINT].tripped = 0;
 }
 
@@ -162,8 +204,8 @@ void kaspr_tick(void)
     kaspr_state.interrupt = 0;
     switch (kaspr_host_tick()) {
     case KASPR_TICK_RAISE:
-        if (handler != NULL)
-            order_exception();
+        if (handler != NULL && kaspr_runtime.deadline != NULL)
+            ordered = 1, trip();
         break;
     case KASPR_TICK_DIE:
         write_report();

@@ -187,6 +187,8 @@ PyObject *kaspr_exception_traceback(PyObject *exc);
 int kaspr_tick_init(void);
 /* Forgets an exception that was ordered but not raised yet. */
 void kaspr_tick_forget(void);
+/* The same for the event loop, which is never interrupted itself: whether there was one. */
+int kaspr_tick_take(void);
 /* File names of the program: frames of other files are not in the report. */
 int kaspr_tick_files(PyObject *sources);
 const char *kaspr_report(void);

@@ -19,7 +19,9 @@ import types
 from asyncio import base_events, events, tasks
 
 import _kaspr
+from kaspr import DeadlineExceeded
 
+_interrupted = _kaspr.interrupted
 _monotonic = time.monotonic
 _heappop = heapq.heappop
 
@@ -154,6 +156,8 @@ class UnitTask:
         try:
             while not self.done:
                 try:
+                    if _interrupted():
+                        raise DeadlineExceeded
                     loop.turn(True)
                 except BaseException as exc:  # a deadline or nothing to wait for: it belongs into the coroutine
                     if self.done or task.done() or self.inject is not None:

@@ -7,6 +7,7 @@ To the guest:  S start; L load, C check, P process, R reseed with the input; B u
 From it:       r reply of a call (struct _reply) and the result; h i32 op and request; d reply, u32 length, report, result
 """
 
+import functools
 import json
 import os
 import struct
@@ -21,14 +22,13 @@ OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC = 1, 2, 3, 4
 CONTINUE, RAISE, DIE = 0, 1, 2
 
 
+@functools.cache
 def command():
-    """How to start a guest: KASPR_GUEST, or the native one, built here if need be."""
+    """How to start a guest: KASPR_GUEST, or the native one, built here."""
     if "KASPR_GUEST" in os.environ:
         return os.environ["KASPR_GUEST"].split()
     out = os.environ.get("KASPR_NATIVE_OUT") or os.path.join(tempfile.gettempdir(), f"kaspr-native-{os.getuid()}")
-    if not getattr(command, "built", False):
-        subprocess.run([os.path.join(HERE, "native", "build.sh"), out], check=True)
-        command.built = True
+    subprocess.run([os.path.join(HERE, "native", "build.sh"), out], check=True)
     build = os.path.join(HERE, "..", "build.sh")
     python = subprocess.run([build, "--print", "native-python"], check=True, capture_output=True, text=True).stdout.strip()
     lib = os.path.join(os.path.dirname(python), "..", "lib", "python3.13")
@@ -167,6 +167,7 @@ class Guest:
         self.answers = {}  # op: function(request) -> bytes, or (code, bytes)
         self.tick_on = None  # a log line with this text makes the guest tick with ...
         self.tick_answer = CONTINUE
+        self.tick_next = 0  # the next host call that is no log line ends in a tick: 1 + answer
         if start:
             rc, text, _ = self.call("S")
             if rc != 0:
@@ -231,6 +232,7 @@ class Guest:
                 data = answer(request)
             elif op != OP_SLEEP:
                 code = -1 << 31
+            tick, self.tick_next = self.tick_next, 0
         self._write("a", struct.pack("<iB", code, tick) + data)
 
     def load(self, program):
@@ -265,6 +267,8 @@ def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="age
         if isinstance(source, dict):
             return {"file": file, "line": 1, "where": where, **source}
         block = {"python": source, "file": file, "line": line[0], "where": where}
+        if "def f(" in source:
+            block["entrypoint"] = "f"
         line[0] += 100
         return block
 

@@ -135,8 +135,7 @@ int32_t kaspr_host_call(int32_t op, const void *req, int32_t req_len, void *resp
         answer_count = 1, answer_next = 0;
         kaspr_tick();
         answer_count = 0;
-    }
-    if (op == KASPR_OP_SLEEP && rc >= 0) {
+    } else if (op == KASPR_OP_SLEEP && rc >= 0) {
         uint64_t ns;
         memcpy(&ns, req, 8);
         struct timespec t = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};

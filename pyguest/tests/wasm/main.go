@@ -190,8 +190,7 @@ func (g *guest) host(ctx context.Context, op, req, reqLen, resp, respCap uint32)
 			panic(err)
 		}
 		g.answers = nil
-	}
-	if op == abi.OpSleep && rc >= 0 {
+	} else if op == abi.OpSleep && rc >= 0 {
 		time.Sleep(time.Duration(le.Uint64(request[4:])))
 	}
 	return uint32(rc)
