@@ -89,9 +89,70 @@ static size_t stat_fallback, stat_fallback_accepted;
 
 static const double exact_pow10[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                      1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-static const u64 int_pow10[] = {1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u, 10000000000u,
-                                100000000000u, 1000000000000u, 10000000000000u, 100000000000000u, 1000000000000000u,
-                                10000000000000000u, 100000000000000000u, 1000000000000000000u, 10000000000000000000u};
+
+/* 10^j = 5^j * 2^j, and 5^j is p * 2^(pow5_exponent(j) - 127) rounded down to the 128 bits of p, the first of which is set. */
+enum { POW5_MIN = -342, POW5_MAX = 324 };
+static struct { u64 high, low; } pow5[POW5_MAX - POW5_MIN + 1];
+
+/* floor(log2(5^j)), with log2(5) * 2^19 rounded; pow5_init checks it for the whole range. */
+INLINE int pow5_exponent(int j) { return (j * 1217359) >> 19; }
+
+/* Fills pow5 by multiplying 1 with 5, and by dividing 2^1087 by 5: floor(floor(x / 5) / 5) is floor(x / 25), so the division is
+ * exact, and what is left of the number after 342 steps has more than 256 bits. -1: pow5_exponent is wrong. */
+static int pow5_init(void)
+{
+    enum { WORDS = 34 }; /* of 32 bits */
+    for (int down = 0; down < 2; down++) {
+        u32 x[WORDS] = {0};
+        x[down ? WORDS - 1 : 0] = down ? (u32)1 << 31 : 1;
+        for (int i = 0; i <= (down ? -POW5_MIN : POW5_MAX); i++) {
+            int top = WORDS - 1;
+            while (x[top] == 0)
+                top--;
+            int shift = __builtin_clz(x[top]);
+            u32 word[5], first[4];
+            for (int n = 0; n < 5; n++)
+                word[n] = top >= n ? x[top - n] : 0;
+            for (int n = 0; n < 4; n++)
+                first[n] = (u32)(((u64)word[n] << 32 | word[n + 1]) << shift >> 32);
+            int j = down ? -i : i;
+            pow5[j - POW5_MIN].high = (u64)first[0] << 32 | first[1];
+            pow5[j - POW5_MIN].low = (u64)first[2] << 32 | first[3];
+            if (pow5_exponent(j) != top * 32 + 31 - shift - (down ? WORDS * 32 - 1 : 0))
+                return -1;
+            u64 carry = 0;
+            if (down)
+                for (int n = WORDS - 1; n >= 0; n--) {
+                    carry = carry << 32 | x[n];
+                    x[n] = (u32)(carry / 5);
+                    carry %= 5;
+                }
+            else
+                for (int n = 0; n < WORDS; n++) {
+                    carry += (u64)x[n] * 5;
+                    x[n] = (u32)carry;
+                    carry >>= 32;
+                }
+        }
+    }
+    return 0;
+}
+
+/* a * b: returns the high word. */
+INLINE u64 multiply(u64 a, u64 b, u64 *low)
+{
+#ifdef __wasm__ /* has no wide product, and __int128 becomes a call */
+    u64 a0 = (u32)a, a1 = a >> 32, b0 = (u32)b, b1 = b >> 32;
+    u64 p00 = a0 * b0, p01 = a0 * b1, p10 = a1 * b0;
+    u64 middle = p10 + (p00 >> 32) + (u32)p01;
+    *low = middle << 32 | (u32)p00;
+    return a1 * b1 + (middle >> 32) + (p01 >> 32);
+#else
+    unsigned __int128 p = (unsigned __int128)a * b;
+    *low = (u64)p;
+    return (u64)(p >> 64);
+#endif
+}
 
 /* ================================================================================================================== */
 /* Decoding                                                                                                           */
@@ -438,6 +499,35 @@ INLINE const char *digits(const char *p, u64 *value)
     return p;
 }
 
+/* Is w * 10^exponent a normal double whose rounding is beyond doubt? Then *v is it. w > 0.
+ *
+ * With w shifted to have its first bit set, and 5^exponent = (p + d) * 2^e, 0 <= d < 1 in units of p's first word, the product is
+ * between w * p and w * p + w: a sum that changes high, the first word of w * p, by one at most. high has the 53 bits of the
+ * result, a bit that says half, and 9 or 10 more. When half is 0 and not all of the rest are 1, one more in high changes
+ * nothing: down. When half is 1 and something behind it is not 0, it is up, even if one more carries into the result. */
+INLINE int round_decimal(u64 w, int exponent, double *v)
+{
+    if (exponent < -300 || exponent > 280) /* w may add 19 digits: stay away from denormals and infinity */
+        return 0;
+    int shift = __builtin_clzll(w);
+    u64 low, high = multiply(w << shift, pow5[exponent - POW5_MIN].high, &low);
+    int upper = (int)(high >> 63);
+    int below = 10 + upper; /* bits below the result's 53 */
+    u64 half = (u64)1 << (below - 1), rest = high & (half - 1);
+    u64 mantissa = high >> below;
+    if (high & half) {
+        if (unlikely(rest == 0 && low == 0))
+            return 0;
+        mantissa++;
+    }
+    else if (unlikely(rest == half - 1))
+        return 0;
+    int power = exponent + pow5_exponent(exponent) - 127 + 64 + 64 - shift + below; /* of the mantissa's last bit */
+    u64 bits = ((u64)(power + 52 + 1023) << 52) + (mantissa - ((u64)1 << 52)); /* a mantissa of 2^53 carries into the exponent */
+    memcpy(v, &bits, 8);
+    return 1;
+}
+
 /* start..p is a number in JSON's grammar. */
 NOINLINE const char *number_slow(decoder *d, const char *start, const char *p, int is_float)
 {
@@ -512,6 +602,9 @@ NOINLINE const char *parse_number(decoder *d, const char *p)
         v = exponent < 0 ? v / exact_pow10[-exponent] : v * exact_pow10[exponent];
         return pushed(d, PyFloat_FromDouble(negative ? -v : v), p);
     }
+    double v;
+    if (likely(count <= 19 && w != 0 && exponent >= POW5_MIN && exponent <= POW5_MAX && round_decimal(w, (int)exponent, &v)))
+        return pushed(d, PyFloat_FromDouble(negative ? -v : v), p);
     return number_slow(d, start, p, 1);
 }
 
@@ -1211,77 +1304,144 @@ INLINE int encode_int(encoder *e, PyObject *v)
     return done(e, write_uint(w, u));
 }
 
-/* The decimals of a number: frac < 10^k as exactly k digits, 1 <= k <= 22. */
-INLINE char *write_decimals(char *w, u64 frac, int k)
+/* Digits of a float: d * 10^k. */
+typedef struct {
+    u64 d;
+    int k;
+} decimal;
+
+/* The shortest decimal that reads as v, and of those the nearest to v: repr's digits. 0: in doubt, or v is a rare case. v is
+ * positive and finite.
+ *
+ * v = c * 2^q, its neighbours are 2^q away. Let r = 2^q * 10^-k with the k that makes it 1 <= r < 10. In units of 10^k, v is
+ * x = c * r, and what is between x - r/2 and x + r/2 reads as v. An interval of that length holds at least one integer and at
+ * most one multiple of ten. A multiple of ten is shorter than the other integers, and the only one; without one it is the
+ * integer nearest to x, which is inside. Finer decimals are longer.
+ * The numbers are kept with 64 bits behind the point. 10^-k is rounded down to 128 bits and c has less than 2^57 with its factor, so
+ * x and r/2 are less than 2 units of the last bit too small, and the ends less than 4 off. If no end is that close to an integer and
+ * x not that close to a half, every comparison is certain; otherwise (ends that are integers, ties) the answer is 0.
+ * At powers of two the neighbour below is nearer, and denormals have no c of 53 bits: 0 as well. */
+INLINE int shortest(double v, decimal *result)
 {
-    enum { E8 = 100000000 };
-    if (k > 8) {
-        u64 high = frac / E8;
-        frac -= high * E8;
-        if (k > 16) {
-            u64 top = high / E8; /* less than 10^6 */
-            high -= top * E8;
-            store64(w, (digits_of_8((u32)top) + ONES * '0') >> (24 - k) * 8);
-            w += k - 16;
-            k = 16;
+    u64 bits;
+    memcpy(&bits, &v, 8);
+    u64 fraction = bits & (((u64)1 << 52) - 1);
+    int biased = (int)(bits >> 52);
+    if (unlikely(fraction == 0 || biased == 0))
+        return 0;
+    int q = biased - 1075;
+    int k = (int)(((i64)q * 1292913986) >> 32); /* floor(q * log10(2)): log10(2) * 2^32 = 1292913986.03, and |q| < 1100 */
+    u64 p_high = pow5[-k - POW5_MIN].high, p_low = pow5[-k - POW5_MIN].low;
+    int a = q - k + pow5_exponent(-k); /* r = p * 2^(a - 127), 0 <= a <= 3 */
+    u64 c = (fraction | (u64)1 << 52) << (a + 1);
+    u64 x, x_frac, low, ignored;
+    x = multiply(c, p_high, &x_frac);
+    low = multiply(c, p_low, &ignored);
+    x_frac += low;
+    x += x_frac < low;
+    u64 half = a == 0 ? 0 : p_high >> (64 - a), half_frac = a == 0 ? p_high : p_high << a | p_low >> (64 - a);
+    u64 from = x - half - (x_frac < half_frac), from_frac = x_frac - half_frac;
+    u64 to_frac = x_frac + half_frac, to = x + half + (to_frac < half_frac);
+    const u64 doubt = 8;
+    u64 middle = x_frac - ((u64)1 << 63);
+    if (unlikely(from_frac + doubt < 2 * doubt || to_frac + doubt < 2 * doubt || middle + doubt < 2 * doubt))
+        return 0;
+    u64 tens = to / 10;
+    if (tens * 10 > from) {
+        k++;
+        while (tens % 10 == 0) {
+            tens /= 10;
+            k++;
         }
-        store64(w, (digits_of_8((u32)high) + ONES * '0') >> (16 - k) * 8);
-        w += k - 8;
-        k = 8;
+        result->d = tens;
     }
-    store64(w, (digits_of_8((u32)frac) + ONES * '0') >> (8 - k) * 8);
-    return w + k;
+    else
+        result->d = x + (x_frac >> 63);
+    result->k = k;
+    return 1;
 }
 
-/* repr(v) if 15 digits are enough for it and it has no exponent; otherwise NULL. Room: 40. v is finite.
+/* d * 10^k as repr writes it: with an exponent when the first digit is that of 10^16 or more, or of less than 10^-4. Room: 40. */
+INLINE char *write_decimal(char *w, decimal n)
+{
+    char text[32];
+    int count = (int)(write_uint(text, n.d) - text), point = count + n.k; /* digits before the point */
+    if (point > 16 || point <= -4) {
+        *w++ = text[0];
+        if (count > 1) {
+            *w++ = '.';
+            memcpy(w, text + 1, 16); /* digits are 17 at most */
+            w += count - 1;
+        }
+        *w++ = 'e';
+        int e = point - 1;
+        *w++ = e < 0 ? '-' : '+';
+        e = e < 0 ? -e : e;
+        if (e >= 100) {
+            *w++ = (char)('0' + e / 100);
+            e %= 100;
+        }
+        *w++ = (char)('0' + e / 10);
+        *w++ = (char)('0' + e % 10);
+        return w;
+    }
+    if (point <= 0) {
+        memcpy(w, "0.000000", 8);
+        w += 2 - point;
+        memcpy(w, text, 24);
+        return w + count;
+    }
+    if (n.k >= 0) { /* d has less than 17 digits then, and point is up to 16 */
+        memcpy(w, text, 24);
+        memset(w + count, '0', 16);
+        w += point;
+        memcpy(w, ".0", 2);
+        return w + 2;
+    }
+    memcpy(w, text, 16);
+    w += point;
+    *w++ = '.';
+    memcpy(w, text + point, 16);
+    return w + count - point;
+}
+
+/* repr(v); NULL: PyOS_double_to_string must do it. v is finite. Room: 56.
  *
- * Why the result is repr(v): n < 10^15 and 10^k with k <= 22 are doubles, so n / 10^k is rounded once, and the test says that
- * the decimal n * 10^-k reads as v. No two decimals of up to 15 digits read as the same double (DBL_DIG is 15; v is far from
- * the denormals), so it is the only such decimal. repr(v) is the shortest decimal that reads as v: not longer than n, hence
- * of up to 15 digits too, hence the same number, and without the trailing zeros the same digits. For 1e-4 <= v < 1e16 repr
- * writes it without an exponent. How n was guessed does not matter; a wrong guess fails the test. */
-NOINLINE char *write_short_double(char *w, double v)
+ * Whole numbers and those with up to four decimals are what people write, and quickly found: n < 10^15 and 10^4 are doubles, so
+ * n / 10^4 is rounded once, and the test says that the decimal n * 10^-4 reads as v. No two decimals of up to 15 digits read as
+ * the same double (DBL_DIG is 15; v is far from the denormals), so it is the only such decimal. repr(v) is the shortest decimal
+ * that reads as v: not longer, hence of up to 15 digits too, hence the same number, and without trailing zeros the same digits. */
+NOINLINE char *write_double(char *w, double v)
 {
     if (signbit(v)) {
         *w++ = '-';
         v = -v;
     }
-    if (!(v < 1e15))
-        return NULL;
-    i64 whole = (i64)v;
-    if (v == (double)whole) {
-        w = write_uint(w, (u64)whole);
-        memcpy(w, ".0", 2);
-        return w + 2;
+    if (v < 1e10) {
+        i64 whole = (i64)v;
+        if (v == (double)whole) {
+            w = write_uint(w, (u64)whole);
+            memcpy(w, ".0", 2);
+            return w + 2;
+        }
+        i64 n = (i64)(v * 1e4 + 0.5);
+        if ((double)n / 1e4 == v && n != 0) { /* then v >= 1e-4 */
+            /* v is no integer, so the integers next to it (all doubles) have the decimal between them too. */
+            u32 decimals = (u32)(n - whole * 10000);
+            w = write_uint(w, (u64)whole);
+            *w = '.';
+            w[1] = (char)('0' + decimals / 1000);
+            w[2] = (char)('0' + decimals / 100 % 10);
+            w[3] = (char)('0' + decimals / 10 % 10);
+            w[4] = (char)('0' + decimals % 10);
+            w += 4;
+            while (*w == '0')
+                w--;
+            return w + 1;
+        }
     }
-    if (v < 1e-4)
-        return NULL;
-    int k = 4; /* most numbers people write */
-    i64 n = 0;
-    if (v < 1e10)
-        n = (i64)(v * 1e4 + 0.5);
-    if ((double)n / 1e4 != v) {
-        u64 bits;
-        memcpy(&bits, &v, 8);
-        int log10 = (((int)(bits >> 52) - 1023) * 1233) >> 12; /* of v's power of two, rounded down */
-        k = 14 - log10; /* up to 19 */
-        if (k < 1)
-            return NULL;
-        double scaled = v * exact_pow10[k];
-        if (scaled >= 999999999999999.5)
-            scaled = v * exact_pow10[--k];
-        n = (i64)(scaled + 0.5);
-        if (n >= 1000000000000000 || (double)n / exact_pow10[k] != v)
-            return NULL;
-    }
-    while (n % 10 == 0) {
-        n /= 10;
-        k--;
-    }
-    /* v is no integer, so the integers next to it (all doubles) have n / 10^k between them too. */
-    w = write_uint(w, (u64)whole);
-    *w++ = '.';
-    return write_decimals(w, (u64)n - (u64)whole * int_pow10[k], k);
+    decimal n;
+    return shortest(v, &n) ? write_decimal(w, n) : NULL;
 }
 
 /* v is a float or an instance of a subclass, which counts as its number. */
@@ -1290,10 +1450,10 @@ NOINLINE int encode_float(encoder *e, PyObject *o)
     double v = PyFloat_AS_DOUBLE(o);
     if (unlikely(!isfinite(v)))
         return isnan(v) ? append(e, "NaN", 3) : v > 0 ? append(e, "Infinity", 8) : append(e, "-Infinity", 9);
-    char *w = room(e, 40);
+    char *w = room(e, 56);
     if (w == NULL)
         return -1;
-    char *end = write_short_double(w, v);
+    char *end = write_double(w, v);
     if (likely(end != NULL))
         return done(e, end);
     char *text = PyOS_double_to_string(v, 'r', 0, Py_DTSF_ADD_DOT_0, NULL);
@@ -1392,7 +1552,8 @@ static int encode_datetime(encoder *e, PyObject *v)
             int us = PyDateTime_DATE_GET_MICROSECOND(v);
             if (us != 0) {
                 *w++ = '.';
-                w = write_decimals(w, (u64)us, 6);
+                store64(w, (digits_of_8((u32)us) + ONES * '0') >> 16);
+                w += 6;
             }
             if (zone != Py_None)
                 *w++ = 'Z';
@@ -1722,6 +1883,8 @@ int kjson_init(void)
     PyDateTime_IMPORT;
     if (PyDateTimeAPI == NULL)
         return -1;
+    if (pow5_init() < 0)
+        Py_FatalError("kjson: pow5_exponent");
     if ((empty_str = PyUnicode_New(0, 0)) == NULL)
         return -1;
     for (int c = 0; c < 128; c++)

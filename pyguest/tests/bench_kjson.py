@@ -2,7 +2,7 @@
 
     PYTHON=<native python 3.13> tests/run_kjson_native.sh --bench [-r REPEATS] [WORKLOAD...]
 
-Prints the best of REPEATS runs in nanoseconds a document, and the spread (worst over best). The decoded objects are dropped at once, as a
+Prints the best of REPEATS runs in nanoseconds a document, and the median; the codecs take turns. The decoded objects are dropped at once, as a
 batch of the guest does. Each workload is a list of different documents, made from a fixed seed.
 """
 
@@ -78,41 +78,36 @@ def codecs():
     return found
 
 
-def best(f, args, repeats, rounds):
-    times = []
-    for _ in range(repeats):
-        gc.collect()
-        start = time.perf_counter()
-        for _ in range(rounds):
-            for a in args:
-                f(a)
-        times.append((time.perf_counter() - start) / rounds / len(args))
-    return min(times) * 1e9, max(times) / min(times)
+def run(f, args, rounds):
+    start = time.perf_counter()
+    for _ in range(rounds):
+        for a in args:
+            f(a)
+    return (time.perf_counter() - start) / rounds / len(args)
 
 
 def main():
     import json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-r", "--repeats", type=int, default=5)
-    parser.add_argument("-s", "--seconds", type=float, default=0.1, help="about how long a run lasts")
+    parser.add_argument("-r", "--repeats", type=int, default=40)
+    parser.add_argument("-s", "--seconds", type=float, default=0.003, help="about how long a run lasts")
     parser.add_argument("workload", nargs="*")
     options = parser.parse_args()
     found = codecs()
-    print(f"{'ns/document':<22}" + "".join(f"{name:>18}" for name in found))
+    print(f"{'ns a document':<22}" + "".join(f"{name + ' (median)':>20}" for name in found))
     for name, documents in workloads(json).items():
         if options.workload and name not in options.workload:
             continue
         values = [json.loads(d) for d in documents]
         for what, side, args in (("decode", 0, documents), ("encode", 1, values)):
-            row = f"{name + ' ' + what:<22}"
-            for functions in found.values():
-                f = functions[side]
-                once, _ = best(f, args, 1, 1)
-                rounds = max(1, int(options.seconds / (once * 1e-9 * len(args))))
-                ns, spread = best(f, args, options.repeats, rounds)
-                row += f"{ns:>12.0f} ±{(spread - 1) * 100:3.0f}%"
-            print(row, flush=True)
+            times = {codec: [] for codec in found}
+            rounds = {codec: max(1, int(options.seconds / (run(f[side], args, 1) * len(args)))) for codec, f in found.items()}
+            gc.collect()
+            for _ in range(options.repeats):
+                for codec, f in found.items():
+                    times[codec].append(run(f[side], args, rounds[codec]) * 1e9)
+            print(f"{name + ' ' + what:<22}" + "".join(f"{min(t):>11.0f} ({sorted(t)[len(t) // 2]:>6.0f})" for t in times.values()), flush=True)
 
 
 if __name__ == "__main__":
