@@ -1,3 +1,5 @@
+//go:generate go test . -run "TestCases|TestDocs" -rewrite
+
 // Package config reads settings from defaults, the KasprApp, a file, the environment and flags into one plain value.
 package config
 

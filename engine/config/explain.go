@@ -20,12 +20,16 @@ const hidden = "***"
 // as they were before what follows from other settings was filled in.
 func (c Config) Explain() []Explained { return c.values }
 
-func (c *Config) explain(from map[string]given) {
+func (c *Config) explain(from map[string]given, bad map[string]bool) {
 	for _, s := range settings {
 		if s.key == "" {
 			continue
 		}
-		e := Explained{Key: s.key, Value: s.format(c, from[s.key].Text), Default: s.defaultText(), Source: from[s.key].source(), Unused: s.unused}
+		e := Explained{Key: s.key, Default: s.defaultText(), Unused: s.unused}
+		e.Value, e.Source = e.Default, string(layerDefault)
+		if !bad[s.key] {
+			e.Value, e.Source = s.format(c, from[s.key].Text), from[s.key].source()
+		}
 		if s.secret && e.Value != "" {
 			e.Value = hidden
 		}
@@ -65,4 +69,15 @@ func (c Config) Conf() map[string]any {
 func (c Config) Getenv(name string) (string, bool) {
 	value, ok := c.environ[name]
 	return value, ok
+}
+
+// Redacted is the Config with every secret that is set replaced, for printing and logging.
+func (c Config) Redacted() Config {
+	for _, s := range settings {
+		if s.secret && s.get(&c) != "" {
+			must(s.set(&c, hidden, given{}))
+		}
+	}
+	c.environ = nil
+	return c
 }

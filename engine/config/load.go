@@ -28,6 +28,7 @@ type Sources struct {
 
 // Layers are the sources as read. Reading never fails: problems come out of Config, all at once.
 type Layers struct {
+	path                     string // of the settings file
 	file, environment, flags *koanf.Koanf
 	environ                  map[string]string // .env included
 	problems                 manifest.Errors
@@ -82,7 +83,7 @@ var rows = func() map[string]setting {
 
 // Read reads the file, the .env file and the environment.
 func Read(src Sources) *Layers {
-	l := &Layers{}
+	l := &Layers{path: src.File}
 	l.file = l.readFile(src.File)
 	l.readEnviron(src)
 	l.flags = l.readFlags(src.Flags)
@@ -135,15 +136,16 @@ func unknownSetting(at manifest.Pos, name string) manifest.Error {
 	return e
 }
 
-// suggest is the setting meant by name; short forms such as port are matched by their end too.
+// suggest is the setting meant by name; forms that are too short or too long, such as port, are matched by their ends.
 func suggest(name string) string {
 	names := slices.Sorted(maps.Keys(rows))
 	if s := manifest.Suggest(name, names); s != "" {
 		return s
 	}
-	for _, n := range names {
-		if len(name) >= 4 && strings.HasSuffix(strings.ToLower(n), strings.ToLower(name)) {
-			return n
+	short := strings.ToLower(name)
+	for _, original := range names {
+		if n := strings.ToLower(original); len(short) >= 4 && (strings.HasSuffix(n, short) || strings.HasPrefix(n, short) || strings.HasPrefix(short, n)) {
+			return original
 		}
 	}
 	return ""
@@ -355,13 +357,17 @@ func (l *Layers) Config(app *manifest.App) (Config, manifest.Errors) {
 			problems = append(problems, manifest.Error{Pos: g.Pos, ID: NotUsed, Level: manifest.LevelWarning, Text: g.Name + " has no effect", Hint: s.unused})
 		}
 	}
-	c.explain(from)
+	c.explain(from, bad)
 	problems = append(problems, c.check(from, bad)...)
 	c.resolve()
 	if c.App == "" && app != nil {
 		c.App = app.Name.V
 	}
-	return c, problems
+	files := []string{l.path}
+	if app != nil {
+		files = append(files, app.Pos.File)
+	}
+	return c, problems.Sorted(files)
 }
 
 // report puts the setting's name before what is wrong with its value. The value of a secret is not repeated.

@@ -254,7 +254,7 @@ func formatSize(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// listSetting takes items separated by commas or semicolons.
+// listSetting takes items separated by commas or semicolons; one with a default cannot be empty.
 func listSetting(key, text, what, doc string, check func(string) error, field func(*Config) *[]string, opts ...option) setting {
 	s := define(key, text, what, doc, opts)
 	s.set = func(c *Config, value string, _ given) error {
@@ -267,6 +267,9 @@ func listSetting(key, text, what, doc string, check func(string) error, field fu
 				return err
 			}
 			items = append(items, item)
+		}
+		if len(items) == 0 && text != "" {
+			return wrong("must name at least one", "")
 		}
 		*field(c) = items
 		return nil

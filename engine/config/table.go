@@ -43,7 +43,7 @@ var settings = []setting{
 	ordinalSetting(),
 
 	group("Kafka"),
-	listSetting("kafkaBootstrapServers", "localhost:9092", "list of host:port", "Brokers to begin with, separated by commas (or semicolons).",
+	listSetting("kafkaBootstrapServers", "localhost:9092", "list of host:port, at least one", "Brokers to begin with, separated by commas (or semicolons).",
 		hostAndPort, func(c *Config) *[]string { return &c.Kafka.BootstrapServers }, alias("bootstrapServers"), process()),
 	wordSetting("kafkaSecurityProtocol", "PLAINTEXT", "Whether connections are encrypted and log in.",
 		[]string{"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"},

@@ -31,8 +31,8 @@ type Policy struct {
 // Defaults of a retry.
 const (
 	retryAttempts   = 5
-	retryInitial    = 200 * time.Millisecond
-	retryMax        = 30 * time.Second
+	retryInitial    = 100 * time.Millisecond
+	retryMax        = 10 * time.Second
 	retryMultiplier = 2.0
 )
 
