@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"kaspr.io/kaspr/engine/record"
 )
@@ -14,6 +15,9 @@ type Component struct {
 	snapshot *Snapshot
 	slots    []slot
 	closed   atomic.Bool
+
+	lastLog atomic.Int64 // when a lost instance was logged, at most once a second
+	losses  atomic.Int64 // since then
 }
 
 // slot is one worker's instance. Its worker owns it; busy only notices two workers.
@@ -147,9 +151,12 @@ func (c *Component) memoryKept() int64 {
 
 func (r *runner) lose(why string, err error) {
 	logger := r.snapshot.program.Logger
-	if r.ctx.Err() == nil {
-		logger.Warn("instance restored from its image; what calls changed since init is lost",
-			"reason", why, "memory", r.instance.MemoryBytes(), "err", err)
+	if now := time.Now().UnixNano(); r.ctx.Err() == nil {
+		r.losses.Add(1)
+		if last := r.lastLog.Load(); now-last > int64(time.Second) && r.lastLog.CompareAndSwap(last, now) {
+			logger.Warn("instance restored from its image; what calls changed since init is lost",
+				"reason", why, "times", r.losses.Swap(0), "memory", r.instance.MemoryBytes(), "err", err)
+		}
 	}
 	if err := r.drop(); err != nil {
 		logger.Error("free instance", "err", err)

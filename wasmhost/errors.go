@@ -62,11 +62,23 @@ func (e *LoadError) Error() string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "%s:%d", p.File, p.Line)
-		if p.Column > 0 {
-			fmt.Fprintf(&b, ":%d", p.Column)
+		if p.File != "" {
+			b.WriteString(p.File)
+			if p.Line > 0 {
+				fmt.Fprintf(&b, ":%d", p.Line)
+			}
+			if p.Line > 0 && p.Column > 0 {
+				fmt.Fprintf(&b, ":%d", p.Column)
+			}
+			b.WriteString(": ")
 		}
-		fmt.Fprintf(&b, ": %s: %s: %s", p.Where, p.Type, p.Message)
+		if p.Where != "" {
+			b.WriteString(p.Where + ": ")
+		}
+		b.WriteString(p.Type)
+		if p.Message != "" {
+			b.WriteString(": " + p.Message)
+		}
 	}
 	return b.String()
 }

@@ -163,6 +163,24 @@ func show(res record.Result) string {
 	return strings.Join(append(parts, fmt.Sprint("done=", res.Done)), " ")
 }
 
+// within runs f, which must take at least least and at most most. Other load on the machine may stretch a run: of three
+// one must be in time.
+func within(t *testing.T, least, most time.Duration, f func()) {
+	t.Helper()
+	var took time.Duration
+	for range 3 {
+		begin := time.Now()
+		f()
+		if took = time.Since(begin); took < least {
+			t.Errorf("took only %v", took)
+		}
+		if took <= most || t.Failed() {
+			return
+		}
+	}
+	t.Errorf("took %v, at most %v is right", took, most)
+}
+
 // resources counts what must not outlive a Close.
 type resources struct{ goroutines, threads, mappings, files int }
 

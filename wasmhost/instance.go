@@ -133,6 +133,11 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	stats.Records.Add(int64(res.Done))
 	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
 	in.count(err, res.Failures)
+	for i := range res.Failures {
+		if f := &res.Failures[i]; f.Kind == record.FailureMemory && f.Type == "" { // no memory was left to say it
+			f.Type, f.Message = "MemoryError", fmt.Sprintf("the instance reached its memory limit of %d MiB", in.program.MemoryMax>>20)
+		}
+	}
 	return res, err
 }
 

@@ -236,8 +236,8 @@ func (w *rewriter) exports(body []byte) ([]byte, error) {
 	}
 	w.hasExports = true
 	w.tick, w.guest.state = *tick, *state
-	w.check = appendSigned([]byte{opI32Const}, int64(int32(*state+abi.StateInterrupt)))
-	w.check = append(w.check, opI32Load, 2, 0, opIf, 0x40, opCall)
+	w.check = binary.AppendUvarint([]byte{opI32Const, 0, opI32Load, 2}, uint64(*state)+abi.StateInterrupt)
+	w.check = append(w.check, opIf, 0x40, opCall)
 	w.check = binary.AppendUvarint(w.check, uint64(*tick))
 	w.check = append(w.check, opEnd)
 
@@ -500,17 +500,5 @@ func (r *reader) vectorInstruction() {
 		r.byte()
 	case op > 0x113: // behind the last relaxed instruction
 		r.fail("unknown instruction 0xfd %d", op)
-	}
-}
-
-// appendSigned appends v as a signed LEB128 number.
-func appendSigned(dst []byte, v int64) []byte {
-	for {
-		b := byte(v & 0x7f)
-		v >>= 7
-		if v == 0 && b&0x40 == 0 || v == -1 && b&0x40 != 0 {
-			return append(dst, b)
-		}
-		dst = append(dst, b|0x80)
 	}
 }

@@ -63,7 +63,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 		return nil, fmt.Errorf("instantiate host functions: %w", err)
 	}
 	r.module = wazero.NewModuleConfig().WithName("").WithStartFunctions().
-		WithFSConfig(wazero.NewFSConfig().WithFSMount(libraryFS(cfg.Stdlib), libraryDir)).
+		WithFSConfig(libraryMount(cfg.Stdlib)).
 		WithSysWalltime().WithSysNanotime()
 	if r.ticker, err = newTicker(cfg.Tick); err != nil {
 		return nil, err
@@ -158,21 +158,26 @@ func (r *Runtime) load(ctx context.Context, export string, p *abi.Program, o Opt
 		return in, nil
 	}
 	problems := &LoadError{}
-	if text := in.resultText(); json.Unmarshal([]byte(text), &problems.Problems) != nil || len(problems.Problems) == 0 {
-		return nil, fmt.Errorf("%s: %w: code %d and %q", export, ErrProtocol, code, text)
+	answer := in.resultText()
+	switch {
+	case json.Unmarshal([]byte(answer), &problems.Problems) == nil && len(problems.Problems) > 0:
+		return nil, problems
+	case in.atMemoryLimit():
+		return nil, &CallError{Err: ErrMemoryLimit, Detail: answer, Unit: -1, Operation: -1}
 	}
-	return nil, problems
+	return nil, fmt.Errorf("%s: %w: code %d and %q", export, ErrProtocol, code, answer)
 }
 
-// Close ends the ticker and frees the compiled module. Instances and Snapshots must be closed before. It is idempotent.
+// Close ends the ticker and frees the compiled module. It refuses to while Instances or Snapshots are open. It is
+// idempotent.
 func (r *Runtime) Close() error {
+	if n := r.open.Load(); n > 0 {
+		return fmt.Errorf("wasmhost: %d snapshots and instances are still open", n)
+	}
 	if r.closed {
 		return nil
 	}
 	r.closed = true
-	if n := r.open.Load(); n > 0 {
-		panic(fmt.Sprintf("BUG: wasmhost.Runtime closed before %d of its snapshots and instances", n))
-	}
 	var errs []error
 	ctx := context.Background()
 	if r.ticker != nil {
@@ -208,14 +213,23 @@ func (r *Runtime) program(p *abi.Program, o Options) *program {
 	return prog
 }
 
-// where names what a phase and an index into the program stand for.
+// where names what a phase and an index into the program stand for, in the words the guest uses in its own failures.
 func (p *program) where(phase, index int) string {
 	switch {
-	case p.code == nil:
+	case p.code == nil || index < 0:
 	case phase == abi.PhaseOperation && index < len(p.code.Ops):
-		return fmt.Sprintf("operation %q", p.code.Ops[index].Name)
+		op := &p.code.Ops[index]
+		for _, code := range []*abi.Code{op.Map, op.Filter} {
+			if code != nil && code.Where != "" {
+				return code.Where
+			}
+		}
+		return fmt.Sprintf("operation %q", op.Name)
 	case phase == abi.PhaseOutput && index < len(p.code.Outputs):
-		return fmt.Sprintf("outputs[%d]", index)
+		if topic := p.code.Outputs[index].Topic; topic != "" {
+			return fmt.Sprintf("output %q", topic)
+		}
+		return fmt.Sprintf("output %d", index+1)
 	}
 	return ""
 }

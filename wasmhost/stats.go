@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Stats counts what a program's instances did. All fields only grow, except Instances and MemoryBytes.
+// Stats counts what a program's instances did. All fields only grow, except Instances.
 type Stats struct {
 	Calls        atomic.Int64
 	Records      atomic.Int64

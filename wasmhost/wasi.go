@@ -5,6 +5,9 @@ import (
 	"io"
 	"io/fs"
 	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental/sysfs"
 )
 
 // Where the guest finds the standard library. It sees no other file.
@@ -12,6 +15,11 @@ const (
 	libraryDir  = "/lib"
 	libraryFile = "stdlib.zip"
 )
+
+func libraryMount(zip []byte) wazero.FSConfig {
+	readOnly := &sysfs.ReadFS{FS: &sysfs.AdaptFS{FS: libraryFS(zip)}}
+	return wazero.NewFSConfig().(sysfs.FSConfig).WithSysFSMount(readOnly, libraryDir)
+}
 
 // libraryFS holds one read-only file, the zip of the standard library. It may be used by many instances at once.
 type libraryFS []byte

@@ -232,6 +232,7 @@ static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLe
 		output(unit, 0, key, keyLen, buf, decimal(buf, n == (i32)0x80000000));
 		return 0;
 	}
+	case 'H': for (u32 i = 0, n = number(value, valueLen); i < n; i++) host_call(0, value, 1, buf, 4); break;
 	case 'o': kaspr_state.resultLen = 0xFFFFFFF0; break;
 	case 'd': output(unit, "made-up", key, keyLen, value, valueLen); return 0;
 	}

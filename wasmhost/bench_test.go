@@ -1,0 +1,190 @@
+package wasmhost_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"testing"
+
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// The program of the benchmarks: what an ordinary agent does to a record.
+const benchOperation = `def enrich(value):
+    if value["amount"] < 0:
+        return None
+    return {"id": value["id"], "user": value["user"], "total": value["amount"] * 2, "note": value["note"]}
+`
+
+func benchBatch(records, bytes int) *record.Batch {
+	b := &record.Batch{}
+	for i := range records {
+		value := fmt.Sprintf(`{"id": %d, "user": "user-%d", "amount": %d.5, "tags": ["a", "b"], "note": "`, i, i%100, i)
+		value += strings.Repeat("x", max(bytes-len(value)-2, 0)) + `"}`
+		b.Records = append(b.Records, record.Record{Topic: "in", Offset: int64(i), Key: []byte(fmt.Sprint("user-", i)), Value: []byte(value), Attempt: 1})
+	}
+	return b
+}
+
+func benchSnapshot(b *testing.B, operation string, o wasmhost.Options) *wasmhost.Snapshot {
+	b.Helper()
+	o.Host = discard{&host{}}
+	s, err := pythonRuntime(b).Load(context.Background(), agent("import json, math, re, datetime", operation), o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	return s
+}
+
+func benchInstance(b *testing.B, s *wasmhost.Snapshot) *wasmhost.Instance {
+	b.Helper()
+	in, err := s.NewInstance(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { in.Close() })
+	return in
+}
+
+// BenchmarkRestore is the time to a ready instance, with and without its first call, and to free it.
+func BenchmarkRestore(b *testing.B) {
+	s := benchSnapshot(b, benchOperation, wasmhost.Options{})
+	for _, calls := range []int{0, 1} {
+		b.Run(fmt.Sprintf("calls=%d", calls), func(b *testing.B) {
+			batch := benchBatch(1, 200)
+			b.ReportAllocs()
+			usage := startUsage()
+			for b.Loop() {
+				in, err := s.NewInstance(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				for range calls {
+					if _, err := in.Call(b.Context(), batch); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := in.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			usage.report(b)
+		})
+	}
+}
+
+// BenchmarkCall is one call of a batch: JSON in, one map operation, JSON out.
+func BenchmarkCall(b *testing.B) {
+	in := benchInstance(b, benchSnapshot(b, benchOperation, wasmhost.Options{}))
+	for _, records := range []int{0, 1, 64, 1000} {
+		for _, bytes := range []int{200, 2000} {
+			if records == 0 && bytes > 200 {
+				continue
+			}
+			b.Run(fmt.Sprintf("records=%d/bytes=%d", records, bytes), func(b *testing.B) {
+				batch := benchBatch(records, bytes)
+				b.SetBytes(int64(records * bytes))
+				b.ReportAllocs()
+				for b.Loop() {
+					res, err := in.Call(b.Context(), batch)
+					if err != nil || len(res.Outputs) != records {
+						b.Fatal(show(res), err)
+					}
+				}
+				if records > 0 {
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*records), "ns/record")
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkPrint is a log line from Python to the host.
+func BenchmarkPrint(b *testing.B) {
+	const calls = 1000
+	in := benchInstance(b, benchSnapshot(b, fmt.Sprintf("def enrich(value):\n    for i in range(%d):\n        print('x')\n    return 1\n", calls), wasmhost.Options{}))
+	batch := benchBatch(1, 100)
+	for b.Loop() {
+		if res, err := in.Call(b.Context(), batch); err != nil || len(res.Failures) > 0 {
+			b.Fatal(res.Failures, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*calls), "ns/print")
+}
+
+type discard struct{ *host }
+
+func (discard) Log(int, string) {}
+
+// BenchmarkInstanceMemory is what each further instance costs in memory after 1,000 calls: of the whole process, with what
+// Go holds for it (PSS: pages shared with the image are divided among those who share them), and of that what the
+// guest has written.
+func BenchmarkInstanceMemory(b *testing.B) {
+	s := benchSnapshot(b, benchOperation, wasmhost.Options{})
+	batch := benchBatch(64, 200)
+	use := func() {
+		in := benchInstance(b, s)
+		for range 1000 {
+			if _, err := in.Call(b.Context(), batch); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	use()
+	const instances = 8
+	for b.Loop() {
+		pss, written := processMemory(b)
+		for range instances {
+			use()
+		}
+		pssAfter, writtenAfter := processMemory(b)
+		b.ReportMetric(float64(pssAfter-pss)/instances, "KiB-PSS/instance")
+		b.ReportMetric(float64(writtenAfter-written)/instances, "KiB-written/instance")
+	}
+}
+
+// processMemory is the process' PSS and the anonymous memory over images, in KiB.
+func processMemory(b *testing.B) (pss, written int) {
+	b.Helper()
+	debug.FreeOSMemory()
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		b.Fatal(err)
+	}
+	image := false
+	for line := range strings.Lines(string(smaps)) {
+		var from, to uint64
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
+			image = strings.Contains(line, "kaspr-image")
+		}
+		var kib int
+		if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kib); n == 1 {
+			pss += kib
+		}
+		if n, _ := fmt.Sscanf(line, "Anonymous: %d kB", &kib); n == 1 && image {
+			written += kib
+		}
+	}
+	return pss, written
+}
+
+// usage tells what the process used, where other load on the machine makes elapsed time a poor measure.
+type usage syscall.Rusage
+
+func startUsage() usage {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return usage(u)
+}
+
+func (u usage) report(b *testing.B) {
+	now := startUsage()
+	cpu := now.Utime.Nano() + now.Stime.Nano() - u.Utime.Nano() - u.Stime.Nano()
+	b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
+	b.ReportMetric(float64(now.Minflt-u.Minflt)/float64(b.N), "faults/op")
+}
