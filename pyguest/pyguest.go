@@ -1,6 +1,7 @@
-// Package pyguest is the Python guest as bytes: CPython and our glue as one WebAssembly module, and its standard library.
+// Package pyguest holds the built guest: CPython for WebAssembly with our glue, and its standard library.
 //
-// The bytes are build products of pyguest/build.sh (make pyguest); without them this package does not compile.
+// The files are products of build.sh and are not committed. When the compiler says "no matching files found" for them,
+// run make pyguest.
 package pyguest
 
 import (
@@ -8,20 +9,21 @@ import (
 	"strings"
 )
 
-//go:embed build/kaspr-python.wasm
-var module []byte
+var (
+	//go:embed build/kaspr-python.wasm
+	module []byte
+	//go:embed build/stdlib.zip
+	stdlib []byte
+	//go:embed build/BUILD_ID
+	buildID string
+)
 
-//go:embed build/stdlib.zip
-var stdlib []byte
-
-//go:embed build/BUILD_ID
-var buildID string
-
-// Module is the guest's WebAssembly code. Do not change it.
+// Module is the guest's WebAssembly module. It is not to be changed.
 func Module() []byte { return module }
 
-// Stdlib is a zip of the standard library and of our runtime, compiled. Do not change it.
+// Stdlib is the zip of Python's standard library and the guest's own Python files; the guest wants it as /lib/stdlib.zip.
+// It is not to be changed.
 func Stdlib() []byte { return stdlib }
 
-// BuildID names the inputs the guest was built from: equal ids, equal guests.
+// BuildID tells builds of the guest apart: equal ids mean equal bytes of both files.
 func BuildID() string { return strings.TrimSpace(buildID) }
