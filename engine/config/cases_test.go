@@ -47,6 +47,8 @@ func TestCases(t *testing.T) {
 					app = set.Apps[0]
 				case "environment":
 					src.Environ = strings.Split(strings.TrimSpace(p.text), "\n")
+				case "offline":
+					src.Offline = true
 				case "flags":
 					for _, line := range strings.Split(strings.TrimSpace(p.text), "\n") {
 						name, value, _ := strings.Cut(line, "=")

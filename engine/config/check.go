@@ -55,7 +55,7 @@ func (c *checker) atMost(a, b string, holds bool) {
 	}
 }
 
-func (c Config) check(from map[string]given, bad map[string]bool) manifest.Errors {
+func (c Config) check(from map[string]given, bad map[string]bool, offline bool) manifest.Errors {
 	k := &checker{from: from, bad: bad}
 	if c.AppName != "" && !applicationID.MatchString(c.AppName) {
 		k.fail(BadValue, "appName "+fmt.Sprintf("%q", c.AppName)+" must be up to 200 of the characters a-z A-Z 0-9 . _ -", "it begins the names of topics", "appName")
@@ -63,7 +63,9 @@ func (c Config) check(from map[string]given, bad map[string]bool) manifest.Error
 	if c.ProcessingGuarantee == ExactlyOnce {
 		k.fail(NotYet, "processingGuarantee exactly_once is not available in this version", "it comes with transactions; use at_least_once", "processingGuarantee")
 	}
-	c.Kafka.check(k)
+	if !offline {
+		c.Kafka.check(k)
+	}
 	k.atMost("brokerSessionTimeout", "brokerRequestTimeout", c.Kafka.SessionTimeout <= c.Kafka.RequestTimeout)
 	if k.ok("brokerHeartbeatInterval", "brokerSessionTimeout") && c.Kafka.HeartbeatInterval*2 > c.Kafka.SessionTimeout {
 		k.fail(Contradiction, fmt.Sprintf("brokerHeartbeatInterval (%s) must be at most half of brokerSessionTimeout (%s)",
@@ -133,7 +135,13 @@ func (s SASL) check(c *checker) {
 		if need.or != "" {
 			text += " or " + need.or
 		}
-		c.fail(Missing, text+" is needed to log in with "+s.Mechanism, "", "kafkaSaslMechanism", "kafkaSecurityProtocol")
+		text += " is needed to log in with " + s.Mechanism
+		if c.from["kafkaSecurityProtocol"].Layer == layerApp {
+			// A KasprApp refers to a Secret that only the cluster has: not a mistake of its author.
+			c.warn(Missing, text, "", "kafkaSecurityProtocol")
+			continue
+		}
+		c.fail(Missing, text, "", "kafkaSaslMechanism", "kafkaSecurityProtocol")
 	}
 	if s.Password != "" && s.PasswordFile != "" {
 		c.fail(Contradiction, "kafkaAuthPassword and kafkaAuthPasswordFile exclude each other", "keep one", "kafkaAuthPasswordFile")

@@ -24,11 +24,14 @@ type Sources struct {
 	Environ []string          // as os.Environ gives it
 	Dir     string            // where the search for .env begins, upwards; empty: no .env
 	Flags   map[string]string // by setting key, such as logLevel
+	// Offline says that no cluster will be contacted: what logging in and encrypting need is then not asked for.
+	Offline bool
 }
 
 // Layers are the sources as read. Reading never fails: problems come out of Config, all at once.
 type Layers struct {
 	path                     string // of the settings file
+	offline                  bool
 	file, environment, flags *koanf.Koanf
 	environ                  map[string]string // .env included
 	problems                 manifest.Errors
@@ -83,7 +86,7 @@ var rows = func() map[string]setting {
 
 // Read reads the file, the .env file and the environment.
 func Read(src Sources) *Layers {
-	l := &Layers{path: src.File}
+	l := &Layers{path: src.File, offline: src.Offline}
 	l.file = l.readFile(src.File)
 	l.readEnviron(src)
 	l.flags = l.readFlags(src.Flags)
@@ -358,7 +361,7 @@ func (l *Layers) Config(app *manifest.App) (Config, manifest.Errors) {
 		}
 	}
 	c.explain(from, bad)
-	problems = append(problems, c.check(from, bad)...)
+	problems = append(problems, c.check(from, bad, l.offline)...)
 	c.resolve()
 	if c.App == "" && app != nil {
 		c.App = app.Name.V

@@ -14,6 +14,33 @@ type Code struct {
 	// Text is where the first character of the Python source stands: the line after the indicator for a literal or
 	// folded block, the value's own line otherwise.
 	Text Pos
+
+	lines   int  // of the source
+	literal bool // the source stands in the file as it is, indented by Text.Column - 1
+}
+
+// InFile turns a place inside a block of Code, its column counted in the Python source, into a place in the file. What
+// quotes and escapes have shifted gets the block's line and no column.
+func (s *Set) InFile(p Pos) Pos {
+	var in *Code
+	for _, c := range s.codes {
+		if c.Text.File != p.File || p.Line < c.Text.Line || p.Line >= c.Text.Line+c.lines {
+			continue
+		}
+		if in != nil && in.Text != c.Text {
+			return Pos{File: p.File, Line: p.Line} // two blocks on one line
+		}
+		in = c
+	}
+	switch {
+	case in == nil:
+		return p
+	case !in.literal:
+		return Pos{File: p.File, Line: in.Text.Line}
+	case p.Column > 0:
+		p.Column += in.Text.Column - 1
+	}
+	return p
 }
 
 func (c cursor) code(dst **Code) {
@@ -28,6 +55,7 @@ func (c cursor) code(dst **Code) {
 				return
 			}
 			code.Text = c.textPos()
+			code.lines, code.literal = strings.Count(code.Python.V, "\n")+1, c.verbatim(code.Text)
 			if blank(code.Python.V) {
 				c.failAt(c.at, EmptyCode, c.name()+" holds no Python", "")
 			}
@@ -37,9 +65,26 @@ func (c cursor) code(dst **Code) {
 		}),
 		may("entrypoint", func(c cursor) { c.identifier(&code.Entrypoint) }),
 	)
-	if there != nil {
-		*dst = code
+	if there == nil {
+		return
 	}
+	*dst = code
+	if code.lines > 0 {
+		*c.codes = append(*c.codes, code)
+	}
+}
+
+// verbatim tells whether a scalar's text stands in the file just as it is.
+func (c cursor) verbatim(text Pos) bool {
+	if c.node.Style&yaml.LiteralStyle != 0 {
+		return true
+	}
+	line := text.Line - c.doc.offset - 1
+	if line < 0 || line >= len(c.lines) || strings.Contains(c.node.Value, "\n") {
+		return false
+	}
+	here := []rune(string(c.lines[line]))
+	return text.Column <= len(here) && strings.HasPrefix(string(here[text.Column-1:]), c.node.Value)
 }
 
 // folds tells whether a folded block has two lines that YAML would join.

@@ -55,7 +55,7 @@ func (s *Set) parse(file string, content []byte, problems *Errors) {
 	docs, bad := documents(file, content)
 	*problems = append(*problems, bad...)
 	for _, doc := range docs {
-		r := newReader(file, doc, problems)
+		r := newReader(file, doc, &s.codes, problems)
 		for _, n := range doc.root.Content {
 			r.root(n).manifest(s)
 		}

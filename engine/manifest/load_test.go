@@ -131,3 +131,55 @@ func TestCodePositions(t *testing.T) {
 		}
 	}
 }
+
+// A Python error is shown where the author wrote the mistake, not where Python saw it.
+func TestInFile(t *testing.T) {
+	text := strings.Replace(fmt.Sprintf(someAgent, "a"), `python: "def m(v): return v"`, "PYTHON", 1)
+	head := strings.Index(text, "PYTHON")
+	column := head - strings.LastIndex(text[:head], "\n") // of python, from 1
+	line := strings.Count(text[:head], "\n") + 1
+	for _, c := range []struct {
+		name, python string
+		at, want     Pos // Line counted from the block's first line, Column in the source; in the file from python
+	}{
+		{"plain", `python: x = = 1`, Pos{Line: 0, Column: 5}, Pos{Line: 0, Column: 8 + 5}},
+		{"quoted", `python: "x = = 1"`, Pos{Line: 0, Column: 5}, Pos{Line: 0, Column: 9 + 5}},
+		{"escapes", `python: "x =\t= 1"`, Pos{Line: 0, Column: 5}, Pos{Line: 0}},
+		{"two lines in quotes", `python: "x = 1\ny = = 1"`, Pos{Line: 1, Column: 5}, Pos{Line: 0}},
+		{"no column", `python: x = = 1`, Pos{Line: 0}, Pos{Line: 0}},
+	} {
+		set, problems := Parse("f.yaml", []byte(strings.Replace(text, "PYTHON", c.python, 1)))
+		if problems.Fatal() {
+			t.Fatal(problems)
+		}
+		got := set.InFile(Pos{"f.yaml", line + c.at.Line, c.at.Column})
+		want := Pos{"f.yaml", line + c.want.Line, c.want.Column}
+		if want.Column > 0 {
+			want.Column += column - 1
+		}
+		if got != want {
+			t.Errorf("%s: %v, want %v", c.name, got, want)
+		}
+	}
+	block := strings.Replace(text, "operations: [{name: m, map: {PYTHON}}]}", "operations: *o}", 1)
+	block = strings.Replace(block, "spec:", "spec:\n  output: {topics: [{name: o, predicate: &o {python: \"def a(v): return 1\"}, keySelector: {python: \"def b(v): return 1\"}}]}", 1)
+	block = strings.Replace(block, "operations: *o}", "operations: [{name: m, map: *o}]}", 1)
+	set, problems := Parse("f.yaml", []byte(block))
+	if problems.Fatal() {
+		t.Fatal(problems)
+	}
+	if got := set.InFile(Pos{"f.yaml", 5, 3}); got != (Pos{"f.yaml", 5, 0}) {
+		t.Errorf("two blocks on one line: %v", got)
+	}
+	if got := set.InFile(Pos{"other.yaml", 5, 3}); got != (Pos{"other.yaml", 5, 3}) {
+		t.Errorf("another file: %v", got)
+	}
+	literal := "apiVersion: kaspr.io/v1alpha1\nkind: KasprTable\nmetadata: {name: t, labels: {kaspr.io/app: a}}\nspec:\n  defaultSelector:\n    python: |\n      def f():\n        return = 1\n"
+	set, problems = Parse("f.yaml", []byte(literal))
+	if problems.Fatal() {
+		t.Fatal(problems)
+	}
+	if got := set.InFile(Pos{"f.yaml", 8, 10}); got != (Pos{"f.yaml", 8, 16}) {
+		t.Errorf("literal block: %v", got)
+	}
+}

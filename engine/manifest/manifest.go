@@ -43,6 +43,8 @@ type Set struct {
 	WebViews []*WebView
 	Tasks    []*Task
 	Joins    []*Join
+
+	codes []*Code // every block, for InFile
 }
 
 // Components are all kinds but App, in file order.

@@ -80,6 +80,9 @@ func dump(out *strings.Builder, path string, v reflect.Value) {
 		}
 		for i := range v.NumField() {
 			field := v.Type().Field(i)
+			if !field.IsExported() {
+				continue
+			}
 			name := path + "." + field.Name
 			if field.Anonymous {
 				name = path

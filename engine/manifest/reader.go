@@ -22,6 +22,7 @@ type reader struct {
 	doc      document
 	lines    [][]byte // of the document's text
 	problems *Errors
+	codes    *[]*Code
 	visits   int
 	reported int
 	stopped  bool // a limit was hit: nothing more is read or reported
@@ -29,8 +30,8 @@ type reader struct {
 	snake bool
 }
 
-func newReader(file string, doc document, problems *Errors) *reader {
-	return &reader{file: file, doc: doc, lines: bytes.Split(doc.text, []byte("\n")), problems: problems}
+func newReader(file string, doc document, codes *[]*Code, problems *Errors) *reader {
+	return &reader{file: file, doc: doc, lines: bytes.Split(doc.text, []byte("\n")), codes: codes, problems: problems}
 }
 
 func (r *reader) pos(n *yaml.Node) Pos {

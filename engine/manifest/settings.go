@@ -12,7 +12,7 @@ func ReadSettings(file string, content []byte) ([]Setting, Errors) {
 	docs, problems := documents(file, content)
 	var settings []Setting
 	for i, doc := range docs {
-		r := newReader(file, doc, &problems)
+		r := newReader(file, doc, nil, &problems)
 		for _, n := range doc.root.Content {
 			c := r.root(n)
 			if c.null() {
