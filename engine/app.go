@@ -102,13 +102,27 @@ func loadProblem(p *plan.Agent, err error) error {
 	return fmt.Errorf("%s: %s: load: %w", p.Pos, p.Label, err)
 }
 
+// processors is how many the machine, or the container's limit, gives this process.
+var processors = runtime.GOMAXPROCS(0)
+
 // Workers is how many instances of each agent run side by side: the setting, or one less than the processors, so that
 // fetching, producing and the garbage collector always find one.
 func Workers(cfg config.Config) int {
 	if cfg.Workers > 0 {
 		return cfg.Workers
 	}
-	return max(1, runtime.GOMAXPROCS(0)-1)
+	return max(1, processors-1)
+}
+
+// Turns is how many instances, of all agents together, may run at the same moment: one on each processor. A guest holds
+// its thread until the next tick, so Go gets one thread more than that for everything else; the operating system
+// shares the processors among them.
+func Turns(cfg config.Config) int {
+	turns := max(processors, Workers(cfg))
+	if runtime.GOMAXPROCS(0) <= turns {
+		runtime.GOMAXPROCS(turns + 1)
+	}
+	return turns
 }
 
 // Close frees the instances. It is idempotent; Run calls it.

@@ -220,6 +220,9 @@ type work struct {
 	release func(bool) // nil for records from the queue
 }
 
+// takeBytesMax bounds a take batch: authors count on its number of records, so only the sandbox's memory sets a limit.
+const takeBytesMax = 64 << 20
+
 // take removes the next batch from the feed.
 func (l *lane) take(f *feed) work {
 	w := work{batch: record.Batch{StopOnFailure: l.agent.stopOnFailure}}
@@ -227,7 +230,7 @@ func (l *lane) take(f *feed) work {
 	most, bytesMax := l.limits.records, l.limits.bytes
 	if t := l.agent.plan.Take; t != nil {
 		b.Take, b.StopOnFailure = true, false
-		most = t.Max
+		most, bytesMax = t.Max, takeBytesMax
 		if len(f.held) > 0 {
 			b.Records, w.release = []record.Record{f.held[0].record}, f.held[0].release
 			f.held = f.held[1:]

@@ -65,6 +65,7 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 		// A topic that is being created, by us or by the broker, is not known everywhere at once.
 		kgo.UnknownTopicRetries(20),
 		kgo.ProducerLinger(0),
+		kgo.DisableClientMetrics(), // KIP-714: nothing of the client goes to the broker unasked
 		kgo.MaxBufferedRecords(200_000),
 		kgo.MaxBufferedBytes(256<<20),
 	)

@@ -190,7 +190,7 @@ func newRuntime(ctx context.Context, cfg config.Config) (*wasmhost.Runtime, erro
 	}
 	return wasmhost.New(ctx, wasmhost.Config{
 		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: dir, Tick: cfg.Sandbox.Tick,
-		Gate: wasmhost.NewGate(engine.Workers(cfg)),
+		Gate: wasmhost.NewGate(engine.Turns(cfg)),
 		Defaults: wasmhost.Options{
 			Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		},

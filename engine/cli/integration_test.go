@@ -392,6 +392,7 @@ func TestPatternFindsNewTopics(t *testing.T) {
 func TestStopPolicy(t *testing.T) {
 	k := newKafka(t, realkafka.Shared(t))
 	k.topic("stop-in", 1)
+	k.topic("stop-out", 1)
 	app := strings.Replace(relay("halt", "name: stop-in", "stop-out"), "spec:\n", "spec:\n  onError: stop\n", 1)
 	app = strings.Replace(app, "for _ in range(200): pass", "if value['n'] == 7: raise ValueError('seven')", 1)
 	k.produce("stop-in", 0, 20)
