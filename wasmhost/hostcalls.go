@@ -62,20 +62,19 @@ func (in *Instance) host(op, req, reqLen, resp, respCap uint32) int32 {
 	if p := in.pending; p.answer != nil && p.op == op && bytes.Equal(p.request, request) {
 		answer = p.answer
 	} else {
-		request = bytes.Clone(request) // the host may keep it; the guest's memory is its own
 		if answer, ok = in.operation(op, request); !ok {
 			return abi.HostRefused
 		}
 	}
 	in.pending = pendingAnswer{}
 	if len(answer) > len(room) {
-		in.pending = pendingAnswer{op: op, request: request, answer: answer}
+		in.pending = pendingAnswer{op: op, request: bytes.Clone(request), answer: answer}
 		return -1 - int32(len(answer))
 	}
 	return int32(copy(room, answer))
 }
 
-// operation returns false for what is not offered or cannot be read.
+// operation returns false for what is not offered or cannot be read. It keeps nothing of request, which is the guest's.
 func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool) {
 	host := in.program.Host
 	switch op {

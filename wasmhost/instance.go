@@ -25,7 +25,8 @@ type Instance struct {
 	mem     *memory
 	mod     api.Module
 	slot    tickerSlot
-	ctx     instanceContext // what the guest's host functions find the instance by
+	stack   [1]uint64       // parameter and result of an export
+	ctx     context.Context // an instanceContext: what the guest's host functions find the instance by
 
 	functions map[string]api.Function
 	calls     int
@@ -209,7 +210,7 @@ func (in *Instance) run(ctx context.Context, export string, data []byte) (uint32
 	in.begin()
 	defer in.end()
 	if data == nil {
-		return in.invoke(export)
+		return in.invoke(export, 0)
 	}
 	dst, err := in.inputBuffer(len(data))
 	if err != nil {
@@ -273,8 +274,8 @@ func (in *Instance) inputBuffer(n int) ([]byte, error) {
 	return dst, nil
 }
 
-// invoke calls an export between begin and end.
-func (in *Instance) invoke(export string, args ...uint64) (uint32, error) {
+// invoke calls an export, of one parameter or none, between begin and end.
+func (in *Instance) invoke(export string, arg uint64) (uint32, error) {
 	f := in.functions[export]
 	if f == nil {
 		if f = in.mod.ExportedFunction(export); f == nil {
@@ -286,16 +287,15 @@ func (in *Instance) invoke(export string, args ...uint64) (uint32, error) {
 		}
 		in.functions[export] = f
 	}
-	var stack [1]uint64
-	copy(stack[:], args)
-	if err := f.CallWithStack(in.ctx, stack[:]); err != nil {
+	in.stack[0] = arg
+	if err := f.CallWithStack(in.ctx, in.stack[:]); err != nil {
 		in.ended = true
 		if in.call.panicked != nil {
 			return 0, nil // end throws it
 		}
 		return 0, in.callError(err)
 	}
-	return uint32(stack[0]), nil
+	return uint32(in.stack[0]), nil
 }
 
 // tick is the host's answer to a guest that was interrupted.
