@@ -261,6 +261,51 @@ func TestHostilePython(t *testing.T) {
 	}
 }
 
+// Many workers at once, each with hostile records among its own: everyone gets his own answers, in order.
+func TestPythonWorkers(t *testing.T) {
+	c := load(t, agent("import os\nbomb = []", `def enrich(value):
+    if value % 50 == 7:
+        while True: pass
+    if value % 50 == 17:
+        while True: bomb.append(bytearray(1 << 20))
+    if value % 50 == 27:
+        os._exit(1)
+    if value % 50 == 37:
+        return sum(range(10**15))
+    return {"v": value}`), wasmhost.Options{Deadline: 50 * time.Millisecond, MemoryMax: 48 << 20})
+	var wg sync.WaitGroup
+	for slot := range 4 {
+		wg.Go(func() {
+			for round := range 3 {
+				first := 1000*slot + 100*round
+				b := &record.Batch{}
+				for i := range 60 {
+					b.Records = append(b.Records, record.Record{Topic: "in", Value: fmt.Append(nil, first+i), Attempt: 1})
+				}
+				res, err := c.Call(t.Context(), slot, b)
+				if err != nil || res.Done != 60 {
+					t.Errorf("%v, done %d", err, res.Done)
+					return
+				}
+				for _, o := range res.Outputs {
+					if want := fmt.Sprintf(`{"v":%d}`, first+int(o.Record)); string(o.Value) != want {
+						t.Errorf("slot %d: got %s, want %s", slot, o.Value, want)
+					}
+				}
+				failed := ""
+				for _, f := range res.Failures {
+					failed += fmt.Sprintf("%d!%v ", f.Record, f.Kind)
+				}
+				// Where others share the processors a memory bomb may meet its deadline first.
+				if want := "7!deadline 17!memory 27!trap 37!deadline 57!deadline "; strings.Replace(failed, "17!deadline", "17!memory", 1) != want || len(res.Outputs) != 55 {
+					t.Errorf("slot %d: failed %s, %d outputs", slot, failed, len(res.Outputs))
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // What is wrong with a program is told with the manifest's lines, and a hostile init ends like a hostile record.
 func TestPythonLoad(t *testing.T) {
 	r := pythonRuntime(t)
