@@ -92,8 +92,10 @@ func (k Kafka) check(c *checker) {
 	if k.UsesSASL() {
 		k.SASL.check(c)
 	} else {
-		for _, key := range []string{"kafkaSaslMechanism", "kafkaAuthUsername", "kafkaAuthPassword", "kafkaAuthPasswordFile",
-			"kafkaOauthToken", "kafkaOauthTokenFile", "kafkaOauthTokenEndpoint"} {
+		for _, key := range []string{
+			"kafkaSaslMechanism", "kafkaAuthUsername", "kafkaAuthPassword", "kafkaAuthPasswordFile",
+			"kafkaOauthToken", "kafkaOauthTokenFile", "kafkaOauthTokenEndpoint",
+		} {
 			if c.given(key) {
 				c.warn(NotUsed, fmt.Sprintf("%s has no effect with kafkaSecurityProtocol %s", c.from[key].Name, k.SecurityProtocol), "use SASL_SSL or SASL_PLAINTEXT to log in", key)
 				break
@@ -192,5 +194,5 @@ func (c *checker) readable(key, file string) {
 		c.fail(Unreadable, fmt.Sprintf("%s: cannot read %s: %s", c.from[key].Name, file, reason(err)), "", key)
 		return
 	}
-	f.Close()
+	_ = f.Close() // only opened
 }

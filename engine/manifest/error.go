@@ -38,8 +38,8 @@ func (e Error) Error() string {
 	if e.Hint != "" {
 		s += " (" + e.Hint + ")"
 	}
-	if at := e.Pos.String(); at != "" {
-		return at + ": " + s
+	if at := e.Pos; at != (Pos{}) {
+		s = at.String() + ": " + s
 	}
 	return s
 }

@@ -51,7 +51,9 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 		for _, name := range append(set.AppNames(), "", "x") {
-			set.ChooseApp(name)
+			if app, problems := set.ChooseApp(name); (app == nil) != problems.Fatal() {
+				t.Errorf("app %q: both or neither of an app and a problem", name)
+			}
 		}
 		if settings, _ := ReadSettings("f.yaml", content); len(settings) > len(content) {
 			t.Error("more settings than bytes")

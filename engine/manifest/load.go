@@ -19,7 +19,7 @@ const (
 // Load reads the files, and every *.yml and *.yaml file below the directories, in the order given and sorted within a
 // directory. Hidden files and directories (as in a ConfigMap mount) are passed over. The problems are in file order.
 func Load(paths []string) (*Set, Errors) {
-	set, problems := &Set{}, Errors{}
+	set := &Set{}
 	files, problems := find(paths)
 	for _, file := range files {
 		set.Files = append(set.Files, file)
@@ -130,7 +130,7 @@ func readFile(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	content, err := io.ReadAll(io.LimitReader(f, fileBytesMax+1))
 	if err == nil && len(content) > fileBytesMax {
 		err = errTooBig

@@ -46,7 +46,7 @@ func (c cursor) output(where place) *Output {
 	}
 	if where != otherPipeline {
 		members = append(members, may("declare", func(c cursor) { c.boolean(&o.Declare) }))
-		members = append(members, o.TopicOptions.members()...)
+		members = append(members, o.members()...)
 	}
 	if where != outputTopic {
 		members = append(members, may("passThrough", func(c cursor) { c.boolean(&o.PassThrough) }))
