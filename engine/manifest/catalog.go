@@ -42,6 +42,7 @@ const (
 	NotDeclared      = "M046"
 	EnvironmentUnset = "M047"
 	NameTooLong      = "M048"
+	EmptyApp         = "M049"
 )
 
 // Entry of the catalogue of problems: docs/manifest-errors.md is made of it.
@@ -88,8 +89,9 @@ var catalog = []catalogEntry{
 	{NotSupported, "This version does not run this kind or member yet.", "Leave it out for now.", LevelError},
 	{TopicConflict, "Two declarations of one topic differ.", "Declare it once, or alike.", LevelError},
 	{DeadLetterLoop, "A dead-letter topic is also an input of its agent.", "Use another topic.", LevelError},
-	{NothingToRun, "The app has no components.", "Check the label kaspr.io/app of the components.", LevelError},
+	{NothingToRun, "The manifests hold no app.", "Add a KasprApp, or components with the label kaspr.io/app.", LevelError},
 	{NotDeclared, "A topic is not created because topicAllowDeclare is false.", "Create the topic by other means.", LevelWarning},
 	{EnvironmentUnset, "A variable of the app's environment has no value here.", "Set it in the environment of the process.", LevelWarning},
 	{NameTooLong, "A name the engine makes is too long for Kafka.", "Shorten the names it is made of.", LevelError},
+	{EmptyApp, "The app has no components: it would run and do nothing.", "Check the label kaspr.io/app of the components.", LevelWarning},
 }

@@ -116,7 +116,7 @@ func (b *builder) plan() *Plan {
 		}
 	}
 	if components == 0 {
-		b.fail(b.app.Pos, manifest.NothingToRun, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
+		b.warn(b.app.Pos, manifest.EmptyApp, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
 	}
 	for _, a := range b.set.Agents {
 		if a.Of(b.app.Name.V) {
