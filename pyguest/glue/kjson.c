@@ -20,6 +20,7 @@
 #include "datetime.h"
 #include "internal/pycore_ceval.h"
 #include "internal/pycore_dict.h"
+#include "internal/pycore_long.h"
 
 #include <float.h>
 #include <stdint.h>
@@ -56,14 +57,23 @@ INLINE u32 load32(const void *p) { u32 v; memcpy(&v, p, 4); return v; }
 INLINE void store64(void *p, u64 v) { memcpy(p, &v, 8); }
 INLINE int first_byte(u64 high_bits) { return __builtin_ctzll(high_bits) >> 3; }
 
-/* The next three set the high bit of bytes of w; the lowest set one is exact, those above it may be due to a borrow. */
-INLINE u64 bytes_zero(u64 w) { return (w - ONES) & ~w & HIGHS; }
-INLINE u64 bytes_control(u64 w) { return (w - ONES * 0x20) & ~w & HIGHS; }
-/* Bytes that end the simple run of a JSON string: quote, backslash, control; with bytes >= 0x80 in the second. */
-INLINE u64 bytes_special(u64 w) { return bytes_zero(w ^ ONES * '"') | bytes_zero(w ^ ONES * '\\') | bytes_control(w); }
-INLINE u64 bytes_not_plain(u64 w) { return bytes_special(w) | (w & HIGHS); }
+/* These set the high bit of the bytes of w they look for. The lowest one set is exact; one above it may be due to a borrow or carry. */
+/* Bytes that end the simple run of a JSON string: quote, backslash, control. */
+INLINE u64 bytes_special(u64 w)
+{
+    u64 quote = w ^ ONES * '"', backslash = w ^ ONES * '\\';
+    return (((quote - ONES) & ~quote) | ((backslash - ONES) & ~backslash) | ((w - ONES * 0x20) & ~w)) & HIGHS;
+}
+/* The same and bytes >= 0x80: counting these makes the test of the others cheaper, below 0x80 a high bit is a borrow. */
+INLINE u64 bytes_not_plain(u64 w)
+{
+    return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | w) & HIGHS;
+}
 /* Bytes the encoder has to escape; DEL is one of them. */
-INLINE u64 bytes_to_escape(u64 w) { return bytes_not_plain(w) | bytes_zero(w ^ ONES * 0x7f); }
+INLINE u64 bytes_to_escape(u64 w)
+{
+    return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | (w + ONES) | w) & HIGHS;
+}
 
 /* Copies n bytes in words: up to 7 bytes behind both ends are read and written. */
 INLINE void copy_words(char *to, const char *from, size_t n)
@@ -327,7 +337,8 @@ INLINE PyObject *new_ascii(const char *p, size_t n)
     PyASCIIObject *s = PyObject_Malloc(sizeof(PyASCIIObject) + n + 8);
     if (unlikely(s == NULL))
         return PyErr_NoMemory();
-    PyObject_Init((PyObject *)s, &PyUnicode_Type);
+    ((PyObject *)s)->ob_refcnt = 1;
+    ((PyObject *)s)->ob_type = &PyUnicode_Type; /* static: not counted */
     s->length = (Py_ssize_t)n;
     s->hash = -1;
     memset(&s->state, 0, sizeof s->state);
@@ -1072,6 +1083,7 @@ typedef struct frame {
 } frame;
 
 typedef struct {
+    char *w, *limit; /* out->data + out->len and out->data + out->cap, valid while no code of others runs: suspend, resume */
     kbuf *out;
     PyThreadState *ts;
     PyObject *path; /* of an error: list of keys and indexes, innermost first; NULL: no path wanted */
@@ -1081,18 +1093,39 @@ typedef struct {
 
 static int encode(encoder *e, PyObject *v, const frame *up);
 
+INLINE void suspend(encoder *e) { e->out->len = (size_t)(e->w - e->out->data); }
+INLINE void resume(encoder *e)
+{
+    e->w = e->out->data + e->out->len;
+    e->limit = e->out->data + e->out->cap;
+}
+
+NOINLINE char *room_grow(encoder *e, size_t n)
+{
+    suspend(e);
+    int r = kbuf_reserve(e->out, n);
+    resume(e);
+    return r < 0 ? NULL : e->w;
+}
+
 /* Room for n bytes behind the text and SLACK for punctuation, or NULL with MemoryError. done() takes what was written. */
 enum { SLACK = 8 };
 INLINE char *room(encoder *e, size_t n)
 {
-    if (kbuf_reserve(e->out, n + SLACK) < 0)
-        return NULL;
-    return e->out->data + e->out->len;
+    return likely((size_t)(e->limit - e->w) >= n + SLACK) ? e->w : room_grow(e, n + SLACK);
 }
-INLINE int done(encoder *e, const char *end)
+INLINE int done(encoder *e, char *end)
 {
-    e->out->len = (size_t)(end - e->out->data);
+    e->w = end;
     return 0;
+}
+
+/* Drops a reference that may be the last one: code of others may run. */
+INLINE void drop(encoder *e, PyObject *v)
+{
+    suspend(e);
+    Py_DECREF(v);
+    resume(e);
 }
 
 static int append(encoder *e, const char *s, size_t n)
@@ -1273,6 +1306,16 @@ INLINE char *write_uint(char *w, u64 n)
 
 NOINLINE int encode_big_int(encoder *e, PyObject *v)
 {
+    int overflow;
+    i64 n = PyLong_AsLongLongAndOverflow(v, &overflow);
+    if (!overflow) {
+        char *w = room(e, 32);
+        if (w == NULL)
+            return -1;
+        if (n < 0)
+            *w++ = '-';
+        return done(e, write_uint(w, n < 0 ? 0 - (u64)n : (u64)n));
+    }
     PyObject *text = PyLong_Type.tp_repr(v);
     if (text == NULL)
         return -1;
@@ -1288,10 +1331,15 @@ INLINE int encode_int(encoder *e, PyObject *v)
     if (PyUnstable_Long_IsCompact((PyLongObject *)v))
         n = PyUnstable_Long_CompactValue((PyLongObject *)v);
     else {
-        int overflow;
-        n = PyLong_AsLongLongAndOverflow(v, &overflow);
-        if (overflow)
+        const _PyLongValue *value = &((PyLongObject *)v)->long_value;
+        size_t count = value->lv_tag >> NON_SIZE_BITS;
+        if (count > 60 / PyLong_SHIFT)
             return encode_big_int(e, v);
+        n = 0;
+        while (count-- > 0)
+            n = n << PyLong_SHIFT | value->ob_digit[count];
+        if ((value->lv_tag & SIGN_MASK) == SIGN_NEGATIVE)
+            n = -n;
     }
     char *w = room(e, 32);
     if (unlikely(w == NULL))
@@ -1566,7 +1614,9 @@ static int encode_datetime(encoder *e, PyObject *v)
         memcpy(w, "T00:00:00\"", 10);
         return done(e, w + 10);
     }
+    suspend(e);
     PyObject *text = PyObject_CallMethodNoArgs(v, str_isoformat);
+    resume(e);
     if (text == NULL)
         return -1;
     if (!PyUnicode_Check(text)) {
@@ -1606,7 +1656,7 @@ static int is_instance(PyObject *v, PyObject **class, const char *module, const 
     return PyObject_TypeCheck(v, (PyTypeObject *)*class);
 }
 
-static int unencodable(encoder *e, PyObject *v)
+static PyObject *unencodable(encoder *e, PyObject *v)
 {
     PyObject *name = PyType_GetName(Py_TYPE(v));
     if (name != NULL) {
@@ -1614,34 +1664,40 @@ static int unencodable(encoder *e, PyObject *v)
         Py_DECREF(name);
     }
     path_begin(e);
-    return -1;
+    return NULL;
 }
 
-/* The order of the questions is the original's. */
+/* What default returns for v: a new reference, or NULL with an exception. The order of the questions is the original's. */
+NOINLINE PyObject *instead_of(encoder *e, PyObject *v)
+{
+    if (PyBytes_Check(v) || is_instance(v, &class_decimal, "decimal", "Decimal") || is_instance(v, &class_uuid, "uuid", "UUID"))
+        return PyObject_Str(v);
+    if (is_instance(v, &class_enum, "enum", "Enum"))
+        return PyObject_GetAttr(v, str_value);
+    if (PySet_Check(v) || is_instance(v, &class_deque, "collections", "deque"))
+        return PySequence_List(v);
+    PyObject *method, *result;
+    if (PyObject_GetOptionalAttr(v, str_json, &method) < 0)
+        return NULL;
+    if (method == NULL || method == Py_None) {
+        Py_XDECREF(method);
+        return unencodable(e, v);
+    }
+    result = PyObject_CallNoArgs(method);
+    Py_DECREF(method);
+    return result;
+}
+
 NOINLINE int encode_default(encoder *e, PyObject *v, const frame *up)
 {
     if (circular(up, v) < 0)
         return -1;
-    PyObject *instead;
-    if (PyBytes_Check(v) || is_instance(v, &class_decimal, "decimal", "Decimal") || is_instance(v, &class_uuid, "uuid", "UUID"))
-        instead = PyObject_Str(v);
-    else if (PyDate_Check(v) || PyTime_Check(v))
+    /* No class derives from one of the datetime module and from one that is asked about before it: the order is kept. */
+    if (PyDate_Check(v) || PyTime_Check(v))
         return encode_datetime(e, v);
-    else if (is_instance(v, &class_enum, "enum", "Enum"))
-        instead = PyObject_GetAttr(v, str_value);
-    else if (PySet_Check(v) || is_instance(v, &class_deque, "collections", "deque"))
-        instead = PySequence_List(v);
-    else {
-        PyObject *method;
-        if (PyObject_GetOptionalAttr(v, str_json, &method) < 0)
-            return -1;
-        if (method == NULL || method == Py_None) {
-            Py_XDECREF(method);
-            return unencodable(e, v);
-        }
-        instead = PyObject_CallNoArgs(method);
-        Py_DECREF(method);
-    }
+    suspend(e);
+    PyObject *instead = instead_of(e, v);
+    resume(e);
     if (instead == NULL)
         return -1;
     int r = -1;
@@ -1650,7 +1706,7 @@ NOINLINE int encode_default(encoder *e, PyObject *v, const frame *up)
         r = encode(e, instead, &here);
         _Py_LeaveRecursiveCallTstate(e->ts);
     }
-    Py_DECREF(instead);
+    drop(e, instead);
     return r;
 }
 
@@ -1659,8 +1715,8 @@ NOINLINE int encode_default(encoder *e, PyObject *v, const frame *up)
 /* Two bytes at most. No check: room() leaves SLACK behind everything, and punctuation and text alternate. */
 INLINE void separate(encoder *e, const char *s, u32 len)
 {
-    memcpy(e->out->data + e->out->len, s, 2);
-    e->out->len += len;
+    memcpy(e->w, s, 2);
+    e->w += len;
 }
 
 INLINE int bracket(encoder *e, char c)
@@ -1702,7 +1758,9 @@ INLINE int encode_simple(encoder *e, PyObject *v)
 
 NOINLINE int encode_list(encoder *e, PyObject *v, const frame *up)
 {
+    suspend(e);
     PyObject *items = PySequence_Fast(v, "not a sequence"); /* v itself, or a list of what a subclass iterates over */
+    resume(e);
     if (items == NULL)
         return -1;
     if (PySequence_Fast_GET_SIZE(items) == 0) {
@@ -1722,7 +1780,7 @@ NOINLINE int encode_list(encoder *e, PyObject *v, const frame *up)
         if (r > 0) {
             Py_INCREF(item);
             r = encode(e, item, &here);
-            Py_DECREF(item);
+            drop(e, item);
         }
         if (unlikely(r < 0)) {
             if (e->path != NULL)
@@ -1732,7 +1790,7 @@ NOINLINE int encode_list(encoder *e, PyObject *v, const frame *up)
     }
     r = bracket(e, ']');
 out:
-    Py_DECREF(items);
+    drop(e, items);
     return r;
 }
 
@@ -1775,8 +1833,8 @@ INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, cons
         r = encode(e, v, here);
         if (r < 0 && e->path != NULL)
             path_add(e, Py_NewRef(key));
-        Py_DECREF(v);
-        Py_DECREF(key);
+        drop(e, v);
+        drop(e, key);
     }
     return r;
 }
@@ -1815,7 +1873,9 @@ NOINLINE int encode_dict(encoder *e, PyObject *v, const frame *up)
                 return -1;
         return bracket(e, '}');
     }
+    suspend(e);
     PyObject *items = PyMapping_Items(v);
+    resume(e);
     if (items == NULL)
         return -1;
     int r = 0;
@@ -1828,9 +1888,9 @@ NOINLINE int encode_dict(encoder *e, PyObject *v, const frame *up)
         }
         Py_INCREF(item); /* items may be a list that others know */
         r = encode_member(e, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1), i == 0, &here);
-        Py_DECREF(item);
+        drop(e, item);
     }
-    Py_DECREF(items);
+    drop(e, items);
     return r < 0 ? -1 : bracket(e, '}');
 }
 
@@ -1840,15 +1900,17 @@ NOINLINE int encode(encoder *e, PyObject *v, const frame *up)
     int r = encode_simple(e, v);
     if (r <= 0)
         return r;
-    if (PyUnicode_Check(v))
-        return encode_str_call(e, v);
-    if (PyLong_Check(v))
-        return encode_int(e, v);
-    if (PyFloat_Check(v))
-        return encode_float(e, v);
+    /* These four exclude each other (their layouts do); float is last, its check is a call. */
     int list = PyList_Check(v) || PyTuple_Check(v);
-    if (!list && !PyDict_Check(v))
+    if (!list && !PyDict_Check(v)) {
+        if (PyUnicode_Check(v))
+            return encode_str_call(e, v);
+        if (PyLong_Check(v))
+            return encode_int(e, v);
+        if (PyFloat_Check(v))
+            return encode_float(e, v);
         return encode_default(e, v, up);
+    }
     if (_Py_EnterRecursiveCallTstate(e->ts, " while encoding a JSON object"))
         return -1;
     r = list ? encode_list(e, v, up) : encode_dict(e, v, up);
@@ -1862,7 +1924,9 @@ int kjson_encode(PyObject *v, kbuf *out, int compact)
     e.comma_len = e.colon_len = compact ? 1 : 2;
     size_t len = out->len;
     Py_INCREF(v);
+    resume(&e);
     int r = encode(&e, v, NULL);
+    suspend(&e);
     Py_DECREF(v);
     if (unlikely(r < 0)) {
         out->len = len;
