@@ -299,11 +299,9 @@ func (a *App) subscribe(known map[string]int32) []string {
 	var added []string
 	for _, ag := range a.agents {
 		topics := slices.Clone(ag.plan.Topics)
-		if ag.plan.Pattern != nil {
-			for t := range known {
-				if ag.plan.Pattern.MatchString(t) && !a.internal(t) {
-					topics = append(topics, t)
-				}
+		for t := range known {
+			if a.matches(ag, t) {
+				topics = append(topics, t)
 			}
 		}
 		for _, t := range topics {
@@ -320,9 +318,11 @@ func (a *App) subscribe(known map[string]int32) []string {
 	return added
 }
 
-// internal tells the app's own topics, which no pattern takes in: an agent would read its own dead letters.
-func (a *App) internal(topic string) bool {
-	return strings.HasPrefix(topic, "__") || strings.HasPrefix(topic, a.plan.App.ID+"-")
+// matches tells whether the agent's pattern takes the topic in. It never does so with the app's own topics: an agent
+// would read its own dead letters.
+func (a *App) matches(ag *agent, topic string) bool {
+	return ag.plan.Pattern != nil && ag.plan.Pattern.MatchString(topic) &&
+		!strings.HasPrefix(topic, "__") && !strings.HasPrefix(topic, a.plan.App.ID+"-")
 }
 
 // discoverLoop looks for topics that patterns match from now on.
@@ -405,16 +405,11 @@ func (a *App) resumeMoving() {
 // Settled is the offset of every assigned partition below which all is done and acknowledged; -1 where nothing is.
 func (a *App) Settled() map[record.Partition]int64 { return a.ledger.settledOffsets() }
 
-// Topics is what the app reads by now.
-func (a *App) Topics() []string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	topics := make([]string, 0, len(a.readers))
-	for t := range a.readers {
-		topics = append(topics, t)
-	}
-	sort.Strings(topics)
-	return topics
+// Reads tells whether an agent reads the topic, at once or as soon as its pattern has found it.
+func (a *App) Reads(topic string) bool {
+	return slices.ContainsFunc(a.agents, func(ag *agent) bool {
+		return slices.Contains(ag.plan.Topics, topic) || a.matches(ag, topic)
+	})
 }
 
 // Failed is how many records have failed for good so far.

@@ -8,10 +8,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Admin creates and lists topics.
-type Admin struct{ adm *kadm.Client }
+type Admin struct {
+	cl  *kgo.Client
+	adm *kadm.Client
+}
 
 // NewAdmin returns an Admin with a connection of its own. Close it.
 func NewAdmin(o Options) (*Admin, error) {
@@ -19,7 +23,7 @@ func NewAdmin(o Options) (*Admin, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}
-	return &Admin{kadm.NewClient(cl)}, nil
+	return &Admin{cl, kadm.NewClient(cl)}, nil
 }
 
 // Close ends the connection.
@@ -65,16 +69,17 @@ func (a *Admin) Ensure(ctx context.Context, t Topic) (bool, error) {
 	return false, fmt.Errorf("create topic %s: %w", t.Name, err)
 }
 
-// Topics lists the topics of the cluster with their partition counts, internal ones left out.
+// Topics lists the topics of the cluster with their partition counts, internal ones left out. It asks the broker, never
+// the client's cache: who lists topics looks for new ones.
 func (a *Admin) Topics(ctx context.Context) (map[string]int32, error) {
-	details, err := a.adm.ListTopics(ctx)
+	resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, a.cl)
 	if err != nil {
 		return nil, fmt.Errorf("list topics: %w", err)
 	}
-	topics := make(map[string]int32, len(details))
-	for name, d := range details {
-		if d.Err == nil {
-			topics[name] = int32(len(d.Partitions))
+	topics := make(map[string]int32, len(resp.Topics))
+	for _, t := range resp.Topics {
+		if t.ErrorCode == 0 && !t.IsInternal && t.Topic != nil {
+			topics[*t.Topic] = int32(len(t.Partitions))
 		}
 	}
 	return topics, nil

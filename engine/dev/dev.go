@@ -114,6 +114,9 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	})
 	feeding.Go(func() { out.flushLoop(ctx) })
 	runErr := app.Run(ctx)
+	if ctx.Err() != nil && errors.Is(runErr, context.Canceled) {
+		runErr = nil // told to stop, or drained, before it had begun
+	}
 	cancel()
 	feeding.Wait()
 	if errors.Is(feedErr, context.Canceled) {
@@ -223,12 +226,28 @@ func codecsOf(p *plan.Plan, topic string) codecs {
 // flushTakesAfter is how long a draining run must stand still before half-full take batches are given to the code.
 const flushTakesAfter = 500 * time.Millisecond
 
+// ends is the end of every partition the app reads. It asks the broker for the topics, not the app: the app may not have
+// begun yet, and its outputs may have made topics that its patterns will find only later.
+func ends(ctx context.Context, admin *broker.Admin, app *engine.App) (map[string]map[int32]int64, error) {
+	topics, err := admin.Topics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var read []string
+	for t := range topics {
+		if app.Reads(t) {
+			read = append(read, t)
+		}
+	}
+	return admin.EndOffsets(ctx, read...)
+}
+
 // drained returns when every record of every topic the app reads is done, those included that its outputs added.
 func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 	var before int64 = -1
 	moved := time.Now()
 	for {
-		ends, err := admin.EndOffsets(ctx, app.Topics()...)
+		now, err := ends(ctx, admin, app)
 		if err != nil {
 			return err
 		}
@@ -237,9 +256,9 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 		for _, offset := range settled {
 			sum += offset
 		}
-		if reached(ends, settled) {
+		if reached(now, settled) {
 			// What was settled may have sent to a topic that is read too: its end is known by now.
-			again, err := admin.EndOffsets(ctx, app.Topics()...)
+			again, err := ends(ctx, admin, app)
 			if err != nil {
 				return err
 			}
