@@ -7,7 +7,7 @@ MAKEFLAGS   += --no-print-directory
 export PATH := $(PATH):/usr/local/go/bin
 
 GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export VERSION := $(or $(VERSION),$(shell git describe --tags --always --dirty 2>/dev/null),unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 # Test binaries run one after another on small machines: each may hold several guests and a broker.
