@@ -132,7 +132,7 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 	res, err = r.instance.Call(r.ctx, b)
 	r.memory.Store(r.instance.MemoryBytes())
 	switch {
-	case err != nil:
+	case r.instance.ended:
 		r.lose("ended", err)
 	case outOfMemory(&res) >= 0:
 		r.lose("ran out of memory", nil)

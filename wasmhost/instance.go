@@ -108,32 +108,33 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	in.begin()
 	code, err := in.process(b, size)
 	in.end()
-	var res record.Result
+	res, err := in.answer(b, code, err)
+	res.Elapsed = time.Since(begin) - in.call.waited
+	in.count(&res, err)
+	return res, err
+}
+
+// answer is the result of a call that gave code or ended with err.
+func (in *Instance) answer(b *record.Batch, code uint32, err error) (record.Result, error) {
 	switch {
-	case err == nil && code != 0: // the result is a message
-		text := in.resultText()
-		if ended := in.protocolError(fmt.Sprintf("code %d: %s", code, text)); in.atMemoryLimit() {
-			ended.Err, ended.Detail, err = ErrMemoryLimit, text, ended
-		} else {
-			err = ended
-		}
-	case err == nil:
-		res, err = in.result(b, in.word(abi.StateResultLen))
-	default:
-		var none error
-		if res, none = in.result(b, in.word(abi.StateCommitted)); none != nil {
+	case err != nil:
+		// What was committed is whole, unless the guest is of another build.
+		res, broken := in.result(b, in.word(abi.StateCommitted))
+		if broken != nil {
 			res = record.Result{}
 		}
+		return res, err
+	case code != 0: // the result is a message
+		ended := in.protocolError(fmt.Sprintf("code %d: %s", code, in.resultText()))
+		if in.atMemoryLimit() {
+			ended.Err = ErrMemoryLimit
+		}
+		return record.Result{}, ended
 	}
+	res, err := in.result(b, in.word(abi.StateResultLen))
 	if err == nil && res.Done < len(b.Records) && !endsEarly(b, &res) {
 		err = in.protocolError(fmt.Sprintf("%d of %d records done", res.Done, len(b.Records)))
 	}
-	res.Elapsed = time.Since(begin) - in.call.waited
-	stats := in.program.stats
-	stats.Calls.Add(1)
-	stats.Records.Add(int64(res.Done))
-	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
-	in.count(err, res.Failures)
 	for i := range res.Failures {
 		if f := &res.Failures[i]; f.Kind == record.FailureMemory && f.Type == "" { // no memory was left to say it
 			f.Type, f.Message = "MemoryError", fmt.Sprintf("the instance reached its memory limit of %d MiB", in.program.MemoryMax>>20)
@@ -165,10 +166,13 @@ func endsEarly(b *record.Batch, res *record.Result) bool {
 	return int(last.Record) == res.Done-1 && (b.StopOnFailure || last.Kind == record.FailureMemory)
 }
 
-func (in *Instance) count(err error, failures []record.Failure) {
+func (in *Instance) count(res *record.Result, err error) {
 	stats := in.program.stats
-	for i := range failures {
-		switch failures[i].Kind {
+	stats.Calls.Add(1)
+	stats.Records.Add(int64(res.Done))
+	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
+	for i := range res.Failures {
+		switch res.Failures[i].Kind {
 		case record.FailureDeadline:
 			stats.Deadlines.Add(1)
 		case record.FailureMemory:
