@@ -206,7 +206,7 @@ func (c *command) logger(cfg config.Config) *slog.Logger {
 }
 
 // codeProblems turns what loading found into problems of the manifests.
-func codeProblems(err error) (manifest.Errors, bool) {
+func codeProblems(set *manifest.Set, err error) (manifest.Errors, bool) {
 	var found manifest.Errors
 	for _, e := range flatten(err) {
 		var load *wasmhost.LoadError
@@ -221,7 +221,7 @@ func codeProblems(err error) (manifest.Errors, bool) {
 			if p.Traceback != "" {
 				text += "\n" + strings.TrimRight(p.Traceback, "\n")
 			}
-			found = append(found, manifest.Error{Pos: manifest.Pos{File: p.File, Line: p.Line, Column: p.Column}, ID: "P001", Text: text})
+			found = append(found, manifest.Error{Pos: set.InFile(manifest.Pos{File: p.File, Line: p.Line, Column: p.Column}), ID: "P001", Text: text})
 		}
 	}
 	return found, len(found) > 0
@@ -253,7 +253,7 @@ func (c *command) validateCommand() *cobra.Command {
 }
 
 func (c *command) validate(ctx context.Context, paths []string) error {
-	layers := config.Read(config.Sources{})
+	layers := config.Read(config.Sources{Offline: true})
 	set, problems := manifest.Load(paths)
 	apps := set.AppNames()
 	if c.app != "" {
@@ -277,7 +277,7 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 		for _, pl := range plans {
 			for i := range pl.Agents {
 				if err := rt.Check(ctx, &pl.Agents[i].Program); err != nil {
-					found, ok := codeProblems(err)
+					found, ok := codeProblems(set, err)
 					if !ok {
 						return err
 					}
@@ -322,6 +322,9 @@ func (c *command) run(ctx context.Context, file string) error {
 		return errReported
 	}
 	log := c.logger(p.cfg)
+	if len(p.plan.Agents) == 0 {
+		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
+	}
 	rt, err := newRuntime(ctx, p.cfg)
 	if err != nil {
 		return err
@@ -329,7 +332,7 @@ func (c *command) run(ctx context.Context, file string) error {
 	defer rt.Close()
 	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{})
 	if err != nil {
-		if found, ok := codeProblems(err); ok {
+		if found, ok := codeProblems(p.set, err); ok {
 			c.report(found)
 			return errReported
 		}

@@ -24,7 +24,7 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 		return err
 	}
 	read := func() project {
-		layers := config.Read(config.Sources{Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
+		layers := config.Read(config.Sources{Offline: true, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
 		return read(paths, layers, layers.Early().App, dev.Adapt)
 	}
 	p := read()
@@ -75,8 +75,11 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 }
 
 func (c *command) devOnce(ctx context.Context, b *dev.Broker, p project, rt *wasmhost.Runtime, o dev.Options) error {
+	if len(p.plan.Agents) == 0 {
+		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
+	}
 	err := dev.Run(ctx, b, p.cfg, p.plan, rt, o)
-	if found, ok := codeProblems(err); ok {
+	if found, ok := codeProblems(p.set, err); ok {
 		c.report(found)
 		return errReported
 	}
