@@ -14,7 +14,7 @@ mkdir -p "$dir"/{lib,include,sysconfig} "$dir"/work/zlib/include
 cp "$SOURCES"/zlib/*.h "$dir/work/zlib/include/"
 cd "$dir/work/zlib"
 for f in adler32 compress crc32 deflate infback inffast inflate inftrees trees uncompr zutil; do
-    "$bin/wasm-cc" "${flags[@]}" -ffile-prefix-map="$SOURCES/zlib=zlib" -DNO_GZIP -c "$SOURCES/zlib/$f.c" -o "$f.o"
+    "$bin/wasm-cc" "${flags[@]}" -ffile-prefix-map="$SOURCES/zlib=zlib" -c "$SOURCES/zlib/$f.c" -o "$f.o"
 done
 "$bin/wasm-ar" rcsD "$dir/lib/libz.a" ./*.o
 
