@@ -59,6 +59,7 @@ func BenchmarkRestore(b *testing.B) {
 			batch := benchBatch(1, 200)
 			b.ReportAllocs()
 			usage := startUsage()
+			restores, nanos := s.Stats().Restores.Load(), s.Stats().RestoreNanos.Load()
 			for b.Loop() {
 				in, err := s.NewInstance(b.Context())
 				if err != nil {
@@ -74,6 +75,7 @@ func BenchmarkRestore(b *testing.B) {
 				}
 			}
 			usage.report(b)
+			b.ReportMetric(float64(s.Stats().RestoreNanos.Load()-nanos)/float64(s.Stats().Restores.Load()-restores), "ready-ns/op")
 		})
 	}
 }

@@ -1,6 +1,7 @@
 // Package wasmhost runs Python programs in CPython instances compiled to WebAssembly, one call per batch of records.
 //
 // It knows wazero and the byte layout of package abi, and nothing of Kafka, state or manifests. Nothing else imports wazero.
+// It needs Linux (memory files, futexes) and cgo (the ticker).
 //
 //	Runtime    the compiled module, the base image (Python started), the ticker thread; one per process
 //	Snapshot   memory of an instance after one program was loaded and its init ran; immutable, shared by its instances

@@ -243,7 +243,8 @@ func TestHostilePython(t *testing.T) {
 				if f.Record != 1 || len(res.Failures) > 1 {
 					t.Errorf("the wrong record: %s", show(res))
 				}
-				if kind == "deadline" && !strings.Contains(f.Traceback, "agents/orders.yaml:4") {
+				// A million frames may still be being taken down when time is up: then none of the user's runs.
+				if kind == "deadline" && !strings.Contains(f.Traceback, "agents/orders.yaml:4") && test.name != "recursion without limit" {
 					t.Errorf("deadline without a traceback: %+v", f)
 				}
 			}
