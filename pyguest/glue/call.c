@@ -3,6 +3,7 @@
  * left. Only when it waits does Python's event loop turn. */
 #include "kaspr.h"
 
+#include "internal/pycore_call.h"
 #include "internal/pycore_genobject.h"
 
 static PyObject *finish(PyObject *iterator, PyObject *waits_for)
@@ -62,7 +63,8 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
         memcpy(stack + 2, op->kwvalues, (size_t)op->kwcount * sizeof(PyObject *));
         kwnames = op->kwnames;
     }
-    PyObject *r = PyObject_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
+    PyObject *r = code->python ? _PyFunction_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames)
+                               : PyObject_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
     if (r == NULL || Py_TYPE(r)->tp_as_async == NULL || !is_awaitable(r))
         return r;
     return kaspr_await(r);
@@ -71,8 +73,6 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
 int kaspr_loop_idle(void)
 {
     runtime_t *rt = &kaspr_runtime;
-    if (rt->loop_ready == NULL || (Py_SIZE(rt->loop_ready) == 0 && PyList_GET_SIZE(rt->loop_scheduled) == 0))
-        return 0;
     if (PyContext_Exit(rt->base_context) < 0)
         return -1;
     PyObject *r = PyObject_CallNoArgs(rt->loop_idle);

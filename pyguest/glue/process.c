@@ -220,7 +220,7 @@ static PyObject *decode_value(unit_t *u, const uint8_t *record)
     return kaspr_decode(kaspr_program.value_codec, (const char *)u->batch + get32(record + 40), (int32_t)get32(record + 44));
 }
 
-static int put_done(uint32_t unit)
+static inline int put_done(uint32_t unit)
 {
     if (kbuf_reserve(&kaspr_result, KASPR_ENTRY_HEADER_SIZE) < 0)
         return -1;
@@ -233,7 +233,7 @@ static int put_done(uint32_t unit)
     return 0;
 }
 
-static void unit_begin(unit_t *u, uint32_t index, const uint8_t *record)
+static inline void unit_begin(unit_t *u, uint32_t index, const uint8_t *record)
 {
     u->active = 1;
     u->index = index;
@@ -243,9 +243,16 @@ static void unit_begin(unit_t *u, uint32_t index, const uint8_t *record)
     kaspr_state.progress = index;
 }
 
-/* Lets go of what the unit held. Destructors of the user's objects run here, still within the unit. */
-static void unit_release(unit_t *u)
+/* Whether the event loop has anything to do. */
+static inline int kaspr_loop_waiting(void)
 {
+    return Py_SIZE(kaspr_runtime.loop_ready) != 0 || PyList_GET_SIZE(kaspr_runtime.loop_scheduled) != 0;
+}
+
+/* Lets go of what the unit held. Destructors of the user's objects run here: for them there is no unit any more. */
+static inline void unit_release(unit_t *u)
+{
+    u->active = 0;
     if (u->event != NULL) {
         PyObject *event = u->event;
         u->event = NULL;
@@ -256,35 +263,42 @@ static void unit_release(unit_t *u)
         Py_CLEAR(u->key);
     if (u->keys != NULL)
         Py_CLEAR(u->keys);
+    if (u->events != NULL)
+        Py_CLEAR(u->events);
     if (kaspr_context_scratch != NULL)
         Py_CLEAR(kaspr_context_scratch);
 }
 
-/* Ends the unit: 1 it succeeded, 0 it failed and says so, -1 not even that was possible. */
-static int unit_end(unit_t *u, int rc, size_t start)
+/* Ends a unit whose run gave rc: 1 it succeeded, 0 it failed and says so, -1 not even that was possible. */
+static int unit_failed(unit_t *u, size_t start)
 {
-    if (rc == 0)
-        rc = kaspr_loop_idle();
-    int ok = rc == 0;
-    if (!ok) {
-        PyObject *where = u->failure == KASPR_FAILURE_DECODE_KEY || u->failure == KASPR_FAILURE_DECODE_VALUE ? NULL : u->where;
-        kaspr_result.len = start;
-        u->aside.len = 0;
-        u->building = 0;
-        rc = kaspr_fail(u->index, u->failure, where);
-    }
+    PyObject *where = u->failure == KASPR_FAILURE_DECODE_KEY || u->failure == KASPR_FAILURE_DECODE_VALUE ? NULL : u->where;
+    kaspr_result.len = start;
+    u->aside.len = 0;
+    u->building = 0;
+    int rc = kaspr_fail(u->index, u->failure, where);
     unit_release(u);
-    if (!ok && rc == 0) { /* what the failed unit left is not the next one's */
-        size_t end = kaspr_result.len;
+    size_t end = kaspr_result.len;
+    u->active = 1;
+    if (kaspr_loop_waiting()) /* what the failed unit left is not the next one's */
         kaspr_loop_idle();
-        kaspr_result.len = end;
-    }
+    kaspr_result.len = end;
     kaspr_tick_forget();
     PyErr_Clear();
     u->active = 0;
-    if (rc < 0 || put_done(u->index) < 0)
-        return -1;
-    return ok;
+    return rc < 0 || put_done(u->index) < 0 ? -1 : 0;
+}
+
+static inline int unit_end(unit_t *u, int rc, size_t start)
+{
+    if (rc == 0 && kaspr_loop_waiting())
+        rc = kaspr_loop_idle();
+    if (rc < 0)
+        return unit_failed(u, start);
+    unit_release(u);
+    if (kaspr_tick_ordered)
+        kaspr_tick_forget();
+    return put_done(u->index) < 0 ? -1 : 1;
 }
 
 /* 1, 0 or -1 as unit_end. */

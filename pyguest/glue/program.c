@@ -32,6 +32,7 @@ static int code(PyObject *tuple, Py_ssize_t i, code_t *c)
         return -1;
     c->func = Py_NewRef(func);
     c->where = Py_NewRef(where);
+    c->python = PyFunction_Check(func);
     return 0;
 }
 

@@ -71,6 +71,9 @@ static PyStatus start_python(void)
     PyPreConfig pre;
     PyPreConfig_InitIsolatedConfig(&pre);
     pre.utf8_mode = 1;
+#ifdef __SANITIZE_ADDRESS__
+    pre.allocator = PYMEM_ALLOCATOR_MALLOC; /* so that the sanitizer sees Python's objects */
+#endif
     PyStatus status = Py_PreInitialize(&pre);
     if (PyStatus_Exception(status))
         return status;

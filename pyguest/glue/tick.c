@@ -15,7 +15,7 @@ enum { REPORT_BYTES = 16 << 10, REPORT_FRAMES = 64, REPORT_WALK = 100000 };
 static char report[REPORT_BYTES];
 static PyObject *handler; /* raises DeadlineExceeded; put into the interpreter's slot for SIGINT */
 
-static int ordered;       /* the exception is still to be raised */
+int kaspr_tick_ordered;
 
 static void trip(void);
 static int is_user_file(PyObject *name);
@@ -45,20 +45,20 @@ static int in_machinery(void)
 static PyObject *raise_deadline(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
-    if (ordered && in_machinery()) {
+    if (kaspr_tick_ordered && in_machinery()) {
         trip(); /* again: at the next check, or kaspr_tick_take */
         Py_RETURN_NONE;
     }
-    if (!ordered)
+    if (!kaspr_tick_ordered)
         Py_RETURN_NONE;
-    ordered = 0;
+    kaspr_tick_ordered = 0;
     PyErr_SetNone(kaspr_runtime.deadline);
     return NULL;
 }
 
 int kaspr_tick_take(void)
 {
-    int was = ordered;
+    int was = kaspr_tick_ordered;
     kaspr_tick_forget();
     return was;
 }
@@ -87,7 +87,7 @@ static void trip(void)
 
 void kaspr_tick_forget(void)
 {
-    ordered = 0;
+    kaspr_tick_ordered = 0;
     _PyRuntime.signals.handlers[SIGINT].tripped = 0;
 }
 
@@ -205,7 +205,7 @@ void kaspr_tick(void)
     switch (kaspr_host_tick()) {
     case KASPR_TICK_RAISE:
         if (handler != NULL && kaspr_runtime.deadline != NULL)
-            ordered = 1, trip();
+            kaspr_tick_ordered = 1, trip();
         break;
     case KASPR_TICK_DIE:
         write_report();

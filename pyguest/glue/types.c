@@ -20,8 +20,9 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *key, *value, *headers; /* headers NULL: not made yet */
-    MessageObject *message;
+    const uint8_t *record; /* as of the message */
+    PyObject *key, *value, *headers; /* key and headers NULL: not made yet */
+    MessageObject *message;          /* NULL: not made yet */
 } EventObject;
 
 static PyObject *slice(const uint8_t *entry)
@@ -170,6 +171,13 @@ static PyObject *message_repr(MessageObject *m)
     return PyUnicode_FromFormat("<Message %U/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
 }
 
+/* Attribute names as the compiler interns them: comparing pointers is a tenth of a lookup in the type. */
+static struct {
+    const char *text;
+    PyObject *name;
+} names[] = {{"key", NULL}, {"value", NULL}, {"headers", NULL}, {"message", NULL}, {"topic", NULL}, {"partition", NULL}, {"offset", NULL}, {"timestamp", NULL}};
+enum { NAME_KEY, NAME_VALUE, NAME_HEADERS, NAME_MESSAGE, NAME_TOPIC, NAME_PARTITION, NAME_OFFSET, NAME_TIMESTAMP, NAME_COUNT };
+
 /* An attribute error that names what there is. */
 static PyObject *getattr_naming(PyObject *self, PyObject *name, const char *supported)
 {
@@ -184,6 +192,21 @@ static PyObject *getattr_naming(PyObject *self, PyObject *name, const char *supp
 
 static PyObject *message_getattro(PyObject *self, PyObject *name)
 {
+    MessageObject *m = (MessageObject *)self;
+    if (name == names[NAME_OFFSET].name)
+        return PyLong_FromLongLong(m->offset);
+    if (name == names[NAME_PARTITION].name)
+        return PyLong_FromLong(m->partition);
+    if (name == names[NAME_TIMESTAMP].name)
+        return PyFloat_FromDouble((double)m->timestamp / 1000.0);
+    if (name == names[NAME_TOPIC].name)
+        return Py_NewRef(m->topic);
+    if (name == names[NAME_KEY].name)
+        return message_key(m, NULL);
+    if (name == names[NAME_VALUE].name)
+        return message_value(m, NULL);
+    if (name == names[NAME_HEADERS].name)
+        return message_headers(m, NULL);
     return getattr_naming(self, name,
                           "topic, partition, offset, timestamp, timestamp_type, key, value, headers, "
                           "serialized_key_size, serialized_value_size, checksum and tp");
@@ -227,13 +250,22 @@ static PyObject *event_new(const uint8_t *record, PyObject *key, PyObject *value
     if (e == NULL)
         return NULL;
     e->key = Py_XNewRef(key);
-    e->value = Py_NewRef(value);
+    e->value = Py_XNewRef(value);
+    e->record = record;
     e->headers = NULL;
-    e->message = message_new(record);
+    e->message = NULL;
     PyObject_GC_Track(e);
-    if (e->message == NULL)
-        Py_CLEAR(e);
     return (PyObject *)e;
+}
+
+/* Borrowed. While the record is at hand there always can be a message; afterwards there is one. */
+static MessageObject *message_of(EventObject *e)
+{
+    if (e->message == NULL && e->record != NULL)
+        e->message = message_new(e->record);
+    if (e->message == NULL && !PyErr_Occurred())
+        PyErr_NoMemory(); /* there was none to keep it when the record ended */
+    return e->message;
 }
 
 static int event_traverse(EventObject *e, visitproc visit, void *arg)
@@ -267,7 +299,10 @@ static PyObject *event_key(EventObject *e, void *unused)
 {
     (void)unused;
     if (e->key == NULL) { /* raw: nothing to decode */
-        e->key = message_key(e->message, NULL);
+        if (e->message == NULL && e->record != NULL)
+            e->key = slice(e->record + 32);
+        else if (message_of(e) != NULL)
+            e->key = message_key(e->message, NULL);
         if (e->key == NULL)
             return NULL;
     }
@@ -284,7 +319,9 @@ static PyObject *event_headers(EventObject *e, void *unused)
 {
     (void)unused;
     if (e->headers == NULL) {
-        PyObject *list = message_headers(e->message, NULL);
+        PyObject *list = e->message == NULL && e->record != NULL ? make_headers(e->record)
+                         : message_of(e) == NULL                 ? NULL
+                                                                 : message_headers(e->message, NULL);
         if (list == NULL)
             return NULL;
         PyObject *dict = PyDict_New();
@@ -305,7 +342,7 @@ static PyObject *event_headers(EventObject *e, void *unused)
 static PyObject *event_message(EventObject *e, void *unused)
 {
     (void)unused;
-    return Py_NewRef(e->message);
+    return Py_XNewRef(message_of(e));
 }
 
 static PyObject *event_app(EventObject *e, void *unused)
@@ -346,12 +383,21 @@ static PyObject *event_send(PyObject *self, PyObject *const *args, Py_ssize_t n,
 
 static PyObject *event_repr(EventObject *e)
 {
-    return PyUnicode_FromFormat("<Event %U/%d@%lld>", e->message->topic, (int)e->message->partition,
-                                (long long)e->message->offset);
+    MessageObject *m = message_of(e);
+    return m == NULL ? NULL : PyUnicode_FromFormat("<Event %U/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
 }
 
 static PyObject *event_getattro(PyObject *self, PyObject *name)
 {
+    EventObject *e = (EventObject *)self;
+    if (name == names[NAME_MESSAGE].name)
+        return event_message(e, NULL);
+    if (name == names[NAME_KEY].name)
+        return event_key(e, NULL);
+    if (name == names[NAME_HEADERS].name)
+        return event_headers(e, NULL);
+    if (name == names[NAME_VALUE].name)
+        return event_value(e, NULL);
     return getattr_naming(self, name, "key, value, headers, message, app, forward, send and ack");
 }
 
@@ -400,8 +446,13 @@ static void detach(MessageObject *m)
 
 static void detach_if_kept(EventObject *e)
 {
-    if (e->message->record != NULL && (Py_REFCNT(e) > 1 || Py_REFCNT(e->message) > 1))
+    if (e->record == NULL)
+        return;
+    if (Py_REFCNT(e) > 1 && message_of(e) == NULL)
+        PyErr_Clear();
+    if (e->message != NULL && (Py_REFCNT(e) > 1 || Py_REFCNT(e->message) > 1))
         detach(e->message);
+    e->record = NULL;
 }
 
 void kaspr_event_release(PyObject *event)
@@ -443,7 +494,9 @@ static PyObject *current_event(void)
         if (events == NULL)
             return NULL;
     }
-    return PySequence_List(u->event);
+    if (u->events == NULL)
+        u->events = PySequence_List(u->event);
+    return Py_XNewRef(u->events);
 }
 
 /* ---- context ----------------------------------------------------------------------------------------------------- */
@@ -470,7 +523,7 @@ static int context_find(PyObject *key, PyObject **v)
     }
     if (!PyUnicode_Check(key))
         return 0;
-    if (PyUnicode_Compare(key, name_event) == 0) {
+    if (key == name_event || PyUnicode_Compare(key, name_event) == 0) {
         if (!kaspr_unit.active)
             return 0;
         return v == NULL ? 1 : (*v = current_event()) == NULL ? -1 : 1;
@@ -613,6 +666,9 @@ int kaspr_types_init(PyObject *module)
 {
     if (PyType_Ready(&KasprMessage_Type) < 0 || PyType_Ready(&KasprEvent_Type) < 0 || PyType_Ready(&KasprContext_Type) < 0)
         return -1;
+    for (int i = 0; i < NAME_COUNT; i++)
+        if ((names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return -1;
     name_app = PyUnicode_InternFromString("app");
     name_event = PyUnicode_InternFromString("event");
     kaspr_context = PyObject_New(PyObject, &KasprContext_Type);

@@ -61,6 +61,7 @@ enum { TABLES_MAX = 16 };
 typedef struct {
     PyObject *func;
     PyObject *where;
+    int python; /* func is a function written in Python */
 } code_t;
 
 typedef struct {
@@ -122,7 +123,8 @@ typedef struct {
     const uint8_t *record; /* of the unit; of a take batch NULL */
     PyObject *value;       /* decoded, as handed to the first operation; of a take batch a tuple of the list's values */
     PyObject *key;         /* decoded, NULL: not decoded yet (raw only) */
-    PyObject *event;       /* EventObject or a list of them, NULL: nobody asked yet */
+    PyObject *event;       /* EventObject, or a tuple of them in a take batch; NULL: nobody asked yet */
+    PyObject *events;      /* the list of them that user code sees */
     PyObject *where;       /* borrowed: name of what runs now */
     int failure;           /* KASPR_FAILURE_*: kind of the exception that is set */
     int building;          /* an output entry is half written */
@@ -168,7 +170,7 @@ PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n);
 PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op);
 /* Awaits an awaitable; steals it. */
 PyObject *kaspr_await(PyObject *awaitable);
-/* Lets ready callbacks of the event loop run once, if there are any. 0, or -1 with an exception. */
+/* Lets due timers and ready callbacks of the event loop run once. 0, or -1 with an exception. */
 int kaspr_loop_idle(void);
 
 /* Processes a batch into kaspr_result. 0, or -1 with an exception: the batch could not be read. */
@@ -185,6 +187,8 @@ PyObject *kaspr_exception_traceback(PyObject *exc);
 /* ---- interruption (tick.c) --------------------------------------------------------------------------------------- */
 
 int kaspr_tick_init(void);
+/* An exception is to be raised as soon as the user's code is the innermost one. */
+extern int kaspr_tick_ordered;
 /* Forgets an exception that was ordered but not raised yet. */
 void kaspr_tick_forget(void);
 /* The same for the event loop, which is never interrupted itself: whether there was one. */

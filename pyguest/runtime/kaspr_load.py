@@ -195,7 +195,7 @@ class _Block:
         self.code, self.name = code, name
         self.source = code.get("python") or ""
         self.file, self.line = code.get("file") or "", max(code.get("line") or 1, 1)
-        self.tree = self.compiled = self.scope = None
+        self.tree = self.compiled = self.scope = self.init = None
         self.problem = None  # the first; a block with one is not run
 
     def guard(self, function, *args):
@@ -220,6 +220,7 @@ class _Block:
 
     def run(self, init):
         """Executes the block. init is init's block; None: this is init, or there is none."""
+        self.init = init
         module = types.ModuleType(self.name)
         scope = self.scope = vars(module)
         if init is None:
@@ -280,6 +281,8 @@ class _Block:
         return wanted
 
     def _hint(self, wanted, functions):
+        if self.init is not None and wanted in self.init.names:
+            return "; init defines it, but an entrypoint is looked up in its own block: call it from a function here"
         if not functions:
             return "; it defines no function"
         import difflib

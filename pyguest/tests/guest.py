@@ -2,7 +2,8 @@
 
 Frames are u32 length (of what follows), u8 type, payload; little-endian.
 
-To the guest:  S start; L load, C check, P process, R reseed with the input; B u32 repetitions and a batch;
+To the guest:  S start; L load, C check, P process, R reseed with the input; B u32 repetitions and a batch (r tells the
+               processor time);
                T u32 ms, u32 ms, answers: ticks of the next call; a i32 code, u8 tick, bytes: answer to a host call
 From it:       r reply of a call (struct _reply) and the result; h i32 op and request; d reply, u32 length, report, result
 """
@@ -25,7 +26,7 @@ CONTINUE, RAISE, DIE = 0, 1, 2
 @functools.cache
 def command():
     """How to start a guest: KASPR_GUEST, or the native one, built here."""
-    if "KASPR_GUEST" in os.environ:
+    if os.environ.get("KASPR_GUEST"):
         return os.environ["KASPR_GUEST"].split()
     out = os.environ.get("KASPR_NATIVE_OUT") or os.path.join(tempfile.gettempdir(), f"kaspr-native-{os.getuid()}")
     subprocess.run([os.path.join(HERE, "native", "build.sh"), out], check=True)

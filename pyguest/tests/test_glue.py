@@ -8,7 +8,7 @@ import unittest
 
 from guest import (CONTINUE, DIE, OP_ENSURE_TOPIC, OP_SEND, OP_SLEEP, RAISE, Died, Guest, Record, decode_result, program)
 
-WASM = "KASPR_GUEST" in os.environ
+WASM = bool(os.environ.get("KASPR_GUEST"))
 
 
 def js(*values):
@@ -218,6 +218,16 @@ class Entrypoints(Case):
         self.assertEqual([(p["type"], p["message"]) for p in got], [
             ("NameError", "name 'nope' is not defined"), ("SystemExit", "3"),
             ("ModuleNotFoundError", "faust is not available to user code: context[\"event\"] and context[\"app\"] give what current_event() and the app gave")])
+
+    def test_entrypoint_of_init(self):
+        [p] = self.problems([("map", {"python": "x = 1", "entrypoint": "helper"})], init="def helper(v): pass")
+        self.assertEqual(p["message"], 'entrypoint "helper" is not defined in this block; init defines it, but an entrypoint is looked up in its own block: call it from a function here')
+
+    def test_syntax_warnings_have_the_line(self):
+        g = Guest()
+        self.addCleanup(g.close)
+        g.load(program([("map", {"python": "def f(v): return '\\d'", "line": 33})]))
+        self.assertIn("agent.yaml:33: SyntaxWarning", g.logs[0][1])
 
     def test_check_runs_nothing(self):
         self.assertEqual(self.problems([("map", "1 / 0\ndef f(v): return v")], init="import sys; sys.exit()", check=True), [])
@@ -630,6 +640,14 @@ def f(v):
         self.assertEqual(self.values(g.process(js(1))), [1])
         self.assertIn("ValueError: late", "\n".join(text for _, text in g.logs))
 
+    def test_destructors_see_no_event(self):
+        source = "class D:\n  def __del__(self): seen.append([context.get('event'), list(context)])\ndef f(v):\n  v['d'] = [D()]\n  return list(seen)"
+        g = self.guest([("map", source)], init="seen = []", outputs=[{}])
+        r = g.process(js({"a": 1}, {"a": 1}))
+        self.assertEqual(self.values(r), [[], [[None, ["app"]]]])
+        r = g.process(js({"a": 1}, {"a": 1}), take=True)
+        self.assertEqual([f.type for f in r.failures], ["TypeError"])
+
     def test_bad_batches_are_refused(self):
         g = self.guest([])
         for data in (b"", b"x" * 100, b"KSB1" + b"\xff" * 100):
@@ -765,6 +783,10 @@ class Take(Case):
     def test_fan_out_and_mutation(self):
         g = self.guest([("map", "def f(vs):\n  vs.sort()\n  return (v for v in vs)"), ("map", "def f(v): return [v, [e.value for e in context['event']]]")])
         self.assertEqual(self.values(g.process(js(3, 1), take=True)), [[1, [3, 1]], [3, [3, 1]]])
+
+    def test_the_list_of_events_is_made_once(self):
+        g = self.guest([("map", "def f(vs): return context['event'] is context['event']")])
+        self.assertEqual(self.values(g.process(js(3, 1), take=True)), [True])
 
     def test_events_of_a_list_outlive_it(self):
         g = self.guest([("map", "def f(vs):\n  old = [e.message.value.decode() for e in kept]\n  kept[:] = context['event']\n  return old")], init="kept = []")

@@ -67,10 +67,10 @@ static void write_frame(char type, const void *a, size_t an, const void *b, size
     full_write(b, bn);
 }
 
-static uint64_t now(void)
+static uint64_t now(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
@@ -180,7 +180,7 @@ int main(int argc, char **argv)
         }
         uint32_t repeat = 1;
         size_t skip = 0;
-        if (type == 'B') { /* u32 repetitions, batch: the last result; time is that of all */
+        if (type == 'B') { /* u32 repetitions, batch: the last result; the processor time of all */
             memcpy(&repeat, frame, 4);
             skip = 4;
         }
@@ -189,7 +189,8 @@ int main(int argc, char **argv)
         if (first > 0)
             set_timer(first, every);
         in_call = 1;
-        uint64_t start = now();
+        clockid_t clock = type == 'B' ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC; /* a busy machine spoils less of it */
+        uint64_t start = now(clock);
         switch (type) {
         case 'S': rc = kaspr_start(); break;
         case 'L': rc = kaspr_load((int32_t)n); break;
@@ -202,7 +203,7 @@ int main(int argc, char **argv)
             break;
         default: _exit(1);
         }
-        uint64_t ns = now() - start;
+        uint64_t ns = now(clock) - start;
         in_call = 0;
         set_timer(0, 0);
         first = every = answer_count = 0;
