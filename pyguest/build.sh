@@ -5,7 +5,7 @@
 #   build.sh --print NAME            print a path or flags for other tools; NAMEs in README.md
 #   build.sh --glue DIR --out DIR    link other glue to another place: experiments and tests
 #   GUEST_NAMES=1 build.sh           keep function names in the wasm (profiles, readable traps)
-#   GUEST_LTO=1 build.sh             with link-time optimisation: 1 % faster, 30 % larger, and a link takes a minute
+#   GUEST_LTO=1 build.sh             with link-time optimisation (README.md: why not by default)
 #   GUEST_CFLAGS=… build.sh          with more compiler flags everywhere: to measure them
 #
 # Work is kept in the cache folder as <stage>-<hash of the stage's inputs>; a stage is complete once it holds ".done".
@@ -51,7 +51,8 @@ overlay=("$here"/stdlib/overlay/**/*.py)
 target_cflags=(-O3 -mbulk-memory -msign-ext -mnontrapping-fptoint ${GUEST_CFLAGS:-})
 [ "$lto" = 0 ] || target_cflags+=(-flto=full)
 
-k_sources=$(key sources -- "$here"/cpython/{pins,fetch.sh,private-apt.sh} "${patches[@]}")
+# private-apt.sh is in no key: whatever it finds is verified by checksum.
+k_sources=$(key sources -- "$here"/cpython/{pins,fetch.sh} "${patches[@]}")
 k_native=$(key native "$k_sources" -- "$here"/cpython/native.sh)
 k_cross=$(key cross "$k_native" "${target_cflags[*]}" -- "$here"/cpython/cross.sh)
 k_link=$(key link "$k_cross" "$names" "${glue_all[@]#"$glue"/}" -- "$here"/cpython/link.sh "${glue_all[@]}")
@@ -81,11 +82,15 @@ fi
 
 say() { echo "pyguest: $*" >&2; }
 
-# stage NAME DIR SCRIPT: runs SCRIPT once to fill DIR; its output goes to DIR.log, whose end is shown when it fails.
+# stage NAME DIR SCRIPT...: runs SCRIPT once to fill DIR; its output goes to DIR.log, whose end is shown when it fails.
+# The time of .done is the time of the last use; beyond the six results used last, a stage's results are deleted.
 stage() {
-    local name=$1 dir=$2 start=$SECONDS
+    local name=$1 dir=$2 start=$SECONDS old
     shift 2
-    [ -e "$dir/.done" ] && return
+    if [ -e "$dir/.done" ]; then
+        touch "$dir/.done"
+        return
+    fi
     mkdir -p "$cache"
     (
         flock 9
@@ -101,38 +106,33 @@ stage() {
         touch "$dir/.done"
         say "$name: done in $((SECONDS - start)) s"
     ) 9>"$dir.lock"
-}
-
-# prune NAME: keeps the newest few results of a stage that changes often.
-prune() {
-    local old
-    ls -1dt "$cache/$1"-*/ 2>/dev/null | tail -n +7 | while IFS= read -r old; do rm -rf "${old%/}" "${old%/}.log" "${old%/}.lock"; done
+    ls -1t "$cache/$name"-*/.done | tail -n +7 | while IFS= read -r old; do
+        old=${old%/.done}
+        rm -rf "$old" "$old.log" "$old.lock"
+    done
 }
 
 stage sources "$SOURCES" "$here/cpython/fetch.sh"
 stage native "$NATIVE" "$here/cpython/native.sh"
 stage cross "$CROSS" "$here/cpython/cross.sh"
 stage libbase "$LIBBASE" "$NATIVE/bin/python3.13" "$here/stdlib/zip.py" base
-if [ ! -e "$STDLIB/.done" ]; then
-    stage stdlib "$STDLIB" "$NATIVE/bin/python3.13" "$here/stdlib/zip.py" final
-    prune stdlib
-fi
+stage stdlib "$STDLIB" "$NATIVE/bin/python3.13" "$here/stdlib/zip.py" final
 mkdir -p "$out"
 if [ ${#glue_c[@]} -eq 0 ]; then
     cmp -s "$STDLIB/stdlib.zip" "$out/stdlib.zip" || cp "$STDLIB/stdlib.zip" "$out/"
     say "no C file in ${glue#"$here"/}: nothing to link"
     exit 0
 fi
-if [ ! -e "$LINK/.done" ]; then
-    stage link "$LINK" "$here/cpython/link.sh"
-    prune link
-fi
+stage link "$LINK" "$here/cpython/link.sh"
 
 # The build id is a hash of the results, not of the inputs: equal bytes on two machines have equal ids.
 id=$(cat "$LINK/sha256" "$STDLIB/sha256" | sha256sum | cut -c1-32)
 if [ "$(cat "$out/BUILD_ID" 2>/dev/null)" != "$id" ] || [ ! -f "$out/kaspr-python.wasm" ] || [ ! -f "$out/stdlib.zip" ]; then
     rm -f "$out/BUILD_ID"
-    cp "$LINK/kaspr-python.wasm" "$STDLIB/stdlib.zip" "$out/"
+    for f in "$LINK/kaspr-python.wasm" "$STDLIB/stdlib.zip"; do
+        cp "$f" "$out/.new.$$"
+        mv "$out/.new.$$" "$out/${f##*/}"
+    done
     echo "$id" >"$out/BUILD_ID"
     say "$(stat -c %s "$out/kaspr-python.wasm") bytes of kaspr-python.wasm, $(stat -c %s "$out/stdlib.zip") of stdlib.zip, build $id"
 fi

@@ -40,7 +40,8 @@ make -j"$jobs" libpython3.13.a Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decima
 
 cp libpython3.13.a Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decimal/libmpdec/libmpdec.a Modules/expat/libexpat.a "$dir/lib/"
 cp pyconfig.h "$dir/include/"
-sed -e "s#$CACHE#/build#g" -e "s#$PYGUEST#/pyguest#g" "$(cat pybuilddir.txt)"/_sysconfigdata_*.py >"$dir/sysconfig/$(basename "$(cat pybuilddir.txt)"/_sysconfigdata_*.py)"
+sysconfig=$(echo "$(cat pybuilddir.txt)"/_sysconfigdata_*.py)
+sed -E -e "s#$CACHE/([a-z]+)-[0-9a-f]+#/build/\1#g" -e "s#$PYGUEST#/pyguest#g" "$sysconfig" >"$dir/sysconfig/${sysconfig##*/}"
 
 src=$SOURCES/cpython/Include
 echo "-DPy_BUILD_CORE_MODULE=1 -isystem $dir/include -isystem $src -isystem $src/internal -isystem $src/internal/mimalloc" >"$dir/cflags"

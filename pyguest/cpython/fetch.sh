@@ -36,7 +36,8 @@ if ! have_tools; then
     install=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o "Dir::Cache::archives=$tmp/archives")
     "${root[@]}" "${install[@]}" update
     "${root[@]}" "${install[@]}" install -y --no-install-recommends "clang-$LLVM" "lld-$LLVM" "llvm-$LLVM" \
-        "libclang-rt-$LLVM-dev-wasm32" "libclang-common-$LLVM-dev" libc6-dev make patch xz-utils python3 ca-certificates
+        "libclang-rt-$LLVM-dev-wasm32" "libclang-common-$LLVM-dev" libc6-dev make patch xz-utils python3 ca-certificates \
+        debian-archive-keyring
     have_tools
 fi
 

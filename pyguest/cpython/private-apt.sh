@@ -75,6 +75,8 @@ Dir::Cache "$dir/cache";
 APT::Sandbox::User "root";
 APT::Get::AllowUnauthenticated "false";
 Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
 CONF
 
 APT_CONFIG="$dir/apt.conf" apt-get -q update >&2
