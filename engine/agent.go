@@ -35,7 +35,8 @@ type agent struct {
 		sync.Mutex
 		ensured bool // guarded by the mutex
 	}
-	noisy sampler
+	noisy sampler // failed records
+	print sampler // lines of the guest
 }
 
 // Stats counts what an agent did since the start.
@@ -47,7 +48,9 @@ type Stats struct {
 func newAgent(app *App, p *plan.Agent, sending context.Context) *agent {
 	return &agent{
 		app: app, plan: p, component: "KasprAgent/" + p.Name, sending: sending,
-		log: app.log.With("agent", p.Name),
+		log:   app.log.With("agent", p.Name),
+		noisy: sampler{burst: 20, rate: 1},
+		print: sampler{burst: 1000, rate: 100},
 		// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
 		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
 	}
@@ -91,23 +94,24 @@ func (a *agent) logFailure(level slog.Level, r *record.Record, f *record.Failure
 	a.log.Log(context.Background(), level, "record failed", attrs...)
 }
 
-// sampler lets a burst of events through, then one a second.
+// sampler lets a burst of events through, then rate of them a second.
 type sampler struct {
+	burst, rate float64
+
 	mu      sync.Mutex
-	tokens  float64
-	last    time.Time
-	dropped int
+	tokens  float64   // guarded by mu
+	last    time.Time // guarded by mu
+	dropped int       // guarded by mu
 }
 
-const samplerBurst = 20
-
+// allow says whether an event may be shown, and how many were not since the last one that was.
 func (s *sampler) allow(now time.Time) (dropped int, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last.IsZero() {
-		s.tokens = samplerBurst
+		s.tokens = s.burst
 	} else {
-		s.tokens = min(samplerBurst, s.tokens+now.Sub(s.last).Seconds())
+		s.tokens = min(s.burst, s.tokens+s.rate*now.Sub(s.last).Seconds())
 	}
 	s.last = now
 	if s.tokens < 1 {
@@ -151,7 +155,16 @@ func (a *agent) Log(level int, text string) {
 	case level >= 30:
 		to = slog.LevelWarn
 	}
-	a.log.Log(context.Background(), to, text, "source", "guest")
+	// Code can print tens of thousands of lines within one deadline; a log is for people.
+	hidden, ok := a.print.allow(time.Now())
+	if !ok {
+		return
+	}
+	attrs := []any{"source", "guest"}
+	if hidden > 0 {
+		attrs = append(attrs, "unlogged", hidden)
+	}
+	a.log.Log(context.Background(), to, text, attrs...)
 }
 
 func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {

@@ -76,7 +76,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		ag := newAgent(a, &p.Agents[i], context.Background())
 		began := time.Now()
 		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
-			Host: ag, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+			Host: ag, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		})
 		if err != nil {
 			problems = errors.Join(problems, loadProblem(ag.plan, err))
