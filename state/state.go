@@ -1,0 +1,129 @@
+package state
+
+import "errors"
+
+var (
+	// ErrCorrupt says that a store cannot be trusted: a checksum, a missing or garbled file, an unknown format.
+	// Set it aside (Dir.SetAside) and restore it from the changelog.
+	ErrCorrupt = errors.New("store is corrupt")
+	// ErrDisk says that the disk is full, read-only or fails. The store takes no more changes until it is opened again.
+	ErrDisk = errors.New("store cannot write")
+	// ErrClosed says that the store (or the view, or its directory) was closed.
+	ErrClosed = errors.New("store is closed")
+	// ErrInUse says that the store or the directory is open already, here or in another process.
+	ErrInUse = errors.New("store is in use")
+)
+
+// Change is one table write. A nil Value deletes; an empty one does not.
+type Change struct {
+	Key   []byte
+	Value []byte
+	// Expires is when the entry is due for deletion, in milliseconds since the Unix epoch; 0 is never. Nothing is
+	// deleted by itself: the owner asks for Expired entries and deletes them, through the changelog.
+	// Round it up (to 1/64 of the lifetime, say), so that a key that is written often has few entries in the index.
+	Expires int64
+}
+
+// Expiry names an entry that is due.
+type Expiry struct {
+	Key []byte
+	At  int64 // its Change's Expires
+}
+
+// Range selects the entries whose key starts with Prefix and is not less than From; nil selects all.
+type Range struct {
+	Prefix []byte
+	From   []byte
+}
+
+// Reader is what tables are read through: a Store, a View, a Staged. Results are the caller's.
+type Reader interface {
+	// Get is the value of a key; nil when there is none, and empty but not nil for an empty value.
+	Get(key []byte) ([]byte, error)
+	// MultiGet is Get for many keys at once, much cheaper than many Gets. Keys may repeat.
+	MultiGet(keys [][]byte) ([][]byte, error)
+	// Scan goes through a range in key order. It sees the moment it was called at, whatever is written later.
+	Scan(r Range) Iterator
+	// SizeEstimate is about how many entries there are; never negative, and 0 only when there are none.
+	SizeEstimate() int64
+}
+
+// Iterator goes through entries in key order:
+//
+//	for it.Next() {
+//		use(it.Key(), it.Value())
+//	}
+//	err := it.Close()
+type Iterator interface {
+	// Next goes to the next entry; false at the end and on failure.
+	Next() bool
+	Key() []byte
+	Value() []byte
+	// Close releases the iterator and says why Next stopped; nil at the end. It may be called early and twice.
+	Close() error
+}
+
+// View is a store at one moment, for any number of goroutines. Close it soon: it keeps old versions alive.
+type View interface {
+	Reader
+	Offset() int64
+	Close()
+}
+
+// Store is a committed prefix of the changelog of one partition of one table.
+type Store interface {
+	Reader
+	// Offset is the offset of the next changelog record to read: all before it are applied, none from it on.
+	Offset() int64
+	// Origin names the changelog the store was made from, as given to Clear; empty for a new store. An offset means
+	// nothing in another changelog (a topic that was deleted and created again has another ID).
+	Origin() string
+	// Apply makes changes visible and moves Offset to next, atomically. Of several changes of one key the last counts.
+	// On an error nothing of them is applied. next may not be less than Offset.
+	Apply(changes []Change, next int64) error
+	// Expired lists entries whose time is at or before now, oldest first, at most limit. Owner only.
+	Expired(now int64, limit int) ([]Expiry, error)
+	// View is the store as it is now.
+	View() (View, error)
+	// Clear empties the store: offset 0, of the given origin.
+	Clear(origin string) error
+	// Flush puts on disk what was applied so far; it returns when that is done.
+	Flush() error
+	// Verify reads everything and compares checksums; ErrCorrupt when something is wrong.
+	Verify() error
+	Metrics() Metrics
+	// Close flushes and closes. Reads under way end first; later ones get ErrClosed. The store is closed also when
+	// the flush failed; then the changes since the last flush are lost, and their offsets with them.
+	Close() error
+}
+
+// Opener gives out the stores of a process: a Dir, or memory (state/mem).
+type Opener interface {
+	// Open opens the store of a partition, or makes an empty one. ErrInUse if it is open.
+	Open(table string, partition int32) (Store, error)
+	// SetAside moves a closed, corrupt store out of the way and says where it is now; empty if there was nothing.
+	SetAside(table string, partition int32) (string, error)
+	// Destroy deletes a closed store.
+	Destroy(table string, partition int32) error
+	// Close closes all stores.
+	Close() error
+}
+
+// Metrics are counters and sizes of one store. Counters go up from its Open.
+type Metrics struct {
+	Gets, Keys      uint64 // read calls, keys asked for in them
+	Scans, Entries  uint64 // iterators, entries they gave
+	Batches         uint64 // Apply calls
+	Changes         uint64 // changes in them
+	ChangedBytes    uint64 // keys and values of them
+	Flushes         uint64 // flushes asked for (Flush, Close, the write buffer bound)
+	Keep            int64  // entries, estimated
+	DiskBytes       int64  // live table files
+	DirtyBytes      int64  // applied but not yet on disk, estimated
+	MemoryBytes     int64  // memtables
+	TableBytes      int64  // indexes and filters outside of the block cache
+	PendingBytes    int64  // compaction work left
+	Files           int64
+	WritesStopped   bool  // RocksDB waits for compaction
+	Offset, Durable int64 // next changelog offset: visible, on disk
+}
