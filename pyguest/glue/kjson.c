@@ -64,7 +64,7 @@ INLINE u64 bytes_special(u64 w)
     u64 quote = w ^ ONES * '"', backslash = w ^ ONES * '\\';
     return (((quote - ONES) & ~quote) | ((backslash - ONES) & ~backslash) | ((w - ONES * 0x20) & ~w)) & HIGHS;
 }
-/* The same and bytes >= 0x80: counting these makes the test of the others cheaper, below 0x80 a high bit is a borrow. */
+/* The same and bytes >= 0x80, which makes it cheaper: of a byte below 0x80 only a borrow has the high bit. */
 INLINE u64 bytes_not_plain(u64 w)
 {
     return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | w) & HIGHS;
@@ -83,6 +83,29 @@ INLINE void copy_words(char *to, const char *from, size_t n)
         store64(to + i, load64(from + i));
         i += 8;
     } while (i < n);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+/* The guest always has pymalloc (kjson_init makes sure): two calls less, one of them indirect. */
+#ifdef __wasm__
+extern void *_PyObject_Malloc(void *, size_t);
+INLINE void *object_malloc(size_t n) { return _PyObject_Malloc(NULL, n); }
+INLINE void *memory_malloc(size_t n) { return _PyObject_Malloc(NULL, n); }
+#else
+INLINE void *object_malloc(size_t n) { return PyObject_Malloc(n); }
+INLINE void *memory_malloc(size_t n) { return PyMem_Malloc(n); }
+#endif
+
+static void check_allocators(void)
+{
+#ifdef __wasm__
+    PyMemAllocatorEx object, memory;
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &object);
+    PyMem_GetAllocator(PYMEM_DOMAIN_MEM, &memory);
+    if (object.malloc != _PyObject_Malloc || memory.malloc != _PyObject_Malloc)
+        Py_FatalError("kjson: the allocator is not pymalloc");
+#endif
 }
 
 /* ---- shared state ------------------------------------------------------------------------------------------------ */
@@ -334,7 +357,7 @@ INLINE PyObject *new_ascii(const char *p, size_t n)
 {
     if (unlikely(n < 2))
         return Py_NewRef(n == 0 ? empty_str : one_char[(unsigned char)*p]);
-    PyASCIIObject *s = PyObject_Malloc(sizeof(PyASCIIObject) + n + 8);
+    PyASCIIObject *s = object_malloc(sizeof(PyASCIIObject) + n + 8);
     if (unlikely(s == NULL))
         return PyErr_NoMemory();
     ((PyObject *)s)->ob_refcnt = 1;
@@ -454,8 +477,35 @@ NOINLINE const char *string_slow(const char *start, const char *p, PyObject **re
     return NULL;
 }
 
+/* Strings of up to 8 bytes are mostly names of states, kinds, countries: the last ones are kept and used again, which saves the
+ * making and freeing of an object. JSON strings have no NUL, so a word padded with NULs is its string and no other. Direct mapped.
+ * (Longer strings are mostly ids and texts: looking for them cost more than it saved.) */
+enum { SHORT_STRINGS = 512 };
+static struct short_string {
+    u64 text;
+    PyObject *v; /* owned; NULL only where text is 0 */
+} short_strings[SHORT_STRINGS];
+
+NOINLINE PyObject *short_string_new(struct short_string *s, const char *p, size_t n, u64 text)
+{
+    PyObject *v = new_ascii(p, n);
+    if (v == NULL)
+        return NULL;
+    s->text = text;
+    Py_XSETREF(s->v, Py_NewRef(v)); /* the old one is an exact str: no code of others runs */
+    return v;
+}
+
+/* 2 <= n <= 8 */
+INLINE PyObject *short_string(const char *p, size_t n)
+{
+    u64 text = load64(p) << (8 - n) * 8 >> (8 - n) * 8;
+    struct short_string *s = &short_strings[((u32)text ^ (u32)(text >> 32)) * 2654435769u >> 23];
+    return likely(s->text == text) ? Py_NewRef(s->v) : short_string_new(s, p, n, text);
+}
+
 /* p is behind the opening quote. */
-INLINE const char *parse_string(const char *p, PyObject **result)
+NOINLINE const char *string_value(decoder *d, const char *p)
 {
     const char *start = p;
     for (;;) {
@@ -466,17 +516,14 @@ INLINE const char *parse_string(const char *p, PyObject **result)
         }
         p += 8;
     }
-    if (unlikely(*p != '"'))
-        return string_slow(start, p, result);
-    *result = new_ascii(start, (size_t)(p - start));
-    return likely(*result != NULL) ? p + 1 : NULL;
-}
-
-NOINLINE const char *string_value(decoder *d, const char *p)
-{
     PyObject *v;
-    p = parse_string(p, &v);
-    return likely(p != NULL) ? pushed(d, v, p) : NULL;
+    if (unlikely(*p != '"')) {
+        p = string_slow(start, p, &v);
+        return likely(p != NULL) ? pushed(d, v, p) : NULL;
+    }
+    size_t n = (size_t)(p - start);
+    v = n - 2 <= 6 ? short_string(start, n) : new_ascii(start, n);
+    return pushed(d, v, p + 1);
 }
 
 /* ---- numbers ----------------------------------------------------------------------------------------------------- */
@@ -817,7 +864,7 @@ NOINLINE int first_of_shape(decoder *d, shape *s, size_t base)
  * with the index and the entries of the original. track: a value is a container. */
 INLINE PyObject *instantiate(const shape *s, PyObject **values, int track)
 {
-    PyDictKeysObject *keys = PyMem_Malloc(s->table_size);
+    PyDictKeysObject *keys = memory_malloc(s->table_size);
     if (unlikely(keys == NULL))
         return PyErr_NoMemory();
     PyObject *dict = PyDict_New();
@@ -848,15 +895,24 @@ INLINE PyObject *instantiate(const shape *s, PyObject **values, int track)
 
 static const char *parse_array(decoder *d, const char *p);
 static const char *parse_object(decoder *d, const char *p);
+static const char *parse_other(decoder *d, const char *p);
 
 INLINE const char *parse_value(decoder *d, const char *p)
 {
+    p = skip_space(p);
+    if (likely(*p == '"'))
+        return string_value(d, p + 1);
+    if (likely((unsigned char)(*p - '0') < 10))
+        return parse_number(d, p);
+    return parse_other(d, p);
+}
+
+NOINLINE const char *parse_other(decoder *d, const char *p)
+{
     switch (*p) {
-    case '"': return string_value(d, p + 1);
     case '{': return parse_object(d, p + 1);
     case '[': return parse_array(d, p + 1);
-    case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9':
-        return parse_number(d, p);
+    case '-': return parse_number(d, p);
     case 't': return load32(p) == 0x65757274 ? pushed(d, Py_True, p + 4) : NULL;
     case 'f': return load32(p + 1) == 0x65736c61 ? pushed(d, Py_False, p + 5) : NULL;
     case 'n': return load32(p) == 0x6c6c756e ? pushed(d, Py_None, p + 4) : NULL;
@@ -939,14 +995,16 @@ NOINLINE const char *parse_object(decoder *d, const char *p)
             if (unlikely(p == NULL || push(d, key) < 0))
                 return NULL;
         }
-        p = skip_space(p);
-        if (unlikely(*p != ':'))
-            return NULL;
-        p = skip_space(p + 1);
-        p = parse_value(d, p);
+        if (unlikely(*p != ':')) {
+            p = skip_space(p);
+            if (*p != ':')
+                return NULL;
+        }
+        p = parse_value(d, p + 1);
         if (unlikely(p == NULL))
             return NULL;
-        p = skip_space(p);
+        if (unlikely((unsigned char)*p <= ' '))
+            p = skip_space(p);
         char c = *p++;
         if (c == ',') {
             p = skip_space(p);
@@ -1813,20 +1871,54 @@ NOINLINE int encode_key_other(encoder *e, PyObject *key)
     return r < 0 ? -1 : bracket(e, '"');
 }
 
+/* The text of interned keys, with the comma before and the colon behind them. Direct mapped by address; an entry holds a
+ * reference, so nothing else gets that address. */
+enum { KEY_TEXTS = 256, KEY_TEXT_MAX = 40 };
+typedef struct {
+    PyObject *key; /* owned, NULL: free */
+    u32 len, comma_len;
+    char text[KEY_TEXT_MAX + 8];
+} key_text;
+static key_text key_texts[KEY_TEXTS];
+
+INLINE key_text *key_text_of(PyObject *key) { return &key_texts[(u32)((uintptr_t)key >> 3) * 2654435769u >> 24]; }
+
+/* A key that is interned, or no exact str. */
+NOINLINE int encode_key(encoder *e, PyObject *key, int first)
+{
+    if (!first)
+        separate(e, e->comma, e->comma_len);
+    size_t start = (size_t)(e->w - e->out->data);
+    if ((PyUnicode_CheckExact(key) ? encode_str(e, key) : encode_key_other(e, key)) < 0)
+        return -1;
+    separate(e, e->colon, e->colon_len);
+    size_t len = (size_t)(e->w - e->out->data) - start;
+    if (PyUnicode_CheckExact(key) && PyUnicode_CHECK_INTERNED(key) && e->comma_len + len <= KEY_TEXT_MAX) {
+        key_text *t = key_text_of(key);
+        Py_XSETREF(t->key, Py_NewRef(key)); /* the old one is an exact str: no code of others runs */
+        t->len = e->comma_len + (u32)len;
+        t->comma_len = e->comma_len;
+        memcpy(t->text, e->comma, e->comma_len);
+        memcpy(t->text + e->comma_len, e->out->data + start, len);
+    }
+    return 0;
+}
+
 /* One member. Only a value that is not simple needs references: nothing else runs code that could drop the last one. */
 INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, const frame *here)
 {
-    int r;
-    if (!first)
-        separate(e, e->comma, e->comma_len);
-    if (likely(PyUnicode_CheckExact(key)))
-        r = encode_str(e, key);
-    else
-        r = encode_key_other(e, key);
-    if (unlikely(r < 0))
+    const key_text *t = key_text_of(key);
+    if (likely(t->key == key && t->comma_len == e->comma_len)) {
+        char *w = room(e, KEY_TEXT_MAX + 8);
+        if (unlikely(w == NULL))
+            return -1;
+        u32 skip = first ? t->comma_len : 0;
+        copy_words(w, t->text + skip, t->len - skip);
+        done(e, w + t->len - skip);
+    }
+    else if (unlikely(encode_key(e, key, first) < 0))
         return -1;
-    separate(e, e->colon, e->colon_len);
-    r = encode_simple(e, v);
+    int r = encode_simple(e, v);
     if (r > 0) {
         Py_INCREF(key);
         Py_INCREF(v);
@@ -1947,6 +2039,7 @@ int kjson_init(void)
     PyDateTime_IMPORT;
     if (PyDateTimeAPI == NULL)
         return -1;
+    check_allocators();
     if (pow5_init() < 0)
         Py_FatalError("kjson: pow5_exponent");
     if ((empty_str = PyUnicode_New(0, 0)) == NULL)
