@@ -33,6 +33,8 @@ type conformanceCase struct {
 	Exit      int               `json:"exit"`
 	Unordered bool              `json:"unordered"`
 	Stderr    []string          `json:"stderr"`
+
+	stdin string
 }
 
 // What the specification promises must hold through the real guest on the embedded broker, whatever the size of a batch.
@@ -62,6 +64,26 @@ func TestConformance(t *testing.T) {
 				t.Run("batch="+records, func(t *testing.T) { c.dev(t, dir, records) })
 			}
 		})
+	}
+}
+
+// The README's examples must do what the README says.
+func TestExamples(t *testing.T) {
+	const examples = "../../examples/"
+	quickstart := examples + "quickstart"
+	var c conformanceCase
+	got, stderr := c.run(t, []string{"dev", quickstart, "--drain", "--input", "orders=" + quickstart + "/orders.jsonl"})
+	want := lines(t, quickstart+"/expected.jsonl")
+	slices.Sort(got) // topics and partitions come in any order
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), stderr)
+	}
+
+	c.stdin = `"Ada"`
+	got, _ = c.run(t, []string{"dev", examples + "hello", "--drain", "--input", "names=-"})
+	if hello := `{"topic":"greetings","partition":0,"key":null,"value":"Hello, Ada!","headers":{}}`; !slices.Equal(got, []string{hello}) {
+		t.Errorf("got %q, want %q", got, hello)
 	}
 }
 
@@ -104,7 +126,7 @@ func (c *conformanceCase) run(t *testing.T, args []string) (stdout []string, std
 	ctx, cancel := context.WithTimeout(t.Context(), conformanceTimeout)
 	defer cancel()
 	var out, errs bytes.Buffer
-	s := Streams{In: strings.NewReader(""), Out: &out, Err: &errs}
+	s := Streams{In: strings.NewReader(c.stdin), Out: &out, Err: &errs}
 	for name, v := range c.Env {
 		s.Environ = append(s.Environ, name+"="+v)
 	}
