@@ -77,7 +77,7 @@ integration: pyguest ## Tests against a real Apache Kafka, started by them
 
 .PHONY: test-guest
 test-guest: pyguest ## CPython's own tests inside the guest
-	@pyguest/tests/run.sh
+	$(GO) test -count 1 -timeout 60m ./pyguest/tests/regrtest -full
 
 .PHONY: race
 race: pyguest ## Unit tests under the race detector (slow)
@@ -104,6 +104,10 @@ fmt: ## Format the Go code
 .PHONY: generate
 generate: ## Write generated files anew; CI expects no difference
 	$(GO) generate ./...
+
+.PHONY: licenses
+licenses: pyguest ## Write THIRD_PARTY_LICENSES anew
+	@scripts/licenses.sh
 
 .PHONY: image
 image: pyguest ## Build the container image kaspr:VERSION

@@ -20,6 +20,7 @@ kafka  mvn                                  maven                     its jars
 image  buildah                              buildah                   builds the image where no Docker engine answers
 image  runc                                 runc                      starts it once
 image  mmdebstrap                           mmdebstrap                the root file system it is built in
+image  python3                              python3                   writes the configuration of that start
 image  /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring signatures of its packages
 '
 

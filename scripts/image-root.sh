@@ -39,4 +39,4 @@ for package in $(printf '%s\n' $packages ca-certificates tzdata | sort -u); do
     cp -L "/usr/share/doc/$package/copyright" "$out/usr/share/doc/$package/"
 done
 mkdir -p "$out/usr/share/doc/kaspr"
-cp /src/LICENSE /src/NOTICE "$out/usr/share/doc/kaspr/"
+cp /src/LICENSE /src/NOTICE /src/THIRD_PARTY_LICENSES "$out/usr/share/doc/kaspr/"

@@ -12,7 +12,6 @@ export PATH=$PATH:/usr/local/go/bin
 command=${1:?build or test} version=${2:?version}
 name=kaspr:$version
 example=examples/quickstart
-cache=${KASPR_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/kaspr}/image
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
