@@ -70,7 +70,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		commitNow: make(chan struct{}, 1),
 		readers:   map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
 	}
-	slots := Workers(cfg)
+	slots := cfg.Workers
 	var problems error
 	for i := range p.Agents {
 		ag := newAgent(a, &p.Agents[i], context.Background())
@@ -102,23 +102,11 @@ func loadProblem(p *plan.Agent, err error) error {
 	return fmt.Errorf("%s: %s: load: %w", p.Pos, p.Label, err)
 }
 
-// processors is how many the machine, or the container's limit, gives this process.
-var processors = runtime.GOMAXPROCS(0)
-
-// Workers is how many instances of each agent run side by side: the setting, or one less than the processors, so that
-// fetching, producing and the garbage collector always find one.
-func Workers(cfg config.Config) int {
-	if cfg.Workers > 0 {
-		return cfg.Workers
-	}
-	return max(1, processors-1)
-}
-
 // Turns is how many instances, of all agents together, may run at the same moment: one on each processor. A guest holds
 // its thread until the next tick, so Go gets one thread more than that for everything else; the operating system
 // shares the processors among them.
 func Turns(cfg config.Config) int {
-	turns := max(processors, Workers(cfg))
+	turns := max(config.Processors, cfg.Workers)
 	if runtime.GOMAXPROCS(0) <= turns {
 		runtime.GOMAXPROCS(turns + 1)
 	}
@@ -187,13 +175,13 @@ func (a *App) Run(ctx context.Context) error {
 	for _, ag := range a.agents {
 		ag.sink = a.member
 		ag.sending = hard
-		for slot := range Workers(a.cfg) {
+		for slot := range a.cfg.Workers {
 			l := newLane(ag, slot, a.ledger, a.member, a.intake, limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger})
 			ag.lanes = append(ag.lanes, l)
 		}
 	}
 	a.member.Start()
-	a.log.Info("started", "agents", len(a.agents), "workers", Workers(a.cfg), "topics", topics)
+	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics)
 	for _, ag := range a.agents {
 		for _, l := range ag.lanes {
 			lanes.Go(func() {

@@ -67,7 +67,6 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 		if !changed {
 			return err
 		}
-		o.Inputs = nil // produced already
 		o.Log.Info("manifests changed, reloading")
 		p = read()
 		bad = c.report(p.problems)

@@ -5,6 +5,7 @@ package config
 
 import (
 	"log/slog"
+	"runtime"
 	"time"
 )
 
@@ -46,6 +47,10 @@ type Config struct {
 	environ map[string]string // of the process, for the app's declared environment; never changed
 	values  []Explained       // every setting with its source, in table order
 }
+
+// Processors is how many processors the machine, or the container's limit, gave this process at its start. The engine
+// raises GOMAXPROCS above it later.
+var Processors = runtime.GOMAXPROCS(0)
 
 // Processing guarantees.
 const (

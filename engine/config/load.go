@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -385,7 +384,7 @@ func report(s setting, g given, err error) manifest.Error {
 // resolve fills in what follows from other settings.
 func (c *Config) resolve() {
 	if c.Workers == 0 {
-		c.Workers = max(1, runtime.GOMAXPROCS(0)-1)
+		c.Workers = max(1, Processors-1)
 	}
 	if !filepath.IsAbs(c.TableDir) {
 		c.TableDir = filepath.Join(c.DataDir, c.TableDir)

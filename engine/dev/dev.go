@@ -62,8 +62,12 @@ func Adapt(cfg config.Config) config.Config {
 	return cfg
 }
 
-// Broker is an embedded Kafka that lives as long as the process needs it.
-type Broker struct{ cluster *kfake.Cluster }
+// Broker is an embedded Kafka that lives as long as the process needs it, over reloads of the manifests.
+type Broker struct {
+	cluster *kfake.Cluster
+	fed     chan struct{} // closed when the inputs are produced; nil before the first Run that has some
+	feedErr error         // of the inputs; read after fed is closed
+}
 
 // NewBroker starts an embedded broker on a free loopback port. Nothing is kept on disk.
 func NewBroker(partitions int) (*Broker, error) {
@@ -73,7 +77,7 @@ func NewBroker(partitions int) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the embedded broker: %w", err)
 	}
-	return &Broker{c}, nil
+	return &Broker{cluster: c}, nil
 }
 
 // Addrs are the broker's addresses.
@@ -82,8 +86,8 @@ func (b *Broker) Addrs() []string { return b.cluster.ListenAddrs() }
 // Close stops the broker.
 func (b *Broker) Close() { b.cluster.Close() }
 
-// Run runs one app on the broker until ctx ends, the app stops, or with Drain all input is processed. The input is
-// produced once; call with other manifests and no inputs to go on after a reload.
+// Run runs one app on the broker until ctx ends, the app stops, or with Drain all input is processed. The inputs of the
+// first Run are produced once and go on over later ones: standard input may stay open while manifests are reloaded.
 func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, o Options) error {
 	cfg.Kafka.BootstrapServers = b.Addrs()
 	opts := broker.Options{Brokers: b.Addrs(), ClientID: "kaspr-dev", Log: o.Log}
@@ -100,18 +104,35 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	if err != nil {
 		return err
 	}
+	if b.fed == nil && len(o.Inputs) > 0 {
+		b.fed = make(chan struct{})
+		go func() { // not waited for at a reload or a stop: a read of standard input cannot be interrupted
+			defer close(b.fed)
+			if b.feedErr = feed(b, p, o); b.feedErr != nil && !o.Drain {
+				o.Log.Error("produce the input", "err", b.feedErr) // with Drain it is Run's error
+			}
+		}()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var feeding sync.WaitGroup
-	var feedErr error
-	feeding.Go(func() {
-		if feedErr = feed(ctx, b, p, o); feedErr == nil && o.Drain {
-			feedErr = drained(ctx, admin, app)
-		}
-		if feedErr != nil || o.Drain {
-			cancel()
-		}
-	})
+	var drainErr error
+	if o.Drain {
+		feeding.Go(func() {
+			defer cancel()
+			if b.fed != nil {
+				select {
+				case <-b.fed:
+					drainErr = b.feedErr
+				case <-ctx.Done():
+					return
+				}
+			}
+			if drainErr == nil {
+				drainErr = drained(ctx, admin, app)
+			}
+		})
+	}
 	feeding.Go(func() { out.flushLoop(ctx) })
 	runErr := app.Run(ctx)
 	if ctx.Err() != nil && errors.Is(runErr, context.Canceled) {
@@ -119,10 +140,10 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	}
 	cancel()
 	feeding.Wait()
-	if errors.Is(feedErr, context.Canceled) {
-		feedErr = nil
+	if errors.Is(drainErr, context.Canceled) {
+		drainErr = nil
 	}
-	if err := errors.Join(runErr, feedErr, out.flush()); err != nil {
+	if err := errors.Join(runErr, drainErr, out.flush()); err != nil {
 		return err
 	}
 	if n := app.Failed(); o.Drain && n > 0 {
@@ -164,10 +185,8 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 }
 
 // feed produces the inputs, each in its own order, side by side.
-func feed(ctx context.Context, b *Broker, p *plan.Plan, o Options) error {
-	if len(o.Inputs) == 0 {
-		return nil
-	}
+func feed(b *Broker, p *plan.Plan, o Options) error {
+	ctx := context.Background()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
 		kgo.MetadataMinAge(50*time.Millisecond), kgo.ProducerBatchMaxBytes(32<<20), kgo.MaxBufferedRecords(50_000))
 	if err != nil {
