@@ -19,6 +19,9 @@ FUZZTIME ?= 60s
 BENCH    ?= .
 COUNT    ?= 1
 
+# The packages whose goroutines share something.
+RACE ?= ./engine ./engine/broker ./engine/dev ./wasmhost/...
+
 # The packages with tests against a real broker.
 INTEGRATION ?= $(shell grep -rl --include='*_test.go' '^//go:build integration' . | xargs -r -n 1 dirname | sort -u)
 
@@ -56,8 +59,9 @@ run: build ## Run the engine: make run ARGS='dev examples/quickstart'
 	bin/kaspr $(ARGS)
 
 .PHONY: test
-test: deps ## Every test: unit, conformance, embedded broker, then real Kafka
+test: deps ## Every test: unit, conformance, embedded broker, race detector, then real Kafka
 	@$(MAKE) unit
+	@$(MAKE) race
 	@$(MAKE) integration
 
 .PHONY: unit
@@ -73,15 +77,15 @@ conformance: pyguest ## Only testdata/conformance: each case through the real gu
 integration: pyguest ## Tests against a real Apache Kafka, started by them
 	@scripts/deps.sh build kafka
 	$(GO) vet -tags integration $(INTEGRATION)
-	$(GO) test -tags integration -p 1 -count 1 -timeout 40m $(INTEGRATION)
+	$(GO) test -tags integration -p 1 -count 1 -timeout 40m -skip '^(TestConformance|TestExamples)$$' $(INTEGRATION)
 
 .PHONY: test-guest
 test-guest: pyguest ## CPython's own tests inside the guest
 	$(GO) test -count 1 -timeout 60m ./pyguest/tests/regrtest -full
 
 .PHONY: race
-race: pyguest ## Unit tests under the race detector (slow)
-	$(GO) test -race -p $(PARALLEL) -shuffle $(SEED) -timeout 60m $(TESTS)
+race: pyguest ## Unit tests of the packages with goroutines under the race detector
+	$(GO) test -race -p $(PARALLEL) -shuffle $(SEED) -timeout 30m $(RACE)
 
 .PHONY: fuzz
 fuzz: pyguest ## Every fuzz target for FUZZTIME each
