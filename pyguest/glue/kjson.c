@@ -7,7 +7,7 @@
  *    sequences ("shape" below); a key is recognised by comparing a few words with the text the trie predicts, and a complete
  *    object becomes a dict by copying the hash table of the last one, without hashing or inserting anything.
  * 2. Fewer objects: keys are interned once; values wait on one stack and are moved into lists and dicts of the final size.
- * 3. Eight bytes at a time in strings and numbers. It is plain 64 bit arithmetic, which wasm has.
+ * 3. Eight or 16 bytes at a time in strings and numbers.
  *
  * The decoder only knows the right way. Whatever it does not like (an error, UTF-16, depth) is given to json.loads, which
  * decides what the input is worth and what the exception says; an invalid document costs two attempts. */
@@ -38,6 +38,10 @@
 #error "the float conversions need double arithmetic without extra precision"
 #endif
 
+#ifdef __wasm__ /* the file is compiled without -msimd128, like the others */
+#pragma clang attribute push(__attribute__((target("simd128"))), apply_to = function)
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define INLINE static inline __attribute__((always_inline))
@@ -64,24 +68,54 @@ INLINE u64 bytes_special(u64 w)
     u64 quote = w ^ ONES * '"', backslash = w ^ ONES * '\\';
     return (((quote - ONES) & ~quote) | ((backslash - ONES) & ~backslash) | ((w - ONES * 0x20) & ~w)) & HIGHS;
 }
-/* The same and bytes >= 0x80, which makes it cheaper: of a byte below 0x80 only a borrow has the high bit. */
-INLINE u64 bytes_not_plain(u64 w)
-{
-    return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | w) & HIGHS;
-}
-/* Bytes the encoder has to escape; DEL is one of them. */
+/* Bytes the encoder has to escape: these, DEL and bytes >= 0x80, which makes it cheaper: below 0x80 only a borrow or carry has the high bit. */
 INLINE u64 bytes_to_escape(u64 w)
 {
     return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | (w + ONES) | w) & HIGHS;
 }
 
-/* Copies n bytes in words: up to 7 bytes behind both ends are read and written. */
-INLINE void copy_words(char *to, const char *from, size_t n)
+/* ---- vectors ----------------------------------------------------------------------------------------------------- */
+
+#if defined(__wasm__) || defined(__SSE2__)
+typedef signed char vector __attribute__((vector_size(16)));
+
+/* A bit per byte. */
+INLINE u32 vector_mask(vector v)
+{
+#ifdef __wasm__
+    return __builtin_wasm_bitmask_i8x16(v);
+#else
+    typedef char chars __attribute__((vector_size(16)));
+    return (u32)__builtin_ia32_pmovmskb128((chars)v);
+#endif
+}
+INLINE vector vector_load(const char *p) { vector v; memcpy(&v, p, 16); return v; }
+INLINE void vector_store(char *p, vector v) { memcpy(p, &v, 16); }
+/* Signed: less than 0x20 is control or >= 0x80. */
+INLINE u32 vector_not_plain(vector v) { return vector_mask((v == '"') | (v == '\\') | (v < 0x20)); }
+INLINE u32 vector_to_escape(vector v) { return vector_mask((v == '"') | (v == '\\') | (v < 0x20) | (v == 0x7f)); }
+INLINE int vector_first(u32 mask) { return __builtin_ctz(mask); }
+#else
+INLINE u64 bytes_not_plain(u64 w)
+{
+    return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | w) & HIGHS;
+}
+typedef struct { u64 low, high; } vector;
+INLINE vector vector_load(const char *p) { return (vector){load64(p), load64(p + 8)}; }
+INLINE void vector_store(char *p, vector v) { store64(p, v.low); store64(p + 8, v.high); }
+/* Here masks have the bit 7 of bytes: those of the low word at the even bits, of the high word at the odd ones. */
+INLINE u64 vector_not_plain(vector v) { return bytes_not_plain(v.low) ? bytes_not_plain(v.low) : bytes_not_plain(v.high) >> 1; }
+INLINE u64 vector_to_escape(vector v) { return bytes_to_escape(v.low) ? bytes_to_escape(v.low) : bytes_to_escape(v.high) >> 1; }
+INLINE int vector_first(u64 mask) { return first_byte(mask) + (mask & HIGHS ? 0 : 8); }
+#endif
+
+/* Copies n bytes in vectors: up to 15 bytes behind both ends are read and written. */
+INLINE void copy_vectors(char *to, const char *from, size_t n)
 {
     size_t i = 0;
     do {
-        store64(to + i, load64(from + i));
-        i += 8;
+        vector_store(to + i, vector_load(from + i));
+        i += 16;
     } while (i < n);
 }
 
@@ -289,7 +323,7 @@ INLINE int shape_matches(const shape *s, const char *p)
 /* Functions take the position and return the one behind what they read, or NULL. NULL without an exception: try json.loads.
  * They push their value on the stack, which owns it. The text is a copy that ends in NUL and PADDING readable bytes, so nothing
  * checks for the end: NUL is no JSON. The copy may be overwritten behind the position that was read. */
-enum { PADDING = 16, TEXT_KEPT = 256 << 10, STACK_KEPT = 16 << 10 };
+enum { PADDING = 32, TEXT_KEPT = 256 << 10, STACK_KEPT = 16 << 10 };
 typedef struct {
     PyObject **stack;
     size_t n, cap;
@@ -352,12 +386,12 @@ INLINE const char *skip_space(const char *p)
 
 /* ---- strings ----------------------------------------------------------------------------------------------------- */
 
-/* A str of n ASCII bytes; up to 7 bytes behind them are read. What PyUnicode_New does, plus room to write whole words. */
+/* A str of n ASCII bytes; up to 15 bytes behind them are read. What PyUnicode_New does, plus room to write whole vectors. */
 INLINE PyObject *new_ascii(const char *p, size_t n)
 {
     if (unlikely(n < 2))
         return Py_NewRef(n == 0 ? empty_str : one_char[(unsigned char)*p]);
-    PyASCIIObject *s = object_malloc(sizeof(PyASCIIObject) + n + 8);
+    PyASCIIObject *s = object_malloc(sizeof(PyASCIIObject) + n + 16);
     if (unlikely(s == NULL))
         return PyErr_NoMemory();
     ((PyObject *)s)->ob_refcnt = 1;
@@ -369,7 +403,7 @@ INLINE PyObject *new_ascii(const char *p, size_t n)
     s->state.compact = 1;
     s->state.ascii = 1;
     char *to = (char *)(s + 1);
-    copy_words(to, p, n);
+    copy_vectors(to, p, n);
     to[n] = 0;
     return (PyObject *)s;
 }
@@ -509,12 +543,12 @@ NOINLINE const char *string_value(decoder *d, const char *p)
 {
     const char *start = p;
     for (;;) {
-        u64 hit = bytes_not_plain(load64(p));
+        __auto_type hit = vector_not_plain(vector_load(p));
         if (hit) {
-            p += first_byte(hit);
+            p += vector_first(hit);
             break;
         }
-        p += 8;
+        p += 16;
     }
     PyObject *v;
     if (unlikely(*p != '"')) {
@@ -1251,8 +1285,21 @@ NOINLINE int string_rest(encoder *e, PyObject *v, Py_ssize_t i)
             return -1;
         switch (kind) {
         case PyUnicode_1BYTE_KIND:
-            for (; i < end; i++)
-                w = write_char(w, ((const Py_UCS1 *)data)[i]);
+            while (i < end) {
+                const char *s = (const char *)data + i;
+                if (end - i >= 8) {
+                    u64 text = load64(s), hit = bytes_to_escape(text);
+                    int plain = hit ? first_byte(hit) : 8;
+                    store64(w, text);
+                    w += plain;
+                    s += plain;
+                    i += plain;
+                    if (!hit)
+                        continue;
+                }
+                w = write_char(w, (unsigned char)*s);
+                i++;
+            }
             break;
         case PyUnicode_2BYTE_KIND:
             for (; i < end; i++)
@@ -1280,33 +1327,57 @@ INLINE u64 load_short(const char *s, size_t n)
     return w | ONES * 0x20 << n * 8;
 }
 
-/* The text in quotes. v is a str or an instance of a subclass. */
+/* An ASCII str of 16 characters and more. */
+NOINLINE int encode_long_str(encoder *e, PyObject *v)
+{
+    const char *s = (const char *)((PyASCIIObject *)v + 1);
+    size_t n = (size_t)PyUnicode_GET_LENGTH(v), i = 0;
+    char *w = room(e, n + 2);
+    if (unlikely(w == NULL))
+        return -1;
+    *w++ = '"';
+    for (;;) {
+        vector text = vector_load(s + i);
+        vector_store(w + i, text);
+        if (unlikely(vector_to_escape(text))) {
+            done(e, w + i); /* what is before i is written */
+            return string_rest(e, v, (Py_ssize_t)i);
+        }
+        if (i == n - 16)
+            break;
+        i = i + 16 <= n - 16 ? i + 16 : n - 16; /* the last one overlaps */
+    }
+    w[n] = '"';
+    return done(e, w + n + 1);
+}
+
+/* The text in quotes. v is a str or an instance of a subclass. Nothing behind the text is read: it can end where memory does. */
 INLINE int encode_str(encoder *e, PyObject *v)
 {
-    size_t n = (size_t)PyUnicode_GET_LENGTH(v);
+    size_t n = (size_t)PyUnicode_GET_LENGTH(v), left = n;
+    int ascii = PyUnicode_IS_COMPACT_ASCII(v);
+    if (ascii && n >= 32) /* below, the words are as fast and spare the call */
+        return encode_long_str(e, v);
     char *w = room(e, n + 16);
     if (unlikely(w == NULL))
         return -1;
     *w++ = '"';
-    if (unlikely(!PyUnicode_IS_COMPACT_ASCII(v))) {
-        done(e, w);
-        return string_rest(e, v, 0);
-    }
+    if (unlikely(!ascii))
+        goto rest;
     const char *s = (const char *)((PyASCIIObject *)v + 1);
-    size_t left = n;
     for (; left >= 8; left -= 8, s += 8, w += 8) {
-        u64 word = load64(s);
-        store64(w, word);
-        if (unlikely(bytes_to_escape(word)))
-            goto escape;
+        u64 text = load64(s);
+        store64(w, text);
+        if (unlikely(bytes_to_escape(text)))
+            goto rest;
     }
-    u64 word = load_short(s, left);
-    store64(w, word);
-    if (unlikely(bytes_to_escape(word)))
-        goto escape;
+    u64 text = load_short(s, left);
+    store64(w, text);
+    if (unlikely(bytes_to_escape(text)))
+        goto rest;
     w[left] = '"';
     return done(e, w + left + 1);
-escape:
+rest:
     done(e, w);
     return string_rest(e, v, (Py_ssize_t)(n - left));
 }
@@ -1871,17 +1942,17 @@ NOINLINE int encode_key_other(encoder *e, PyObject *key)
     return r < 0 ? -1 : bracket(e, '"');
 }
 
-/* The text of interned keys, with the comma before and the colon behind them. Direct mapped by address; an entry holds a
+/* The text of interned keys, with the comma before and the colon behind them, in pairs of places by address. An entry holds a
  * reference, so nothing else gets that address. */
 enum { KEY_TEXTS = 256, KEY_TEXT_MAX = 40 };
 typedef struct {
     PyObject *key; /* owned, NULL: free */
-    u32 len, comma_len;
-    char text[KEY_TEXT_MAX + 8];
+    unsigned char len, comma_len, turn;
+    char text[KEY_TEXT_MAX + 16];
 } key_text;
-static key_text key_texts[KEY_TEXTS];
+static key_text key_texts[2 * KEY_TEXTS];
 
-INLINE key_text *key_text_of(PyObject *key) { return &key_texts[(u32)((uintptr_t)key >> 3) * 2654435769u >> 24]; }
+INLINE key_text *key_text_of(PyObject *key) { return &key_texts[((u32)((uintptr_t)key >> 3) * 2654435769u >> 24) * 2]; }
 
 /* A key that is interned, or no exact str. */
 NOINLINE int encode_key(encoder *e, PyObject *key, int first)
@@ -1895,9 +1966,11 @@ NOINLINE int encode_key(encoder *e, PyObject *key, int first)
     size_t len = (size_t)(e->w - e->out->data) - start;
     if (PyUnicode_CheckExact(key) && PyUnicode_CHECK_INTERNED(key) && e->comma_len + len <= KEY_TEXT_MAX) {
         key_text *t = key_text_of(key);
+        if (t->key != NULL && t->key != key)
+            t += (t[1].key == NULL || t[1].key == key) ? 1 : t->turn++ & 1;
         Py_XSETREF(t->key, Py_NewRef(key)); /* the old one is an exact str: no code of others runs */
-        t->len = e->comma_len + (u32)len;
-        t->comma_len = e->comma_len;
+        t->len = (unsigned char)(e->comma_len + len);
+        t->comma_len = (unsigned char)e->comma_len;
         memcpy(t->text, e->comma, e->comma_len);
         memcpy(t->text + e->comma_len, e->out->data + start, len);
     }
@@ -1908,15 +1981,17 @@ NOINLINE int encode_key(encoder *e, PyObject *key, int first)
 INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, const frame *here)
 {
     const key_text *t = key_text_of(key);
+    if (unlikely(t->key != key))
+        t++;
     if (likely(t->key == key && t->comma_len == e->comma_len)) {
-        char *w = room(e, KEY_TEXT_MAX + 8);
+        char *w = room(e, KEY_TEXT_MAX + 16);
         if (unlikely(w == NULL))
             return -1;
-        u32 skip = first ? t->comma_len : 0;
-        copy_words(w, t->text + skip, t->len - skip);
+        size_t skip = first ? t->comma_len : 0;
+        copy_vectors(w, t->text + skip, t->len - skip);
         done(e, w + t->len - skip);
     }
-    else if (unlikely(encode_key(e, key, first) < 0))
+    else if (encode_key(e, key, first) < 0)
         return -1;
     int r = encode_simple(e, v);
     if (r > 0) {
@@ -2142,3 +2217,7 @@ PyMODINIT_FUNC PyInit__kjson(void)
         return NULL;
     return PyModule_Create(&module_def);
 }
+
+#ifdef __wasm__
+#pragma clang attribute pop
+#endif
