@@ -47,25 +47,25 @@ class Metadata:
 
 
 class Sent:
-    """What awaiting a send gives. Awaiting it again gives the metadata."""
+    """What awaiting a send gives. Awaiting it again gives the metadata; its members are there, too."""
 
-    __slots__ = ("message",)
+    __slots__ = ("_topic", "_partition", "_timestamp")
 
-    def __init__(self, message):
-        self.message = message
+    def __init__(self, topic, partition, timestamp):
+        self._topic, self._partition, self._timestamp = topic, partition, timestamp
+
+    def result(self):
+        return Metadata(self._topic, self._partition, self._timestamp)
 
     def __await__(self):
-        return self.message
+        return self.result()
         yield  # a generator, but one that does not wait
 
     def done(self):
         return True
 
-    def result(self):
-        return self.message
-
     def __getattr__(self, name):
-        return getattr(self.message, name)
+        return getattr(self.result(), name)
 
 
 def _codec(name, default):
@@ -77,13 +77,9 @@ def _codec(name, default):
     return codec
 
 
-def _milliseconds(timestamp):
-    return None if timestamp is None else round(timestamp * 1000)
-
-
 def _send(topic, key, value, partition, timestamp, headers, key_codec, value_codec):
-    _produce(topic, key, value, partition, _milliseconds(timestamp), headers, key_codec, value_codec)
-    return Sent(Metadata(topic, partition, timestamp))
+    _produce(topic, key, value, partition, None if timestamp is None else round(timestamp * 1000), headers, key_codec, value_codec)
+    return Sent(topic, partition, timestamp)
 
 
 def _target(topic, key_serializer, value_serializer):
@@ -198,8 +194,11 @@ class App:
 
     async def send(self, topic, key=None, value=None, partition=None, timestamp=None, headers=None,
                    key_serializer=None, value_serializer=None):
-        name, key_codec, value_codec = _target(topic, key_serializer, value_serializer)
-        return _send(name, key, value, partition, timestamp, headers, key_codec, value_codec)
+        if type(topic) is str and key_serializer is None is value_serializer:
+            key_codec, value_codec = self._key_codec, self._value_codec
+        else:
+            topic, key_codec, value_codec = _target(topic, key_serializer, value_serializer)
+        return _send(topic, key, value, partition, timestamp, headers, key_codec, value_codec)
 
     def topic(self, *names, key_serializer=None, value_serializer=None, partitions=None, replicas=None, retention=None,
               compacting=None, deleting=None, config=None):

@@ -103,22 +103,29 @@ class Loop(base_events.BaseEventLoop):
         handle = None
 
 
+class _Work:
+    """A coroutine that began in C and waits for something, on its way through the unit task."""
+
+    __slots__ = ("iterator", "waits_for", "done", "result", "error", "inject")
+
+    def __init__(self, iterator, waits_for):
+        self.iterator, self.waits_for = iterator, waits_for
+        self.done = False
+        self.result = self.error = None
+        self.inject = None  # exception to raise in the coroutine in place of the cancellation it gets
+
+
 class UnitTask:
     """The task that stands for the unit's own code."""
 
     def __init__(self, loop, context):
         self.loop = loop
         self.context = context
-        self.task = None
-        self.work = None  # (iterator, what it waits for), handed to the task
-        self.done = True
-        self.result = self.error = None
-        self.inject = None  # exception to raise in the coroutine instead of the cancellation it gets
         self.renew()
 
     def renew(self):
         """A new task, parked and current."""
-        self.parked = None
+        self.work = self.parked = None
         self.task = tasks.Task(self._drive(), loop=self.loop, context=self.context, name="record")
         while self.parked is None:
             self.loop.turn(False)
@@ -136,57 +143,47 @@ class UnitTask:
             work, self.work = self.work, None
             if work is not None:
                 try:
-                    result = await _resume(self, *work, cancelled)
-                    self.result = result
+                    work.result = await _resume(work, cancelled)
                 except BaseException as exc:
-                    self.error = exc
-                work = result = None
-                self.done = True
+                    work.error = exc
+                work.done = True
+                if self.task is not me:  # given up, and another one runs
+                    return
+                work = None
             while me.cancelling():
                 me.uncancel()
 
     def finish(self, iterator, waits_for):
         """Runs a suspended coroutine to its end; called by C outside of the base context."""
         loop, task = self.loop, self.task
-        self.done = False
-        self.work = (iterator, waits_for)
+        work = self.work = _Work(iterator, waits_for)
         if not self.parked.done():
             self.parked.set_result(None)
         tasks._leave_task(loop, task)
         try:
-            while not self.done:
+            while not work.done:
                 try:
                     if _interrupted():
                         raise DeadlineExceeded
                     loop.turn(True)
                 except BaseException as exc:  # a deadline or nothing to wait for: it belongs into the coroutine
-                    if self.done or task.done() or self.inject is not None:
+                    if work.done or work.inject is not None:
                         raise
-                    self.inject = exc
+                    work.inject = exc
                     if not task.cancel():
                         raise
-                if task.done() and not self.done:
-                    raise RuntimeError("the record's task ended")
         except BaseException:
-            self._abandon()
+            # The coroutine does not end, or the task did: another one takes its place.
+            task._log_destroy_pending = False
+            self.renew()
             raise
         tasks._enter_task(loop, task)
-        result, error = self.result, self.error
-        self.result = self.error = self.inject = None
-        if error is not None:
+        if work.error is not None:
             try:
-                raise error
+                raise work.error
             finally:
-                error = None
-        return result
-
-    def _abandon(self):
-        """Something is wrong with the task: another one takes its place."""
-        task = self.task
-        self.work = self.inject = self.result = self.error = None
-        self.done = True
-        task._log_destroy_pending = False
-        self.renew()
+                work = None
+        return work.result
 
     def idle(self):
         """A turn for other tasks, at the end of a unit."""
@@ -198,18 +195,19 @@ class UnitTask:
 
 
 @types.coroutine
-def _resume(unit, iterator, waits_for, cancelled):
+def _resume(work, cancelled):
     """Goes on with a coroutine whose first steps C made: yield from, but from the middle."""
+    iterator, waits_for = work.iterator, work.waits_for
     send = getattr(iterator, "send", None)
     if cancelled:
-        waits_for = _thrown(unit, iterator, asyncio.CancelledError())
+        waits_for = _thrown(work, asyncio.CancelledError())
         if type(waits_for) is _Result:
             return waits_for.value
     while True:
         try:
             value = yield waits_for
         except BaseException as exc:
-            waits_for = _thrown(unit, iterator, exc)
+            waits_for = _thrown(work, exc)
             if type(waits_for) is _Result:
                 return waits_for.value
         else:
@@ -226,13 +224,13 @@ class _Result:
         self.value = value
 
 
-def _thrown(unit, iterator, exc):
-    if unit.inject is not None:
-        exc, unit.inject = unit.inject, None
-        task = unit.task
+def _thrown(work, exc):
+    if work.inject is not None:
+        exc, work.inject = work.inject, None
+        task = tasks.current_task()
         while task.cancelling():
             task.uncancel()
-    throw = getattr(iterator, "throw", None)
+    throw = getattr(work.iterator, "throw", None)
     if throw is None:
         raise exc
     try:

@@ -129,7 +129,6 @@ def loaded():
     """The program is in place; what lives now lives as long as the instance."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
     loop.freeze_time()
 
 

@@ -903,6 +903,51 @@ class Interruption(Case):
         self.assertEqual(len(g.process(records).outputs), 6000)
 
 
+class Leaks(Case):
+    CASES = {
+        "plain": ("def f(v): return {**v, 'x': 1}", {}),
+        "raise": ("def f(v): return v['nothing']", {}),
+        "chain": ("def f(v):\n  try: 1 / 0\n  except Exception as e: raise ValueError([v]) from e", {}),
+        "generator": ("def f(v):\n  yield v\n  yield [v]", {}),
+        "generator that fails": ("def f(v):\n  yield v\n  raise ValueError", {}),
+        "async generator": ("import asyncio\nasync def f(v):\n  yield v\n  await asyncio.sleep(0)\n  yield [v]", {}),
+        "async generator that fails": ("import asyncio\nasync def f(v):\n  yield v\n  await asyncio.sleep(0)\n  raise ValueError", {}),
+        "coroutine": ("async def f(v): return v", {}),
+        "waiting": ("import asyncio\nasync def f(v):\n  await asyncio.sleep(0)\n  return v", {}),
+        "waiting and failing": ("import asyncio\nasync def f(v):\n  await asyncio.sleep(0)\n  raise ValueError(v)", {}),
+        "stuck": ("import asyncio\nasync def f(v): await asyncio.get_running_loop().create_future()", {}),
+        "cancelled": ("import asyncio\nasync def f(v):\n  asyncio.current_task().cancel()\n  await asyncio.sleep(0)", {}),
+        "tasks": ("import asyncio\nasync def g(v): return v\nasync def f(v):\n  asyncio.create_task(g(v))\n  return await asyncio.gather(g(v), g(v))", {}),
+        "exit": ("import asyncio\nasync def f(v):\n  await asyncio.sleep(0)\n  raise SystemExit", {}),
+        "event": ("def f(v):\n  e = context['event']\n  context['x'] = e\n  return [str(e.key), str(e.headers), str(e.message.value), e.message.offset, e.message.topic, str(e.message.headers)]", {}),
+        "event in a cycle": ("def f(v):\n  v['e'] = context['event']\n  v['m'] = v['e'].message\n  v['m'].headers.append(v)", {}),
+        "send": ("async def f(v):\n  await context['app'].send('t', value=v, headers={'a': 'b'})\n  await context['event'].forward('x')", {}),
+        "selectors": ("def f(v): return v", dict(keySelector="def k(v): return [v]", valueSelector="def s(v): return [v]", headersSelector="def h(v): return [('a', b'b')]",
+                                                 partitionSelector="def p(v): return 70000", nameSelector="def n(v): return 't' * 40", predicate="def p(v): return [1]")),
+        "encode error": ("def f(v): return object()", {}),
+        "header error": ("def f(v): return v", dict(headersSelector="def h(v): return [('a', b'b'), ('c', 5)]")),
+        "topic error": ("def f(v): return v", dict(nameSelector="def n(v): return 'no good'")),
+        "partition error": ("def f(v): return v", dict(partitionSelector="def p(v): return -70000")),
+        "decode": ("def f(v): return v", {}),
+        "pickle": ("def f(v): return v", dict(valueSerializer="pickle", keySerializer="binary", keySelector="def k(v): return b'k' * 99")),
+    }
+
+    def test_nothing_is_left_of_a_record(self):
+        probe = "import gc, sys\ndef f(v):\n  if v in ('probe', ['probe']):\n    gc.collect()\n    print(sys.getallocatedblocks())\n    return False\n  return True"
+        for take in (False, True):
+            for name, (source, output) in self.CASES.items():
+                g = self.guest([("filter", probe), ("map", source)], outputs=[output])
+                records = [Record(b'{"a": "a value that is not interned %d"}' % i, key=b"a key", headers=[("h", b"a value")]) for i in range(20)]
+                records += [Record(b'{"a": ')] if name == "decode" else []
+                counts = []
+                for _ in range(8):
+                    for _ in range(10):
+                        g.process(records, take=take)
+                    g.process(js("probe"), take=take)
+                    counts.append(int(g.logs[-1][1]))
+                self.assertLess(counts[-1] - counts[-3], 20, (name, take, counts))
+
+
 class Reseed(Case):
     def test_randomness_is_fresh(self):
         source = "import random, uuid, tempfile, secrets\ndef f(v): return [random.random(), uuid.uuid4().hex, uuid.uuid1().hex, secrets.token_hex(4)]"
