@@ -55,7 +55,7 @@ target_cflags=(-O3 -mbulk-memory -msign-ext -mnontrapping-fptoint ${GUEST_CFLAGS
 k_sources=$(key sources -- "$here"/cpython/{pins,fetch.sh} "${patches[@]}")
 k_native=$(key native "$k_sources" -- "$here"/cpython/native.sh)
 k_cross=$(key cross "$k_native" "${target_cflags[*]}" -- "$here"/cpython/cross.sh)
-k_link=$(key link "$k_cross" "$names" "${glue_all[@]#"$glue"/}" -- "$here"/cpython/link.sh "${glue_all[@]}")
+k_link=$(key link "$k_cross" "$names" "${glue_all[@]##*/}" -- "$here"/cpython/link.sh "${glue_all[@]}")
 k_libbase=$(key libbase "$k_cross" "${overlay[@]#"$here"/}" -- "$here"/stdlib/{zip.py,exclude} "${overlay[@]}")
 k_stdlib=$(key stdlib "$k_libbase" "${runtime[@]#"$here"/}" -- "${runtime[@]}")
 
