@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// lockedBuffer is a buffer that a run writes and the test reads meanwhile.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+const greeter = `
+apiVersion: kaspr.io/v1alpha1
+kind: KasprAgent
+metadata: {name: hello, labels: {kaspr.io/app: demo}}
+spec:
+  input: {topic: {name: names}}
+  processors:
+    pipeline: [greet]
+    operations: [{name: greet, map: {python: "def greet(name): return 'Hello, ' + name"}}]
+  output: {topics: [{name: greetings}]}
+`
+
+// kaspr dev takes changed manifests into use while its input stays open, says what is wrong with broken ones, and goes
+// on after they are repaired.
+func TestDevReloads(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "hello.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(greeter)
+	in, input := io.Pipe()
+	var out, errs lockedBuffer
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		ended <- Main(ctx, "test", []string{"dev", dir, "--input", "names=-"}, Streams{In: in, Out: &out, Err: &errs})
+	}()
+	wait := func(b *lockedBuffer, text string) {
+		t.Helper()
+		for began := time.Now(); !strings.Contains(b.String(), text); time.Sleep(20 * time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("no %q\nstandard output:\n%s\nstandard error:\n%s", text, &out, &errs)
+			}
+		}
+	}
+	say := func(line string) {
+		t.Helper()
+		if _, err := io.WriteString(input, line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(`"Ada"`)
+	wait(&out, `"value":"Hello, Ada"`)
+	write(strings.Replace(greeter, "Hello", "Goodbye", 1))
+	wait(&errs, "reloading")
+	say(`"Bob"`)
+	wait(&out, `"value":"Goodbye, Bob"`)
+	write(strings.Replace(greeter, "pipeline", "pipelin", 1))
+	wait(&errs, `did you mean "pipeline"?`)
+	say(`"Cleo"`)
+	write(greeter)
+	wait(&out, `"value":"Hello, Cleo"`)
+	cancel()
+	if code := <-ended; code != exitOK {
+		t.Errorf("exit code %d after a stop:\n%s", code, &errs)
+	}
+	_ = input.Close()
+	if n := strings.Count(out.String(), "\n"); n != 3 {
+		t.Errorf("%d output lines for 3 records:\n%s", n, &out)
+	}
+}
