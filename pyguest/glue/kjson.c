@@ -637,6 +637,24 @@ NOINLINE const char *number_slow(decoder *d, const char *start, const char *p, i
     return pushed(d, v, p);
 }
 
+/* An int that is none of the small ones, which exist. What _PyLong_New does. 256 < w < 10^18 */
+INLINE PyObject *new_int(u64 w, int negative)
+{
+    size_t n = (size_t)(63 - __builtin_clzll(w)) / PyLong_SHIFT + 1;
+    PyLongObject *v = object_malloc(offsetof(PyLongObject, long_value.ob_digit) + n * sizeof(digit));
+    if (unlikely(v == NULL))
+        return PyErr_NoMemory();
+    ((PyObject *)v)->ob_refcnt = 1;
+    ((PyObject *)v)->ob_type = &PyLong_Type; /* static: not counted */
+    v->long_value.lv_tag = n << NON_SIZE_BITS | (negative ? SIGN_NEGATIVE : 0);
+    digit *to = v->long_value.ob_digit;
+    do {
+        *to++ = (digit)(w & PyLong_MASK);
+        w >>= PyLong_SHIFT;
+    } while (w != 0);
+    return (PyObject *)v;
+}
+
 NOINLINE const char *parse_number(decoder *d, const char *p)
 {
     const char *start = p;
@@ -656,7 +674,7 @@ NOINLINE const char *parse_number(decoder *d, const char *p)
     if (*p != '.' && (*p | 32) != 'e') {
         if (unlikely(count > 18))
             return number_slow(d, start, p, 0);
-        return pushed(d, PyLong_FromLongLong(negative ? -(i64)w : (i64)w), p);
+        return pushed(d, w > 256 ? new_int(w, negative) : PyLong_FromLong(negative ? -(long)w : (long)w), p);
     }
 
     i64 exponent = 0;
