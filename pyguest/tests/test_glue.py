@@ -945,7 +945,8 @@ class Leaks(Case):
                         g.process(records, take=take)
                     g.process(js("probe"), take=take)
                     counts.append(int(g.logs[-1][1]))
-                self.assertLess(counts[-1] - counts[-3], 20, (name, take, counts))
+                # Free lists fill up irregularly; a leak adds at least one block for every batch.
+                self.assertLess(min(b - a for a, b in zip(counts[3:], counts[4:])), 10, (name, take, counts))
 
 
 class Reseed(Case):
