@@ -91,6 +91,9 @@ type Store interface {
 	Flush() error
 	// Verify reads everything and compares checksums; ErrCorrupt when something is wrong.
 	Verify() error
+	// Err is why the store takes no more changes (ErrDisk, ErrCorrupt); nil while it does. A flush in the background may fail
+	// at any time.
+	Err() error
 	Metrics() Metrics
 	// Close flushes and closes. Reads under way end first; later ones get ErrClosed. The store is closed also when
 	// the flush failed; then the changes since the last flush are lost, and their offsets with them.
@@ -111,19 +114,18 @@ type Opener interface {
 
 // Metrics are counters and sizes of one store. Counters go up from its Open.
 type Metrics struct {
-	Gets, Keys      uint64 // read calls, keys asked for in them
-	Scans, Entries  uint64 // iterators, entries they gave
-	Batches         uint64 // Apply calls
-	Changes         uint64 // changes in them
-	ChangedBytes    uint64 // keys and values of them
-	Flushes         uint64 // flushes asked for (Flush, Close, the write buffer bound)
-	Keep            int64  // entries, estimated
-	DiskBytes       int64  // live table files
-	DirtyBytes      int64  // applied but not yet on disk, estimated
-	MemoryBytes     int64  // memtables
-	TableBytes      int64  // indexes and filters outside of the block cache
-	PendingBytes    int64  // compaction work left
-	Files           int64
-	WritesStopped   bool  // RocksDB waits for compaction
-	Offset, Durable int64 // next changelog offset: visible, on disk
+	Reads, ReadKeys    uint64 // Get and MultiGet calls; keys asked for in them
+	Scans, ScanEntries uint64 // Scan calls; entries read for them
+	Batches            uint64 // Apply calls that succeeded
+	Changes            uint64 // changes in them
+	ChangedBytes       uint64 // keys and values of those
+	Flushes            uint64 // flushes we asked for; RocksDB makes others when a write buffer is full
+	Offset, Durable    int64  // next changelog offset: visible; at least on disk
+	Keys               int64  // SizeEstimate
+	DiskBytes          int64  // live table files
+	MemtableBytes      int64  // applied, not yet on disk
+	TableReaderBytes   int64  // indexes and filters outside of the block cache
+	CompactionBytes    int64  // compaction work left
+	Level0Files        int64
+	Delayed            bool // RocksDB slows writes down until compaction has caught up
 }
