@@ -13,6 +13,8 @@ needs='
 build  git                                  git                       version stamps
 build  gcc                                  gcc                       cgo
 build  /usr/include/stdio.h                 libc6-dev                 cgo
+build  g++                                  g++                       the C++ library that RocksDB links
+build  /usr/include/rocksdb/c.h             librocksdb-dev            table stores; grocksdb wants Debian 12's 7.8
 build  make                                 make                      the targets
 build  /etc/ssl/certs/ca-certificates.crt   ca-certificates           TLS
 kafka  java                                 openjdk-17-jre-headless   the real Apache Kafka of the integration suite

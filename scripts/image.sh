@@ -24,11 +24,11 @@ if [ "$engine" = buildah ]; then
     export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
 fi
 
-# base: makes an image of Debian with gcc, of this machine's own release and mirrors, and prints its name.
+# base: makes an image of Debian with compiler and libraries, of this machine's own release and mirrors, and prints its name.
 base() {
     local release packages key image container sources=() options
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    packages=gcc,libc6-dev,ca-certificates,tzdata
+    packages=g++,librocksdb-dev,ca-certificates,tzdata
     key=$(sha256sum <<<"$release $packages" | cut -c1-12)
     image=localhost/kaspr-build:$release-$key
     if ! buildah inspect --type image "$image" >/dev/null 2>&1; then
