@@ -14,7 +14,7 @@ build  git                                  git                       version st
 build  gcc                                  gcc                       cgo
 build  /usr/include/stdio.h                 libc6-dev                 cgo
 build  g++                                  g++                       the C++ library that RocksDB links
-build  /usr/include/rocksdb/c.h             librocksdb-dev            table stores; grocksdb wants Debian 12's 7.8
+build  /usr/include/rocksdb/c.h             librocksdb-dev            table stores; grocksdb is pinned to the release of Debian 12
 build  make                                 make                      the targets
 build  /etc/ssl/certs/ca-certificates.crt   ca-certificates           TLS
 kafka  java                                 openjdk-17-jre-headless   the real Apache Kafka of the integration suite
