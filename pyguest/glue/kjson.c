@@ -112,11 +112,9 @@ INLINE int vector_first(u64 mask) { return first_byte(mask) + (mask & HIGHS ? 0 
 /* Copies n bytes in vectors: up to 15 bytes behind both ends are read and written. */
 INLINE void copy_vectors(char *to, const char *from, size_t n)
 {
-    size_t i = 0;
-    do {
+    vector_store(to, vector_load(from));
+    for (size_t i = 16; unlikely(i < n); i += 16)
         vector_store(to + i, vector_load(from + i));
-        i += 16;
-    } while (i < n);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
@@ -542,14 +540,12 @@ INLINE PyObject *short_string(const char *p, size_t n)
 NOINLINE const char *string_value(decoder *d, const char *p)
 {
     const char *start = p;
-    for (;;) {
-        __auto_type hit = vector_not_plain(vector_load(p));
-        if (hit) {
-            p += vector_first(hit);
-            break;
-        }
+    __auto_type hit = vector_not_plain(vector_load(p));
+    while (hit == 0) {
         p += 16;
+        hit = vector_not_plain(vector_load(p));
     }
+    p += vector_first(hit);
     PyObject *v;
     if (unlikely(*p != '"')) {
         p = string_slow(start, p, &v);
@@ -562,15 +558,13 @@ NOINLINE const char *string_value(decoder *d, const char *p)
 
 /* ---- numbers ----------------------------------------------------------------------------------------------------- */
 
-INLINE int eight_digits(u64 w)
-{
-    return (((w + ONES * 0x46) | (w - ONES * 0x30)) & HIGHS) == 0;
-}
+/* The high bit of the bytes that are no digits; exact up to the first. */
+INLINE u64 not_digits(u64 w) { return ((w + ONES * 0x46) | (w - ONES * '0') | w) & HIGHS; }
 
 /* The value of eight digits: pairs, fours, eight. */
 INLINE u64 eight_digits_value(u64 w)
 {
-    w -= ONES * 0x30;
+    w -= ONES * '0';
     w = (w * 10 + (w >> 8)) & 0x00ff00ff00ff00ffu;
     w = (w * 100 + (w >> 16)) & 0x0000ffff0000ffffu;
     return (w * 10000 + (w >> 32)) & 0xffffffffu;
@@ -579,16 +573,19 @@ INLINE u64 eight_digits_value(u64 w)
 /* Appends the digits at p to *value, modulo 2^64. */
 INLINE const char *digits(const char *p, u64 *value)
 {
-    u64 v = *value, w = load64(p);
-    while (eight_digits(w)) {
+    u64 v = *value, w = load64(p), others;
+    while (unlikely((others = not_digits(w)) == 0)) {
         v = v * 100000000 + eight_digits_value(w);
         p += 8;
         w = load64(p);
     }
-    for (unsigned c; (c = (unsigned char)*p - '0') < 10; p++)
-        v = v * 10 + c;
+    int n = first_byte(others);
+    if (likely(n > 0)) { /* n digits behind zeros */
+        static const u32 pow10[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
+        v = v * pow10[n] + eight_digits_value(w << (8 - n) * 8 | ONES * '0' >> n * 8);
+    }
     *value = v;
-    return p;
+    return p + n;
 }
 
 /* Is w * 10^exponent a normal double whose rounding is beyond doubt? Then *v is it. w > 0.
@@ -926,8 +923,7 @@ INLINE PyObject *instantiate(const shape *s, PyObject **values, int track)
     }
     size_t head = s->table_head, n = s->count;
     const char *from = (const char *)s->table;
-    for (size_t i = 0; i < head; i += 8)
-        store64((char *)keys + i, load64(from + i));
+    copy_vectors((char *)keys, from, head); /* and some of the entries: the smallest table has 5 */
     const PyDictUnicodeEntry *template = (const PyDictUnicodeEntry *)(from + head);
     PyDictUnicodeEntry *entry = (PyDictUnicodeEntry *)((char *)keys + head);
     for (size_t i = 0; i < n; i++) {
@@ -1372,9 +1368,9 @@ NOINLINE int encode_long_str(encoder *e, PyObject *v)
 /* The text in quotes. v is a str or an instance of a subclass. Nothing behind the text is read: it can end where memory does. */
 INLINE int encode_str(encoder *e, PyObject *v)
 {
-    size_t n = (size_t)PyUnicode_GET_LENGTH(v), left = n;
+    size_t n = (size_t)PyUnicode_GET_LENGTH(v);
     int ascii = PyUnicode_IS_COMPACT_ASCII(v);
-    if (ascii && n >= 32) /* below, the words are as fast and spare the call */
+    if (ascii && n > 32) /* below, the words are as fast and spare the call */
         return encode_long_str(e, v);
     char *w = room(e, n + 16);
     if (unlikely(w == NULL))
@@ -1383,21 +1379,31 @@ INLINE int encode_str(encoder *e, PyObject *v)
     if (unlikely(!ascii))
         goto rest;
     const char *s = (const char *)((PyASCIIObject *)v + 1);
-    for (; left >= 8; left -= 8, s += 8, w += 8) {
-        u64 text = load64(s);
+    if (n >= 16) {
+        vector first = vector_load(s), last = vector_load(s + n - 16);
+        vector_store(w, first);
+        vector_store(w + n - 16, last);
+        if (unlikely(vector_to_escape(first) | vector_to_escape(last)))
+            goto rest;
+    }
+    else if (n >= 8) {
+        u64 first = load64(s), last = load64(s + n - 8);
+        store64(w, first);
+        store64(w + n - 8, last);
+        if (unlikely(bytes_to_escape(first) | bytes_to_escape(last)))
+            goto rest;
+    }
+    else {
+        u64 text = load_short(s, n);
         store64(w, text);
         if (unlikely(bytes_to_escape(text)))
             goto rest;
     }
-    u64 text = load_short(s, left);
-    store64(w, text);
-    if (unlikely(bytes_to_escape(text)))
-        goto rest;
-    w[left] = '"';
-    return done(e, w + left + 1);
+    w[n] = '"';
+    return done(e, w + n + 1);
 rest:
     done(e, w);
-    return string_rest(e, v, (Py_ssize_t)(n - left));
+    return string_rest(e, v, 0);
 }
 
 NOINLINE int encode_str_call(encoder *e, PyObject *v) { return encode_str(e, v); }
@@ -2006,8 +2012,15 @@ INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, cons
         if (unlikely(w == NULL))
             return -1;
         size_t skip = first ? t->comma_len : 0;
-        copy_vectors(w, t->text + skip, t->len - skip);
-        done(e, w + t->len - skip);
+        const char *text = t->text + skip;
+        size_t n = t->len - skip;
+        vector_store(w, vector_load(text));
+        if (n > 16) { /* no loop: the host puts a check into each */
+            vector_store(w + 16, vector_load(text + 16));
+            if (n > 32)
+                vector_store(w + 32, vector_load(text + 32));
+        }
+        done(e, w + n);
     }
     else if (encode_key(e, key, first) < 0)
         return -1;
@@ -2024,23 +2037,22 @@ INLINE int encode_member(encoder *e, PyObject *key, PyObject *v, int first, cons
     return r;
 }
 
-/* PyDict_Next, for the usual kind of dict without the call. Good for a dict that changes between two calls. */
+/* PyDict_Next, for the usual case without the call. Good for a dict that changes between two calls. */
 INLINE int next_member(PyObject *v, Py_ssize_t *pos, PyObject **key, PyObject **value)
 {
     PyDictObject *dict = (PyDictObject *)v;
     PyDictKeysObject *keys = dict->ma_keys;
     if (unlikely(dict->ma_values != NULL || !DK_IS_UNICODE(keys)))
         return PyDict_Next(v, pos, key, value);
-    for (Py_ssize_t i = *pos; i < keys->dk_nentries; i++) {
-        PyDictUnicodeEntry *entry = &DK_UNICODE_ENTRIES(keys)[i];
-        if (likely(entry->me_value != NULL)) {
-            *key = entry->me_key;
-            *value = entry->me_value;
-            *pos = i + 1;
-            return 1;
-        }
-    }
-    return 0;
+    if (*pos >= keys->dk_nentries)
+        return 0;
+    PyDictUnicodeEntry *entry = &DK_UNICODE_ENTRIES(keys)[*pos];
+    if (unlikely(entry->me_value == NULL)) /* deleted */
+        return PyDict_Next(v, pos, key, value);
+    *key = entry->me_key;
+    *value = entry->me_value;
+    ++*pos;
+    return 1;
 }
 
 NOINLINE int encode_dict(encoder *e, PyObject *v, const frame *up)
