@@ -21,7 +21,7 @@
 //   - A [Staged] lies over a Store and belongs to the same owner: changes of records that were processed but not committed.
 //     Only Commit may run on another goroutine, so that processing goes on during a transaction.
 //
-// No lock is held across a call into RocksDB. Slices that are returned are the caller's and stay valid; slices that are
+// No lock is held across a call into RocksDB. Slices that are returned stay valid and are not to be modified; slices that are
 // handed in (keys and values of changes) belong to the package from then on.
 //
 // # On disk
@@ -35,7 +35,7 @@
 //
 // Times are milliseconds since the Unix epoch. The expiry index belongs to Changes with Expires set (table TTL, windows): an
 // entry counts only while the data's header names the same time, so overwriting needs no read; the entries left behind
-// are dropped when [Store.Expired] comes across them. A windowed table puts the window's start behind its key (8 bytes,
+// are dropped once [Store.Expired] has come across them. A windowed table puts the window's start behind its key (8 bytes,
 // big endian): the windows of a key lie side by side, in order. Other spaces are free for later formats, which
 // must come with a new version.
 //

@@ -37,8 +37,8 @@ type handle struct {
 	gate *gate
 	gone chan struct{} // closed when close is done
 
-	mu        sync.Mutex // held for map access only
-	iterators map[*iterator]struct{}
+	mu        sync.Mutex               // held for map access only
+	iterators map[*iterator]*cIterator // an iterator's own goroutine may clear its field at any time
 	views     map[*view]struct{}
 }
 
@@ -60,7 +60,7 @@ func openHandle(path string, opts *grocksdb.Options, wal bool) (*handle, error) 
 		ccf:  (*C.rocksdb_column_family_handle_t)(pointer(cfs[0])),
 		ro:   C.kst_readoptions(nil),
 		wo:   C.rocksdb_writeoptions_create(),
-		gate: newGate(), gone: make(chan struct{}), iterators: map[*iterator]struct{}{}, views: map[*view]struct{}{},
+		gate: newGate(), gone: make(chan struct{}), iterators: map[*iterator]*cIterator{}, views: map[*view]struct{}{},
 	}
 	if !wal {
 		C.rocksdb_writeoptions_disable_WAL(h.wo, 1)
@@ -75,8 +75,8 @@ func (h *handle) close() {
 		return
 	}
 	defer close(h.gone)
-	for it := range h.iterators { // nobody else gets here any more: everyone passes the gate first
-		C.kst_iter_free(it.c)
+	for _, c := range h.iterators { // nobody else gets here any more: everyone passes the gate first
+		C.kst_iter_free(c)
 	}
 	for v := range h.views {
 		h.freeSnapshot(v.ro, v.snapshot)

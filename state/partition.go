@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -27,9 +28,9 @@ type partition struct {
 	memory     atomic.Int64 // bytes in memtables, part of dir.memory
 	dirtySince atomic.Int64 // Unix nanoseconds of the oldest change that may not be on disk; 0 for none
 
-	batch       batch // owner only
-	active      int64 // bytes of the active memtable after the last Apply; owner only
-	expiredFrom int64 // no entry of the expiry index is older; owner only
+	batch  batch // owner only
+	active int64 // bytes of the active memtable after the last Apply; owner only
+	expiry expiryCursor
 
 	reads, readKeys, scans, scanEntries, batches, changes, changedBytes, flushes atomic.Uint64
 }
@@ -74,9 +75,7 @@ func (p *partition) Origin() string { return *p.origin.Load() }
 
 func (p *partition) Apply(changes []Change, next int64) error {
 	at := p.offset.Load()
-	if next < at {
-		panic(fmt.Sprintf("BUG: state: table %s/%d goes back from offset %d to %d", p.id.table, p.id.number, at, next))
-	}
+	CheckApply(changes, at, next)
 	if err := p.Err(); err != nil {
 		return p.wrap("apply to", err)
 	}
@@ -91,13 +90,17 @@ func (p *partition) Apply(changes []Change, next int64) error {
 	defer h.gate.leave()
 
 	p.batch.reset()
+	for _, e := range p.expiry.applying() {
+		p.batch.deleteExpiry(e) // before the changes, which may write the same entry
+	}
+	least := int64(math.MaxInt64)
+	defer func() { p.expiry.applied(least) }()
 	var bytes uint64
-	expiredFrom := p.expiredFrom
 	for _, c := range changes {
 		p.batch.change(c)
 		bytes += uint64(len(c.Key) + len(c.Value))
 		if c.Expires != 0 && c.Value != nil {
-			expiredFrom = min(expiredFrom, c.Expires)
+			least = min(least, c.Expires)
 		}
 	}
 	p.batch.position(position{offset: next, origin: p.Origin()})
@@ -106,17 +109,15 @@ func (p *partition) Apply(changes []Change, next int64) error {
 	if err := h.write(p.batch.rep); err != nil {
 		return p.wrap("apply to", p.broke(err))
 	}
-	p.expiredFrom = expiredFrom
 	p.offset.Store(next)
 	p.batches.Add(1)
 	p.changes.Add(uint64(len(changes)))
 	p.changedBytes.Add(bytes)
-	if s := p.account(h); s.active < p.active {
+	s := p.account(h)
+	if s.active < p.active {
 		p.dirtySince.Store(now) // RocksDB began a new write buffer by itself
-		p.active = s.active
-	} else {
-		p.active = s.active
 	}
+	p.active = s.active
 	return nil
 }
 
@@ -183,17 +184,18 @@ func (p *partition) Clear(origin string) error {
 	h.close()
 	p.forget()
 	if err := remove(p.path); err != nil {
-		return p.wrap("clear", err)
+		return p.wrap("clear", p.broke(err))
 	}
 	h, _, err := p.dir.openDatabase(p.id, p.path)
 	if err != nil {
-		return p.wrap("clear", err)
+		return p.wrap("clear", p.broke(err))
 	}
 	p.offset.Store(0)
 	p.durable.Store(0)
 	p.origin.Store(&origin)
 	p.dirtySince.Store(0)
-	p.active, p.expiredFrom = 0, 0
+	p.active = 0
+	p.expiry.reset()
 	p.failure.Store(nil)
 	p.handle.Store(h)
 	return nil

@@ -3,6 +3,9 @@ package state
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"math"
+	"sync"
 )
 
 func (p *partition) Get(key []byte) ([]byte, error) {
@@ -99,7 +102,7 @@ func (p *partition) scan(h *handle, snapshot *cSnapshot, r Range) *iterator {
 	}
 	it.c = c
 	h.mu.Lock()
-	h.iterators[it] = struct{}{}
+	h.iterators[it] = c
 	h.mu.Unlock()
 	it.read()
 	return it
@@ -279,26 +282,25 @@ func (p *partition) Expired(now int64, limit int) ([]Expiry, error) {
 		return nil, p.wrap("read expired of", err)
 	}
 	defer h.gate.leave()
-	due, err := p.expired(h, now, limit)
+	due, err := p.expired(h, min(now, math.MaxInt64-1), limit)
 	return due, p.wrap("read expired of", p.broke(err))
 }
 
 func (p *partition) expired(h *handle, now int64, limit int) ([]Expiry, error) {
-	if now < p.expiredFrom || limit <= 0 {
+	begun, from := p.expiry.begin()
+	if now < from || limit <= 0 {
 		return nil, nil
 	}
 	x := p.dir.scratches.get()
 	defer p.dir.scratches.put(x)
 	bound := func(t int64) []byte { return binary.BigEndian.AppendUint64([]byte{spaceExpiry}, uint64(t)) }
-	it, err := h.newIterator(nil, bound(p.expiredFrom), bound(now+1), false)
+	it, err := h.newIterator(nil, bound(from), bound(now+1), false)
 	if err != nil {
 		return nil, err
 	}
 	defer h.freeIterator(it)
 
-	var due []Expiry
-	var stale batch
-	stale.reset()
+	var due, stale []Expiry
 	for more := true; more && len(due) < limit; {
 		var slab []byte
 		if slab, more, err = h.read(x, it, min(limit-len(due), 1024)+64, pageBytesMax); err != nil {
@@ -309,7 +311,7 @@ func (p *partition) expired(h *handle, now int64, limit int) ([]Expiry, error) {
 		for len(slab) > 0 {
 			var key, value []byte
 			if key, value, slab = entry(slab); len(key) < 9 || len(value) != 0 {
-				return nil, ErrCorrupt
+				return nil, fmt.Errorf("%w: entry %x of the expiry index", ErrCorrupt, key)
 			}
 			entries = append(entries, Expiry{Key: key[9:], At: int64(binary.BigEndian.Uint64(key[1:]))})
 			keys = append(keys, key[9:])
@@ -324,23 +326,73 @@ func (p *partition) expired(h *handle, now int64, limit int) ([]Expiry, error) {
 		}
 		for i, e := range entries {
 			if at[i] != e.At {
-				stale.deleteExpiry(e) // overwritten or deleted since
+				stale = append(stale, e) // overwritten or deleted since
 			} else if len(due) < limit {
 				due = append(due, e)
 			}
 		}
 	}
-	// The stale entries go now: nobody sees them, so this is no change that an offset would have to cover.
-	if len(stale.rep) > batchHeader && p.Err() == nil {
-		if err := h.write(stale.rep); err != nil {
-			return nil, err
-		}
-		p.account(h)
-	}
+	from = now + 1
 	if len(due) > 0 {
-		p.expiredFrom = due[0].At
-	} else {
-		p.expiredFrom = now + 1
+		from = due[0].At
 	}
+	p.expiry.end(begun, from, stale)
 	return due, nil
+}
+
+// An expiryCursor knows from where on the expiry index is worth reading, and which of its entries are stale. Those are deleted
+// with the next Apply.
+//
+// An entry that Expired found stale becomes live again when its key is written with the same time. So what Expired found
+// counts only if no Apply ran meanwhile, and an Apply never deletes an entry that it writes.
+type expiryCursor struct {
+	mu    sync.Mutex
+	turn  int64 // guarded by mu, as all; odd during an Apply
+	from  int64 // no entry is older, except stale ones
+	stale []Expiry
+}
+
+const staleMax = 100_000 // found again by the next Expired after an open; more are not worth the memory
+
+func (c *expiryCursor) begin() (turn, from int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turn, c.from
+}
+
+func (c *expiryCursor) end(turn, from int64, stale []Expiry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if turn%2 == 1 || turn != c.turn {
+		return
+	}
+	c.from = from
+	if len(c.stale) < staleMax {
+		c.stale = append(c.stale, stale...)
+	}
+}
+
+// applying begins an Apply: it takes the stale entries.
+func (c *expiryCursor) applying() []Expiry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn++
+	stale := c.stale
+	c.stale = nil
+	return stale
+}
+
+// applied ends it; least is the earliest time written.
+func (c *expiryCursor) applied(least int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn++
+	c.from = min(c.from, least)
+}
+
+func (c *expiryCursor) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn += 2
+	c.from, c.stale = 0, nil
 }

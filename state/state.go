@@ -1,6 +1,9 @@
 package state
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	// ErrCorrupt says that a store cannot be trusted: a checksum, a missing or garbled file, an unknown format.
@@ -24,6 +27,13 @@ type Change struct {
 	Expires int64
 }
 
+// CheckApply panics when an Apply would break a store's invariant: the caller has a bug. For implementations of Store.
+func CheckApply(changes []Change, at, next int64) {
+	if next < at || next == at && len(changes) > 0 {
+		panic(fmt.Sprintf("BUG: state: %d changes move offset %d to %d", len(changes), at, next))
+	}
+}
+
 // Expiry names an entry that is due.
 type Expiry struct {
 	Key []byte
@@ -36,7 +46,7 @@ type Range struct {
 	From   []byte
 }
 
-// Reader is what tables are read through: a Store, a View, a Staged. Results are the caller's.
+// Reader is what tables are read through: a Store, a View, a Staged. Slices it gives out stay valid and are not to be modified.
 type Reader interface {
 	// Get is the value of a key; nil when there is none, and empty but not nil for an empty value.
 	Get(key []byte) ([]byte, error)
@@ -79,9 +89,10 @@ type Store interface {
 	// nothing in another changelog (a topic that was deleted and created again has another ID).
 	Origin() string
 	// Apply makes changes visible and moves Offset to next, atomically. Of several changes of one key the last counts.
-	// On an error nothing of them is applied. next may not be less than Offset.
+	// On an error nothing of them is applied. next may not be less than Offset, and with changes it must be more: a change
+	// stands for a record.
 	Apply(changes []Change, next int64) error
-	// Expired lists entries whose time is at or before now, oldest first, at most limit. Owner only.
+	// Expired lists entries whose time is at or before now, oldest first, at most limit.
 	Expired(now int64, limit int) ([]Expiry, error)
 	// View is the store as it is now.
 	View() (View, error)
