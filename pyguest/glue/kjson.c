@@ -260,7 +260,7 @@ typedef struct shape {
 } shape;
 static shape *shape_root;
 static size_t shape_count;
-static size_t shape_refused; /* children that were not made since the trie is full */
+static size_t shape_refused; /* children that were not made because of a bound; many of them: start afresh */
 
 static shape *shape_new(shape *parent, PyObject *key, const char *text, size_t len)
 {
@@ -826,12 +826,12 @@ NOINLINE const char *key_unpredicted(decoder *d, const char *p, shape **sp, size
     p = key_any(p, &key, &known);
     if (p == NULL)
         return NULL;
-    if (known && s->count < SHAPE_KEYS && s->child_count < (s->parent ? SHAPE_CHILDREN : SHAPE_ROOT_CHILDREN)) {
+    if (known && s->count < SHAPE_KEYS) {
         const shape *up = s;
         while (up->parent != NULL && up->key != key)
             up = up->parent;
         if (up->parent == NULL) { /* not a duplicate */
-            if (shape_count >= SHAPES)
+            if (shape_count >= SHAPES || s->child_count >= (s->parent != NULL ? SHAPE_CHILDREN : SHAPE_ROOT_CHILDREN))
                 shape_refused++;
             else {
                 child = shape_new(s, key, text, (size_t)(p - text) - 1);
@@ -1078,10 +1078,13 @@ NOINLINE const char *parse_object(decoder *d, const char *p)
 
 /* ---- entry ------------------------------------------------------------------------------------------------------- */
 
-/* The document, or NULL: then with MemoryError, RecursionError or without an exception. No code of others runs in here: nothing is called but
- * allocation and methods of exact str, int, float, list and dict. So the state that is kept between calls needs no lock. */
+/* The document, or NULL: then with MemoryError, RecursionError or without an exception. Code of others could run in here only if
+ * someone registered an error handler of theirs as "surrogatepass"; what it decodes is left to json. */
 static PyObject *decode(const char *buf, size_t len, int skip_bom)
 {
+    static int busy;
+    if (unlikely(busy))
+        return NULL;
     if (unlikely(shape_refused > SHAPE_STALE || shape_root == NULL) && shapes_reset() < 0)
         return PyErr_NoMemory();
     char *text = kept_text;
@@ -1102,6 +1105,7 @@ static PyObject *decode(const char *buf, size_t len, int skip_bom)
     memcpy(text, buf, len);
     memset(text + len, 0, PADDING);
 
+    busy = 1;
     decoder d = {.stack = kept_stack, .cap = kept_stack_cap, .ts = PyThreadState_Get()};
     int depth = d.ts->c_recursion_remaining;
     const char *p = text;
@@ -1139,6 +1143,7 @@ static PyObject *decode(const char *buf, size_t len, int skip_bom)
     }
     kept_stack = d.stack;
     kept_stack_cap = d.cap;
+    busy = 0;
     return result;
 }
 
@@ -2225,11 +2230,28 @@ static PyObject *module_stats(PyObject *module, PyObject *ignored)
                          (Py_ssize_t)shape_refused);
 }
 
+static PyObject *module_forget(PyObject *module, PyObject *ignored)
+{
+    (void)module, (void)ignored;
+    for (int i = 0; i < KEYS; i++)
+        Py_CLEAR(key_cache[i].key);
+    for (int i = 0; i < SHORT_STRINGS; i++) {
+        short_strings[i].text = 0;
+        Py_CLEAR(short_strings[i].v);
+    }
+    for (int i = 0; i < 2 * KEY_TEXTS; i++)
+        Py_CLEAR(key_texts[i].key);
+    if (shapes_reset() < 0)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"loads", module_loads, METH_O, "loads(doc): json.loads, for bytes, bytearray, memoryview and str."},
     {"dumps", (PyCFunction)(void (*)(void))module_dumps, METH_FASTCALL | METH_KEYWORDS,
      "dumps(obj, compact=False) -> bytes: the encoding of json values; see kjson.c."},
     {"_stats", module_stats, METH_NOARGS, "Counters, for tests."},
+    {"_forget", module_forget, METH_NOARGS, "Empties what is kept between calls, for tests."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,6 +7,7 @@ Random tests print the seed that replays them. NAMEs are parts of test names.
 """
 
 import argparse
+import codecs
 import collections
 import datetime
 import decimal
@@ -428,6 +429,26 @@ def test_decode_int_digits_limit():
         sys.set_int_max_str_digits(old)
 
 
+def test_decode_inside_of_decode():
+    """An error handler of the user runs in the middle of a document, and decodes another one."""
+    stock = codecs.lookup_error("surrogatepass")
+    inner = b'{"' + b"k" * 30 + b'": [' + b'"x", ' * 5000 + b'"\xed\xa0\x80"]}'
+
+    def handler(e):
+        if len(e.object) < 100:
+            _kjson.loads(inner)
+        return stock(e)
+
+    doc = b'[{"a": [1, 2, "abcdefghijkl"], "b": "\xed\xa0\x80"}, "\xed\xb0\x80"]'
+    codecs.register_error("surrogatepass", handler)
+    try:
+        for _ in range(3):
+            assert _kjson.loads(doc) == [{"a": [1, 2, "abcdefghijkl"], "b": "\ud800"}, "\udc00"]
+    finally:
+        codecs.register_error("surrogatepass", stock)
+    assert same_decode(doc) == "value"
+
+
 def test_decode_results_are_ordinary_objects():
     """Decoded dicts and lists behave as others do when they are changed, copied, compared, iterated and collected."""
     doc = b'{"a": 1, "b": {"c": [1, 2]}, "d": "x", "e": null}'
@@ -477,10 +498,15 @@ def test_decode_results_are_ordinary_objects():
 def test_decode_many_shapes():
     """More kinds of objects than the decoder keeps shapes for, and objects used as maps."""
     r = random.Random(SEED)
-    for _ in range(30000):
+    for _ in range(CASES):
         n = r.choice((1, 2, 3, 5, 6, 10, 11, 20, 70))
         keys = [r.choice(("k", "key", "a-longer-key-than-a-word", "é")) + str(r.randrange(r.choice((4, 50, 100000)))) for _ in range(n)]
         doc = "{" + ",".join(f'"{k}":{i}' for i, k in enumerate(keys)) + "}"
+        assert list(_kjson.loads(doc).items()) == list(json.loads(doc).items()), doc
+    assert _kjson._stats()["shapes"] <= 1024
+    for i in range(10000):  # known keys that come in any order
+        keys = r.sample(range(100), 3)
+        doc = "{" + ",".join(f'"known{k}":{i}' for k in keys) + "}"
         assert list(_kjson.loads(doc).items()) == list(json.loads(doc).items()), doc
     assert _kjson._stats()["shapes"] <= 1024
 
@@ -668,7 +694,7 @@ class Json:
 
     def __json__(self):
         if isinstance(self.result, BaseException):
-            raise self.result
+            raise self.result.with_traceback(None)
         return self.result
 
     def __repr__(self):
@@ -735,7 +761,7 @@ class BadItems(dict):
 
     def items(self):
         if isinstance(self.result, BaseException):
-            raise self.result
+            raise self.result.with_traceback(None)
         return self.result
 
 
@@ -1037,7 +1063,9 @@ def test_memory_is_given_back():
     r = random.Random(SEED)
     documents = [random_document(r).encode("utf-8", "surrogatepass") for _ in range(300)]
     documents += [mutate(r, d) for d in documents]
-    values = [random_odd_value(r) for _ in range(300)]
+    # isoformat with a time zone keeps some blocks for a while, with stock json as well.
+    values = [v for v in (random_odd_value(r) for _ in range(400)) if "tzinfo" not in repr(v)]
+    values += [datetime.datetime(2020, 1, 2), datetime.date(2020, 1, 2), datetime.time(1, 2), datetime.datetime(2020, 1, 2, tzinfo=UTC)]
 
     def work():
         for d in documents:
@@ -1046,6 +1074,7 @@ def test_memory_is_given_back():
             outcome(_kjson.dumps, v)
 
     def used():
+        _kjson._forget()
         gc.collect()
         return sys.getallocatedblocks()
 
@@ -1055,7 +1084,7 @@ def test_memory_is_given_back():
     for _ in range(10):
         work()
     grown = used() - before
-    assert grown < 200, f"{grown} blocks more after 10 rounds"
+    assert grown < 10, f"{grown} blocks more after 10 rounds"
     references = sys.getrefcount(documents[0]), sys.getrefcount("user_id")
     for _ in range(100):
         _kjson.loads(documents[0])
