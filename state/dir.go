@@ -381,6 +381,9 @@ func (d *Dir) Close() error {
 	return errors.Join(errs...)
 }
 
+// Root is the directory.
+func (d *Dir) Root() string { return d.opts.Dir }
+
 // Memory is what the stores take outside of Go right now.
 type Memory struct {
 	BlockCache, BlockCacheSize     int64

@@ -30,6 +30,7 @@ type partition struct {
 
 	batch  batch // owner only
 	active int64 // bytes of the active memtable after the last Apply; owner only
+	sealed int64 // offset at which RocksDB began the active memtable; owner only
 	expiry expiryCursor
 
 	reads, readKeys, scans, scanEntries, batches, changes, changedBytes, flushes atomic.Uint64
@@ -115,9 +116,13 @@ func (p *partition) Apply(changes []Change, next int64) error {
 	p.changedBytes.Add(bytes)
 	s := p.account(h)
 	if s.active < p.active {
-		p.dirtySince.Store(now) // RocksDB began a new write buffer by itself
+		p.dirtySince.Store(now) // RocksDB began a new memtable by itself, with this batch
+		p.sealed = at
 	}
 	p.active = s.active
+	if s.immutable == 0 && s.background == 0 {
+		p.landed(p.sealed)
+	}
 	return nil
 }
 
@@ -136,6 +141,13 @@ func (p *partition) account(h *handle) status {
 		p.dir.memory.Add(s.memory - p.memory.Swap(s.memory))
 	}
 	return s
+}
+
+// landed notes that what is before offset is on disk.
+func (p *partition) landed(offset int64) {
+	for d := p.durable.Load(); d < offset && !p.durable.CompareAndSwap(d, offset); d = p.durable.Load() {
+		continue
+	}
 }
 
 // forget takes the store out of the process's accounts.
@@ -159,9 +171,7 @@ func (p *partition) flush() error {
 	if err := h.flush(); err != nil {
 		return p.broke(err)
 	}
-	for d := p.durable.Load(); d < offset && !p.durable.CompareAndSwap(d, offset); d = p.durable.Load() {
-		continue
-	}
+	p.landed(offset)
 	p.account(h)
 	return p.Err()
 }
@@ -194,7 +204,7 @@ func (p *partition) Clear(origin string) error {
 	p.durable.Store(0)
 	p.origin.Store(&origin)
 	p.dirtySince.Store(0)
-	p.active = 0
+	p.active, p.sealed = 0, 0
 	p.expiry.reset()
 	p.failure.Store(nil)
 	p.handle.Store(h)

@@ -100,7 +100,8 @@ type Store interface {
 	Clear(origin string) error
 	// Flush puts on disk what was applied so far; it returns when that is done.
 	Flush() error
-	// Verify reads everything and compares checksums; ErrCorrupt when something is wrong.
+	// Verify reads everything and compares checksums; ErrCorrupt when something is wrong. What is in the block cache is taken
+	// from there, so it tells most right after Open.
 	Verify() error
 	// Err is why the store takes no more changes (ErrDisk, ErrCorrupt); nil while it does. A flush in the background may fail
 	// at any time.
