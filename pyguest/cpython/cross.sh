@@ -27,12 +27,13 @@ cd "$dir/work/python"
 # - with-pkg-config=no: pkg-config would find the host's libraries.
 # - clock_nanosleep: wazero's poll has no absolute clocks; nanosleep is relative.
 # - _lsprof: profiles are taken on the host. The rest of what is off here cannot work in the sandbox.
-env CC="$bin/wasm-cc" AR="$bin/wasm-ar" RANLIB="$bin/wasm-ranlib" \
+build=$(../cpython/config.guess)
+env CC="$bin/wasm-cc" CXX="$bin/wasm-cc" AR="$bin/wasm-ar" RANLIB="$bin/wasm-ranlib" \
     CONFIG_SITE=../cpython/Tools/wasm/config.site-wasm32-wasi \
     ac_cv_func_clock_nanosleep=no ac_cv_lib_rt_clock_nanosleep=no py_cv_module__lsprof=n/a \
     OPT="-DNDEBUG -Wall" CFLAGS="$TARGET_CFLAGS -ffile-prefix-map=$dir/work=." \
     ZLIB_CFLAGS="-I$dir/work/zlib/include" ZLIB_LIBS="-L$dir/lib -lz" \
-    ../cpython/configure --host=wasm32-wasip1 --build="$(../cpython/config.guess)" \
+    ../cpython/configure --host=wasm32-wasip1 --build="$build" \
     --with-build-python="$NATIVE/bin/python3.13" --prefix=/usr --with-tzpath= \
     --with-pymalloc --disable-test-modules --disable-ipv6 --without-ensurepip --with-pkg-config=no
 grep -q '^#define HAVE_CLOCK_NANOSLEEP' pyconfig.h && { echo "cross: clock_nanosleep is on" >&2; exit 1; }
@@ -41,7 +42,7 @@ make -j"$jobs" libpython3.13.a Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decima
 cp libpython3.13.a Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decimal/libmpdec/libmpdec.a Modules/expat/libexpat.a "$dir/lib/"
 cp pyconfig.h "$dir/include/"
 sysconfig=$(echo "$(cat pybuilddir.txt)"/_sysconfigdata_*.py)
-sed -E -e "s#$CACHE/([a-z]+)-[0-9a-f]+#/build/\1#g" -e "s#$PYGUEST#/pyguest#g" "$sysconfig" >"$dir/sysconfig/${sysconfig##*/}"
+sed -E -e "s#$CACHE/([a-z]+)-[0-9a-f]+#/build/\1#g" -e "s#$PYGUEST#/pyguest#g" -e "s#$build#build#g" "$sysconfig" >"$dir/sysconfig/${sysconfig##*/}"
 
 src=$SOURCES/cpython/Include
 echo "-DPy_BUILD_CORE_MODULE=1 -isystem $dir/include -isystem $src -isystem $src/internal -isystem $src/internal/mimalloc" >"$dir/cflags"
