@@ -61,14 +61,16 @@ INLINE u32 load32(const void *p) { u32 v; memcpy(&v, p, 4); return v; }
 INLINE void store64(void *p, u64 v) { memcpy(p, &v, 8); }
 INLINE int first_byte(u64 high_bits) { return __builtin_ctzll(high_bits) >> 3; }
 
-/* These set the high bit of the bytes of w they look for. The lowest one set is exact; one above it may be due to a borrow or carry. */
+/* The next two set the high bit of the bytes of w they look for. The lowest one set is exact; those above it may be due to a
+ * borrow or carry. */
 /* Bytes that end the simple run of a JSON string: quote, backslash, control. */
 INLINE u64 bytes_special(u64 w)
 {
     u64 quote = w ^ ONES * '"', backslash = w ^ ONES * '\\';
     return (((quote - ONES) & ~quote) | ((backslash - ONES) & ~backslash) | ((w - ONES * 0x20) & ~w)) & HIGHS;
 }
-/* Bytes the encoder has to escape: these, DEL and bytes >= 0x80, which makes it cheaper: below 0x80 only a borrow or carry has the high bit. */
+/* Bytes the encoder has to escape: these, DEL and bytes >= 0x80. With the last the rest is cheaper: a byte below 0x80 has no
+ * high bit of its own. */
 INLINE u64 bytes_to_escape(u64 w)
 {
     return (((w ^ ONES * '"') - ONES) | ((w ^ ONES * '\\') - ONES) | (w - ONES * 0x20) | (w + ONES) | w) & HIGHS;
@@ -242,7 +244,8 @@ static key_entry key_cache[KEYS];
 /* A shape is a sequence of keys: the path from the root of a trie. Children are found by what came last ("next"), then in the
  * list. Invariants: keys of a path are distinct and interned; a shape that is reachable lives until the next decode at least
  * (they are only freed all together, between two decodes). Bounds: SHAPES in all, SHAPE_CHILDREN each, SHAPE_KEYS deep; objects
- * beyond them are built in the ordinary way. Keys that were never seen before make no shape: a map from ids does not fill the trie. */
+ * beyond them are built in the ordinary way. Keys that were never seen before make no shape, so a map from ids does not fill
+ * the trie; if something else does, it is emptied after SHAPE_STALE refusals and learns what comes then. */
 enum { SHAPES = 1024, SHAPE_CHILDREN = 16, SHAPE_ROOT_CHILDREN = 64, SHAPE_KEYS = 64, SHAPE_STALE = 4096 };
 typedef struct shape {
     struct shape *next; /* the child that was right last time */
@@ -260,7 +263,7 @@ typedef struct shape {
 } shape;
 static shape *shape_root;
 static size_t shape_count;
-static size_t shape_refused; /* children that were not made because of a bound; many of them: start afresh */
+static size_t shape_refused; /* children not made because of a bound; when there were many, all starts afresh */
 
 static shape *shape_new(shape *parent, PyObject *key, const char *text, size_t len)
 {
@@ -419,8 +422,8 @@ static int hex4(const char *p)
     return v;
 }
 
-/* The rest of a string that has an escape at p, which is in the string that began at start. Unescapes in place: no escape is
- * shorter than its UTF-8. A lone surrogate becomes three bytes, which "surrogatepass" turns back, exactly like those of the input. */
+/* The rest of the string that began at start and has an escape at p. Unescapes in place: no escape is shorter than its UTF-8. A
+ * lone surrogate becomes three bytes, which "surrogatepass" turns back, like those of the input. */
 NOINLINE const char *string_with_escapes(const char *start, const char *p, int ascii, PyObject **result)
 {
     char *to = (char *)p;
@@ -433,10 +436,16 @@ NOINLINE const char *string_with_escapes(const char *start, const char *p, int a
         if (c != '\\') {
             u64 w = load64(p), special = bytes_special(w);
             int n = special ? first_byte(special) : 8;
-            if (ascii && (n < 8 ? w << (8 - n) * 8 : w) & HIGHS)
+            if (w << (8 - n) * 8 & HIGHS)
                 ascii = 0;
-            for (; n > 0; n--)
-                *to++ = *p++;
+            if (n == 8) {
+                store64(to, w);
+                to += 8;
+                p += 8;
+            }
+            else /* a word would overwrite what was not read yet */
+                for (; n > 0; n--)
+                    *to++ = *p++;
             continue;
         }
         c = (unsigned char)p[1];
@@ -730,7 +739,8 @@ INLINE u32 key_hash(const char *p, size_t n)
     return (u32)(h >> 32);
 }
 
-/* The key of n bytes at p, which has no escapes. Borrowed from the cache, or *owned is set. *known: it was seen before and is interned. */
+/* The key of n bytes at p, which has no escapes. Borrowed from the cache, or *owned is set. *known: it was seen before and is
+ * interned. */
 NOINLINE PyObject *key_object(const char *p, size_t n, int ascii, int *owned, int *known)
 {
     *owned = *known = 0;
@@ -810,8 +820,8 @@ static int unshape(decoder *d, const shape *s, size_t base)
     return 0;
 }
 
-/* Reads a key that *sp did not predict: moves *sp to another child or, when there is none and none is made, gives up shapes for this
- * object: *sp is NULL and the stack has keys, the new one last. */
+/* Reads a key that *sp did not predict: moves *sp to another child or, when there is none and none is made, gives up shapes for
+ * this object: *sp is NULL and the stack has keys, the new one last. */
 NOINLINE const char *key_unpredicted(decoder *d, const char *p, shape **sp, size_t base)
 {
     shape *s = *sp, *child;
@@ -855,7 +865,7 @@ NOINLINE const char *key_unpredicted(decoder *d, const char *p, shape **sp, size
 
 /* ---- containers -------------------------------------------------------------------------------------------------- */
 
-/* The condition and the message are those of stock json's scanner. Its call costs it a level (one at most) that we do not need. */
+/* The condition and the message are those of stock json's scanner, whose call takes a level (one at most) more. */
 INLINE int enter(decoder *d, const char *what)
 {
     if (unlikely(d->ts->c_recursion_remaining < 0)) {
@@ -890,7 +900,8 @@ NOINLINE int first_of_shape(decoder *d, shape *s, size_t base)
         return -1;
     PyDictObject *dict = (PyDictObject *)d->stack[base];
     PyDictKeysObject *keys = dict->ma_keys;
-    if (dict->ma_values != NULL || !DK_IS_UNICODE(keys) || (size_t)keys->dk_nentries != s->count || (size_t)dict->ma_used != s->count)
+    if (dict->ma_values != NULL || !DK_IS_UNICODE(keys) || (size_t)keys->dk_nentries != s->count ||
+        (size_t)dict->ma_used != s->count)
         return 0;
     size_t head = offsetof(PyDictKeysObject, dk_indices) + ((size_t)1 << keys->dk_log2_index_bytes);
     size_t entries = (size_t)(keys->dk_nentries + keys->dk_usable);
@@ -1127,7 +1138,8 @@ static PyObject *decode(const char *buf, size_t len, int skip_bom)
             /* json decodes the bytes first, so an encoding error further on comes before this one. */
             PyObject *whole = PyUnicode_DecodeUTF8(buf, (Py_ssize_t)len, "surrogatepass");
             if (whole != NULL)
-                PyErr_Format(PyExc_RecursionError, "maximum recursion depth exceeded while decoding a JSON %s from a unicode string", d.too_deep);
+                PyErr_Format(PyExc_RecursionError,
+                             "maximum recursion depth exceeded while decoding a JSON %s from a unicode string", d.too_deep);
             else if (!PyErr_ExceptionMatches(PyExc_MemoryError))
                 PyErr_Clear();
             Py_XDECREF(whole);
@@ -1346,7 +1358,7 @@ INLINE u64 load_short(const char *s, size_t n)
     return w | ONES * 0x20 << n * 8;
 }
 
-/* An ASCII str of 16 characters and more. */
+/* An ASCII str of at least 16 characters. */
 NOINLINE int encode_long_str(encoder *e, PyObject *v)
 {
     const char *s = (const char *)((PyASCIIObject *)v + 1);
@@ -1375,7 +1387,7 @@ INLINE int encode_str(encoder *e, PyObject *v)
 {
     size_t n = (size_t)PyUnicode_GET_LENGTH(v);
     int ascii = PyUnicode_IS_COMPACT_ASCII(v);
-    if (ascii && n > 32) /* below, the words are as fast and spare the call */
+    if (ascii && n > 32) /* shorter ones need no loop */
         return encode_long_str(e, v);
     char *w = room(e, n + 16);
     if (unlikely(w == NULL))
@@ -1416,7 +1428,8 @@ NOINLINE int encode_str_call(encoder *e, PyObject *v) { return encode_str(e, v);
 /* ---- numbers ----------------------------------------------------------------------------------------------------- */
 
 /* Eight digits of n < 10^8, the first in the lowest byte: split into fours, twos and ones side by side in one word. The
- * multipliers are reciprocals that are exact in their range: n * 10486 >> 20 is n / 100 below 10^4, n * 103 >> 10 is n / 10 below 10^2. */
+ * multipliers are reciprocals that are exact in their range: n * 10486 >> 20 is n / 100 below 10^4, n * 103 >> 10 is n / 10 below
+ * 10^2. */
 INLINE u64 digits_of_8(u32 n)
 {
     u64 high = (u64)n * 3518437209u >> 45; /* n / 10000, exact for all 32 bits */
@@ -1523,9 +1536,9 @@ typedef struct {
  * x = c * r, and what is between x - r/2 and x + r/2 reads as v. An interval of that length holds at least one integer and at
  * most one multiple of ten. A multiple of ten is shorter than the other integers, and the only one; without one it is the
  * integer nearest to x, which is inside. Finer decimals are longer.
- * The numbers are kept with 64 bits behind the point. 10^-k is rounded down to 128 bits and c has less than 2^57 with its factor, so
- * x and r/2 are less than 2 units of the last bit too small, and the ends less than 4 off. If no end is that close to an integer and
- * x not that close to a half, every comparison is certain; otherwise (ends that are integers, ties) the answer is 0.
+ * The numbers are kept with 64 bits behind the point. 10^-k is rounded down to 128 bits and c has less than 2^57 with its factor,
+ * so x and r/2 are less than 2 units of the last bit too small, and the ends less than 4 off. If no end is that close to an
+ * integer and x not that close to a half, every comparison is certain; otherwise (ends that are integers, ties) the answer is 0.
  * At powers of two the neighbour below is nearer, and denormals have no c of 53 bits: 0 as well. */
 INLINE int shortest(double v, decimal *result)
 {

@@ -1,4 +1,5 @@
-/* The JSON codec of the guest. Also importable as _kjson: loads(bytes | bytearray | memoryview | str), dumps(obj, compact=False) -> bytes. */
+/* The JSON codec of the guest. As a module it is _kjson: loads(bytes | bytearray | memoryview | str) and
+ * dumps(obj, compact=False) -> bytes. */
 #ifndef KASPR_KJSON_H
 #define KASPR_KJSON_H
 
