@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -130,17 +133,34 @@ func (p *partition) Apply(changes []Change, next int64) error {
 func (p *partition) account(h *handle) status {
 	s := h.status()
 	if s.background != 0 && p.failure.Load() == nil {
-		// The error itself is not to be had; a flush that waits gives it, or one like it.
-		err := h.flush()
-		if err == nil || !broken(err) {
-			err = &rocksError{text: fmt.Sprintf("%d errors of flushes or compactions; see the LOG in its folder (%v)", s.background, err), is: []error{ErrDisk}}
-		}
-		_ = p.broke(err)
+		_ = p.broke(p.backgroundError(h))
 	}
 	if p.failure.Load() == nil {
 		p.dir.memory.Add(s.memory - p.memory.Swap(s.memory))
 	}
 	return s
+}
+
+// backgroundError is why a flush or a compaction failed. RocksDB keeps that to itself: when it has stopped the database, a flush
+// that waits fails with it; when it has not (a compaction without room), its log tells.
+func (p *partition) backgroundError(h *handle) error {
+	if err := h.flush(); err != nil && broken(err) {
+		return err
+	}
+	text := "a flush or compaction failed"
+	if b, err := os.ReadFile(filepath.Join(p.path, "LOG")); err == nil {
+		for line := range strings.Lines(string(b)) {
+			for _, kind := range []string{"IO error: ", "Corruption: "} {
+				if _, said, ok := strings.Cut(line, kind); ok {
+					text = kind + strings.TrimSpace(said)
+				}
+			}
+		}
+	}
+	if err := classify(text); broken(err) {
+		return err
+	}
+	return &rocksError{text: text, is: []error{ErrDisk}}
 }
 
 // landed notes that what is before offset is on disk.
