@@ -26,6 +26,7 @@ type Config struct {
 type Options struct {
 	Logger       *slog.Logger  // lost instances and their lost state; default: none
 	Host         Host          // what the guest may ask of the engine; default: log lines dropped, all else refused
+	Tables       Tables        // the program's tables; default: none
 	Deadline     time.Duration // longest run of one unit (a record, or a take batch's list); default 10 s
 	LoadDeadline time.Duration // longest load of a program: imports, init, compilation; default 30 s
 	MemoryMax    int64         // bytes of memory an instance may have; default 256 MiB, at most 4 GiB
@@ -53,6 +54,20 @@ type Host interface {
 	Send(ctx context.Context, out record.Output) ([]byte, error)
 	// EnsureTopic creates a topic unless it exists.
 	EnsureTopic(ctx context.Context, topic abi.TopicRequest) error
+}
+
+// Tables is what a guest reads of the program's tables: what was there before the running call. Table is an index into
+// Program.Tables, own the partition number of the batch of the running call (-1 without one): reads of it see what was
+// staged, reads of others what is committed. Returned bytes are copied before the next call. An error's text reaches
+// Python as an exception.
+type Tables interface {
+	// TableGet is the value of a key, nil when there is none. Partition may be abi.TableAny.
+	TableGet(own int32, table int, partition int32, key []byte) ([]byte, error)
+	// TableScan calls each with entries in key order, those with the prefix and greater than after (nil: from the start),
+	// until it returns false. Each must not keep the slices.
+	TableScan(own int32, table int, partition int32, prefix, after []byte, each func(key, value []byte) bool) error
+	// TableInfo lists the partitions that are active here, in order, and estimates the number of their entries.
+	TableInfo(table int) (active []int32, entries int64, err error)
 }
 
 func (o Options) withDefaults(d Options) Options {

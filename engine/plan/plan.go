@@ -17,6 +17,7 @@ import (
 type Plan struct {
 	App    App
 	Agents []Agent // in file order
+	Tables []Table // in file order
 	// Topics are created before the first record, in the order of their names: declared inputs, and declared outputs
 	// whose name is known. Empty when settings forbid creating topics. Dead-letter topics are not among them: they are
 	// made for the first dead letter.
@@ -40,7 +41,9 @@ type Agent struct {
 	Take     *Take
 	Isolated bool // isolatedPartitions: accepted, partitions are isolated anyway
 	Program  abi.Program
-	OnError  Policy
+	// Tables are the tables its code may touch: Program.Tables by the same index, as names of Plan.Tables.
+	Tables  []TableUse
+	OnError Policy
 	// OutputTopics are the target topics known beforehand, by name, each once; selectors may name others at any time.
 	OutputTopics []string
 }

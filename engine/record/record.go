@@ -47,6 +47,9 @@ type Batch struct {
 	Take bool
 	// StopOnFailure ends the call at the first failed record, so that it can be retried before the ones behind it.
 	StopOnFailure bool
+	// CacheValid has bit i set when nothing but this instance's own, applied calls has changed Program.Tables[i] in this
+	// batch's partition since its last call for that partition: what it remembers of the table may be used.
+	CacheValid uint32
 }
 
 // PartitionByKey as Output.Partition lets the producer choose: murmur2 of the key, or any partition for a null key.
@@ -61,6 +64,20 @@ type Output struct {
 	Key       []byte
 	Value     []byte
 	Headers   []Header
+}
+
+// RecordPartition as Change.Partition is the partition of the record the change came from.
+const RecordPartition int32 = -1
+
+// Change is one table write of user code: the last one of its key by its record. Its bytes belong to the Result that
+// holds it.
+type Change struct {
+	Record    int32  // index into Batch.Records of the record it came from
+	Table     int32  // index into the program's tables
+	Partition int32  // of the changelog, or RecordPartition
+	Key       []byte // as in the changelog; a windowed table's has the window's start behind it (8 bytes, big endian)
+	Value     []byte // nil deletes; an empty value does not
+	Expires   int64  // when the entry is due for deletion, in milliseconds since the Unix epoch; 0 is never
 }
 
 // FailureKind tells how a record failed.
@@ -113,6 +130,7 @@ type Failure struct {
 // Result is what one call made of a batch.
 type Result struct {
 	Outputs  []Output  // in record order, and in pipeline order within a record
+	Changes  []Change  // in record order; one for each table, partition and key of a record
 	Failures []Failure // in record order
 	// Done counts the records of the batch that were processed or failed, from the front. Less than the batch when
 	// StopOnFailure ended the call early (then the record at Done-1 is the failed one).

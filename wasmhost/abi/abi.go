@@ -59,7 +59,7 @@ const (
 // Batch: a header of BatchHeaderSize bytes, Count record entries of RecordSize bytes, then topics, headers and bytes in
 // any order. A length of -1 is Kafka's null.
 //
-//	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 reserved x3
+//	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 cacheValid (record.Batch), u32 reserved x2
 //	record: u32 topic (index), i32 partition, i64 offset, i64 timestamp (ms), u32 timestampType, u32 attempt,
 //	        u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen, u32 headersOff, u32 headerCount
 //	topic:  u32 off, u32 len                                   (at topicsOff)
@@ -84,16 +84,19 @@ const (
 //	              then those bytes
 //	              In a take batch, whose unit is 0, failures of the decode kinds stand for single records: their unit is the
 //	              record's index. They come in order, before the list's own failure, which is about the others.
+//	EntryChange:  u32 table (index into Program.Tables), i32 partition (-1: the record's), i32 keyLen, i32 valueLen (-1: delete),
+//	              i64 expires (ms, 0: never), then key, value. One for each table, partition and key of a unit.
 //	EntryDone:    nothing more; the unit is finished (written for every unit, failed or not, as its last entry)
 const (
 	EntryHeaderSize  = 12
 	OutputFixedSize  = EntryHeaderSize + 32
 	FailureFixedSize = EntryHeaderSize + 20
+	ChangeFixedSize  = EntryHeaderSize + 24
 
 	EntryOutput  = 1
 	EntryFailure = 2
 	EntryDone    = 3
-	EntryChange  = 4 // reserved for table writes
+	EntryChange  = 4
 )
 
 // Host call operations.
@@ -102,6 +105,24 @@ const (
 	OpSleep       = 2 // req: u64 nanoseconds; returns early when the deadline is reached; resp: empty
 	OpSend        = 3 // req: one EntryOutput; waits for the broker; resp: JSON {"topic","partition","offset","timestamp","timestamp_type"} or {"error"}
 	OpEnsureTopic = 4 // req: JSON {"name","partitions","replicas","config"}; resp: JSON {} or {"error"}
+
+	// Table reads: what was there before this call; the guest lays its own changes of the call over it. Every answer begins
+	// with a status byte, Table*; with TableError the rest is a text for a Python exception.
+	OpTableGet  = 5 // req: u32 table, i32 partition (TableAny: any that is here), key; resp: status, value
+	OpTableScan = 6 // req: u32 table, i32 partition, u32 most (bytes), u32 prefixLen, i32 afterLen (-1: from the start), prefix, after;
+	// resp: status (TableFound: there may be more, TableMissing: this is the end), then for each entry u32 keyLen, u32 valueLen,
+	// key, value, in key order, keys greater than after. At least one entry, if there is one, however large
+	OpTableInfo = 7 // req: u32 table; resp: status, u64 size estimate, u32 count, i32 partitions that are active here, in order
+)
+
+// TableAny as the partition of OpTableGet: the batch's own first, then every other that is here, in order.
+const TableAny = -2
+
+// Status bytes of table answers.
+const (
+	TableMissing = 0
+	TableFound   = 1
+	TableError   = 2
 )
 
 // HostRefused is host's answer to an operation it does not offer or a request it cannot read.

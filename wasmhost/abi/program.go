@@ -11,6 +11,7 @@ type Program struct {
 	Input     Input             `json:"input"`
 	Ops       []Operation       `json:"operations"` // the pipeline, in order; an operation named twice stands here twice
 	Outputs   []Output          `json:"outputs"`
+	Tables    []Table           `json:"tables"`    // those the code may touch; their index is the table's number in a call
 	JSONExact bool              `json:"jsonExact"` // values too with the original's separators and ", " ": "; keys always have them
 }
 
@@ -50,6 +51,30 @@ type Operation struct {
 type TableRef struct {
 	Name      string `json:"name"`
 	ParamName string `json:"paramName"`
+}
+
+// Table is one KasprTable as the guest sees it.
+type Table struct {
+	Name            string  `json:"name"` // metadata.name
+	Help            string  `json:"help"` // description
+	Changelog       string  `json:"changelog"`
+	Partitions      int32   `json:"partitions"`
+	KeySerializer   string  `json:"keySerializer"` // raw, json
+	ValueSerializer string  `json:"valueSerializer"`
+	Global          bool    `json:"global,omitempty"`
+	PartitionByKey  bool    `json:"partitionByKey,omitempty"` // a write goes to murmur2(key) % partitions, not to the record's partition
+	TTL             int64   `json:"ttl,omitempty"`            // milliseconds after its last write an entry is deleted; 0: never
+	Default         *Code   `json:"default,omitempty"`        // defaultSelector
+	Window          *Window `json:"window,omitempty"`
+}
+
+// Window is a table's window. Times are milliseconds.
+type Window struct {
+	Size       int64  `json:"size"`
+	Step       int64  `json:"step"`              // equal to Size for tumbling windows
+	Expires    int64  `json:"expires,omitempty"` // after a window's end; 0: never
+	RelativeTo string `json:"relativeTo"`        // stream, now, custom
+	Selector   *Code  `json:"selector,omitempty"`
 }
 
 // Output is one target of values: an agent output or a topicSend. Topic and NameSelector exclude each other.
