@@ -22,11 +22,10 @@ type agent struct {
 	plan      *plan.Agent
 	component string // "KasprAgent/orders", as dead letters name it
 	code      caller
-	sink      sink
-	lanes     []*lane
+	group     int     // of agents that may touch the same tables
+	lanes     []*lane // by slot; shared with the other agents of its group
 	log       *slog.Logger
-	// sending is the context of everything sent to the broker: it outlives the lanes, so that a stop loses no output.
-	sending       context.Context
+	// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
 	stopOnFailure bool
 
 	stats Stats
@@ -45,20 +44,18 @@ type Stats struct {
 	Failed, DeadLettered, Skipped, Retried, Stops atomic.Int64
 }
 
-func newAgent(app *App, p *plan.Agent, sending context.Context) *agent {
+func newAgent(app *App, p *plan.Agent) *agent {
 	return &agent{
-		app: app, plan: p, component: "KasprAgent/" + p.Name, sending: sending,
-		log:   app.log.With("agent", p.Name),
-		noisy: sampler{burst: 20, rate: 1},
-		print: sampler{burst: 1000, rate: 100},
-		// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
+		app: app, plan: p, component: "KasprAgent/" + p.Name,
+		log:           app.log.With("agent", p.Name),
+		noisy:         sampler{burst: 20, rate: 1},
+		print:         sampler{burst: 1000, rate: 100},
 		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
 	}
 }
 
 // note counts a step and logs its failures.
 func (a *agent) note(b *record.Batch, res *record.Result, v *verdict) {
-	a.app.processed(v.consumed)
 	a.stats.Calls.Add(1)
 	a.stats.Records.Add(int64(v.consumed))
 	a.stats.Outputs.Add(int64(len(v.outputs) - v.dead))
@@ -168,7 +165,8 @@ func (a *agent) Log(level int, text string) {
 }
 
 func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
-	d, at, err := a.app.member.SendSync(ctx, out)
+	w, _ := ctx.Value(workKey{}).(*work)
+	d, at, err := a.app.commits.sendNow(ctx, w, out)
 	if err != nil {
 		return nil, err
 	}

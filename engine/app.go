@@ -13,7 +13,6 @@ import (
 	"sort"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -30,27 +29,28 @@ type App struct {
 	log  *slog.Logger
 	opts Options
 
-	agents []*agent
-	member *broker.Member
-	admin  *broker.Admin
-	ledger *ledger
-	intake *intake
-
-	commitNow   chan struct{} // capacity 1
-	sinceCommit atomic.Int64  // records processed
+	agents   []*agent
+	member   *broker.Member
+	producer *broker.Producer
+	admin    *broker.Admin
+	commits  *committer
+	intake   *intake
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
 	feeds   map[record.Partition][]laneFeed // guarded by mu; of assigned partitions
 	failed  error                           // guarded by mu; why the app stops
 	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
+	lanes   []*lane                         // guarded by mu
 	stop    context.CancelFunc              // ends polling and begins the stop
+
+	instance  string         // names this process among those of the app
+	preparing sync.WaitGroup // of assigned partitions
 }
 
 type laneFeed struct {
-	lane  *lane
-	feed  *feed
-	agent string
+	lane *lane
+	feed *feed
 }
 
 // Options are for embedding and tests; a plain run needs none.
@@ -66,14 +66,13 @@ type Options struct {
 func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, log *slog.Logger, opts Options) (*App, error) {
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
-		ledger: newLedger(), intake: newIntake(cfg.QueueRecordsMax),
-		commitNow: make(chan struct{}, 1),
-		readers:   map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
+		intake:  newIntake(cfg.QueueRecordsMax),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
 	}
 	slots := cfg.Workers
 	var problems error
 	for i := range p.Agents {
-		ag := newAgent(a, &p.Agents[i], context.Background())
+		ag := newAgent(a, &p.Agents[i])
 		began := time.Now()
 		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
 			Host: ag, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
@@ -121,6 +120,9 @@ func (a *App) Close() {
 				ag.log.Error("close instances", "err", err)
 			}
 		}
+	}
+	if a.producer != nil {
+		a.producer.Close()
 	}
 	if a.admin != nil {
 		a.admin.Close()
@@ -171,47 +173,40 @@ func (a *App) Run(ctx context.Context) error {
 	// hard outlives ctx: what runs and what is being sent at a stop still ends well, within the timeout.
 	hard, kill := context.WithCancel(context.Background())
 	defer kill()
-	var lanes, others sync.WaitGroup
-	for _, ag := range a.agents {
-		ag.sink = a.member
-		ag.sending = hard
-		for slot := range a.cfg.Workers {
-			l := newLane(ag, slot, a.ledger, a.member, a.intake, limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger})
-			ag.lanes = append(ag.lanes, l)
-		}
+	if err := a.startCommitter(ctx, hard, opts); err != nil {
+		a.member.Close()
+		return err
 	}
+	lanes := a.startLanes()
 	a.member.Start()
-	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics)
-	for _, ag := range a.agents {
-		for _, l := range ag.lanes {
-			lanes.Go(func() {
-				if err := l.run(ctx, hard); err != nil {
-					a.fail(err)
-				}
-			})
-		}
+	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics, "guarantee", a.cfg.ProcessingGuarantee)
+	var running, others sync.WaitGroup
+	for _, l := range lanes {
+		running.Go(func() {
+			if err := l.run(ctx, hard); err != nil {
+				a.fail(err)
+			}
+		})
 	}
-	others.Go(func() { a.commitLoop(ctx) })
+	others.Go(func() { a.commits.loop(ctx, a.cfg.CommitInterval) })
 	others.Go(func() { a.discoverLoop(ctx) })
 	a.pollLoop(ctx)
 
-	// The stop. Nothing is polled any more; steps under way end, outputs are acknowledged, offsets committed.
+	// The stop. Nothing is polled any more; steps under way end, and what they made is committed.
 	until := time.Now().Add(a.cfg.ShutdownTimeout)
 	a.mu.Lock()
 	a.until = until
 	a.mu.Unlock()
 	timer := time.AfterFunc(a.cfg.ShutdownTimeout, kill)
 	defer timer.Stop()
-	lanes.Wait()
+	running.Wait()
 	others.Wait()
-	if !a.ledger.waitIdle(nil, until) {
-		a.log.Warn("stopped before every output was acknowledged; the records behind them will be read again")
+	if err := a.commits.commit(hard); err != nil {
+		a.log.Warn("stopped before everything was committed; the records behind it will be read again", "err", err)
 	}
-	a.commit(hard, nil)
-	if err := a.member.Close(hard); err != nil {
-		a.log.Warn("leave the group", "err", err)
-	}
+	a.member.Close()
 	kill()
+	a.preparing.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.failed != nil {
@@ -220,6 +215,93 @@ func (a *App) Run(ctx context.Context) error {
 		a.log.Info("stopped")
 	}
 	return a.failed
+}
+
+// startCommitter opens the producer and, with exactly_once, its first transaction.
+func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) error {
+	c := &committer{
+		exactlyOnce: a.cfg.ProcessingGuarantee == config.ExactlyOnce,
+		member:      a.member, group: a.member, sending: hard,
+		feeds: a.assigned, fail: a.fail, released: a.signal, log: a.log,
+		running: make(chan struct{}, 1), committed: map[record.Partition]broker.Position{},
+		now: make(chan struct{}, 1), every: int64(a.cfg.CommitEvery),
+	}
+	id := ""
+	if c.exactlyOnce {
+		id = a.transactionalID()
+	}
+	var err error
+	if a.producer, err = broker.NewProducer(opts, id); err != nil {
+		return err
+	}
+	c.producer = a.producer
+	if c.exactlyOnce {
+		if err := a.producer.Init(ctx); err != nil {
+			return err
+		}
+	}
+	c.current = newEpoch(hard, !c.exactlyOnce)
+	a.commits = c
+	if !c.exactlyOnce {
+		return nil
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	return c.begin()
+}
+
+// transactionalID names this process to the broker's transactions. A process that comes back under the same name ends at once
+// what the one before left open; otherwise readers wait for the transaction timeout.
+func (a *App) transactionalID() string {
+	instance := a.cfg.Kafka.GroupInstanceID
+	if instance == "" {
+		instance = a.instance
+	}
+	return a.plan.App.ID + "-" + instance
+}
+
+// startLanes makes the lanes: one for each group of agents and each slot.
+func (a *App) startLanes() []*lane {
+	lim := limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger}
+	groups := map[int][]*lane{}
+	var all []*lane
+	for _, ag := range a.agents {
+		lanes := groups[ag.group]
+		if lanes == nil {
+			for slot := range a.cfg.Workers {
+				lanes = append(lanes, newLane(slot, a.commits, a.intake, lim))
+			}
+			groups[ag.group] = lanes
+			all = append(all, lanes...)
+		}
+		ag.lanes = lanes
+	}
+	a.mu.Lock()
+	a.lanes = all
+	a.mu.Unlock()
+	return all
+}
+
+// signal wakes every lane.
+func (a *App) signal() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, l := range a.lanes {
+		l.signal()
+	}
+}
+
+// assigned is the feeds of all assigned partitions.
+func (a *App) assigned() []laneFeed {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []laneFeed
+	for _, feeds := range a.feeds {
+		all = append(all, feeds...)
+	}
+	return all
 }
 
 // fail stops the app with a reason; the first one counts.
@@ -353,7 +435,7 @@ func (a *App) pollLoop(ctx context.Context) {
 			feeds := a.feeds[f.Partition]
 			a.mu.Unlock()
 			for _, lf := range feeds {
-				lf.lane.put(lf.feed, f.Records)
+				lf.lane.put(lf.feed, f.Records, f.Next)
 			}
 		})
 		if err != nil && ctx.Err() == nil {
@@ -390,8 +472,16 @@ func (a *App) resumeMoving() {
 	})
 }
 
-// Settled is the offset of every assigned partition below which all is done and acknowledged; -1 where nothing is.
-func (a *App) Settled() map[record.Partition]int64 { return a.ledger.settledOffsets() }
+// Settled is the offset of every assigned partition below which all is done and committed; -1 where nothing is.
+func (a *App) Settled() map[record.Partition]int64 {
+	settled := map[record.Partition]int64{}
+	a.eachFeed(func(p record.Partition, _ *lane, f *feed) {
+		if at, ok := settled[p]; !ok || f.committed < at {
+			settled[p] = f.committed
+		}
+	})
+	return settled
+}
 
 // Reads tells whether an agent reads the topic, at once or as soon as its pattern has found it.
 func (a *App) Reads(topic string) bool {
@@ -428,70 +518,63 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 	}
 }
 
-// commitLoop commits what is settled, every commit interval and after every commitEvery records.
-func (a *App) commitLoop(ctx context.Context) {
-	tick := time.NewTicker(a.cfg.CommitInterval)
-	defer tick.Stop()
-	for {
+// Assigned, Revoked and Lost follow the group's assignment (broker.Handler).
+
+// Assigned gives each agent a feed for each new partition of its topics, on the lane its number falls to. Its steps begin
+// once the group's stored position is known.
+func (a *App) Assigned(ps []record.Partition) {
+	if len(ps) == 0 {
+		return
+	}
+	a.mu.Lock()
+	var feeds []laneFeed
+	for _, p := range ps {
+		for _, ag := range a.readers[p.Topic] {
+			l := ag.lanes[int(p.Number)%len(ag.lanes)]
+			lf := laneFeed{l, l.assign(ag, p)}
+			a.feeds[p] = append(a.feeds[p], lf)
+			feeds = append(feeds, lf)
+		}
+	}
+	a.resize()
+	a.mu.Unlock()
+	a.log.Info("partitions assigned", "partitions", names(ps))
+	a.preparing.Go(func() { a.prepare(ps, feeds) })
+}
+
+// prepare finds out where the agents go on in newly assigned partitions, and lets them begin.
+func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
+	ctx := a.commits.sending
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		at, err := a.member.Committed(ctx, ps)
+		if err == nil {
+			for _, lf := range feeds {
+				next := int64(-1)
+				if p, ok := at[lf.feed.partition]; ok {
+					next = nextOf(p, lf.feed.agent.plan.Name)
+				}
+				lf.lane.begin(lf.feed, next)
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if broker.Refused(err) {
+			a.fail(err)
+			return
+		}
+		a.log.Warn("ask for stored positions, will be retried", "err", err, "again", pause)
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-		case <-a.commitNow:
+		case <-time.After(pause):
 		}
-		a.sinceCommit.Store(0)
-		a.commit(ctx, nil)
 	}
 }
 
-// processed counts records towards commitEvery.
-func (a *App) processed(n int) {
-	if a.sinceCommit.Add(int64(n)) < int64(a.cfg.CommitEvery) {
-		return
-	}
-	select {
-	case a.commitNow <- struct{}{}:
-	default:
-	}
-}
-
-func (a *App) commit(ctx context.Context, only []record.Partition) {
-	offsets := a.ledger.committable(only)
-	if len(offsets) == 0 {
-		return
-	}
-	if err := a.member.Commit(ctx, offsets); err != nil {
-		if ctx.Err() == nil {
-			a.log.Warn("commit failed, will be repeated", "err", err)
-		}
-		return
-	}
-	a.ledger.commit(offsets)
-}
-
-// Assigned, Revoked and Lost follow the group's assignment (broker.Handler).
-
-// Assigned gives each agent a feed for each new partition of its topics, on the lane its number falls to.
-func (a *App) Assigned(ps []record.Partition) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range ps {
-		var names []string
-		for _, ag := range a.readers[p.Topic] {
-			l := ag.lanes[int(p.Number)%len(ag.lanes)]
-			a.feeds[p] = append(a.feeds[p], laneFeed{l, l.assign(p), ag.plan.Name})
-			names = append(names, ag.plan.Name)
-		}
-		a.ledger.open(p, names)
-	}
-	a.resize()
-	if len(ps) > 0 {
-		a.log.Info("partitions assigned", "partitions", names(ps))
-	}
-}
-
-// Revoked finishes the steps under way, waits for their outputs, commits, and forgets the partitions. It takes no
-// longer than the rebalance timeout allows; what did not end by then is thrown away and read again by the new owner.
+// Revoked finishes the steps under way, commits, and forgets the partitions. It takes no longer than the rebalance timeout
+// allows; what did not end by then is thrown away and read again by the new owner.
 func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 	if len(ps) == 0 {
 		return
@@ -502,17 +585,21 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 	if !a.until.IsZero() && a.until.Before(until) {
 		until = a.until
 	}
+	byLane := a.lanesOf(ps)
 	a.mu.Unlock()
-	byLane := a.release(ps)
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
 	clean := true
 	for l, feeds := range byLane {
 		clean = l.drain(feeds, until) && clean
-		l.remove(feeds, false)
 	}
-	clean = a.ledger.waitIdle(ps, until) && clean
-	a.commit(ctx, ps)
-	a.ledger.close(ps)
-	a.log.Info("partitions revoked", "partitions", names(ps), "took", time.Since(began).Round(time.Millisecond), "drained", clean)
+	err := a.commits.commit(ctx)
+	if err != nil {
+		a.log.Warn("partitions are given up before the commit; their records are read again by the new owner", "err", err)
+		a.commits.drop(a.commits.sending, byLane)
+	}
+	a.release(ps, byLane)
+	a.log.Info("partitions revoked", "partitions", names(ps), "took", time.Since(began).Round(time.Millisecond), "clean", clean && err == nil)
 }
 
 // Lost forgets the partitions at once; steps under way throw their results away.
@@ -520,30 +607,38 @@ func (a *App) Lost(ps []record.Partition) {
 	if len(ps) == 0 {
 		return
 	}
-	for l, feeds := range a.release(ps) {
-		l.remove(feeds, true)
-	}
-	a.ledger.close(ps)
+	a.mu.Lock()
+	byLane := a.lanesOf(ps)
+	a.mu.Unlock()
 	a.log.Warn("partitions lost: the group went on without this member", "partitions", names(ps))
+	a.commits.drop(a.commits.sending, byLane)
+	a.release(ps, byLane)
 }
 
-func (a *App) release(ps []record.Partition) map[*lane][]*feed {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// lanesOf is the feeds of partitions by lane. a.mu is held.
+func (a *App) lanesOf(ps []record.Partition) map[*lane][]*feed {
 	byLane := map[*lane][]*feed{}
-	var resume []record.Partition
 	for _, p := range ps {
 		for _, lf := range a.feeds[p] {
 			byLane[lf.lane] = append(byLane[lf.lane], lf.feed)
 		}
-		resume = append(resume, p)
+	}
+	return byLane
+}
+
+// release forgets partitions and their feeds, of which nothing is applied any more.
+func (a *App) release(ps []record.Partition, byLane map[*lane][]*feed) {
+	a.mu.Lock()
+	for _, p := range ps {
 		delete(a.feeds, p)
 	}
 	a.resize()
-	if a.member != nil {
-		a.member.Resume(resume) // a pause would outlive the assignment
+	a.mu.Unlock()
+	for l, feeds := range byLane {
+		l.remove(feeds)
 	}
-	return byLane
+	a.commits.forget(ps)
+	a.member.Resume(ps) // a pause would outlive the assignment
 }
 
 // resize gives every feed its room in the intake. a.mu is held.

@@ -8,15 +8,15 @@ import (
 	"kaspr.io/kaspr/engine/record"
 )
 
-// lane runs one agent on one slot: it owns the slot's instance and the partitions that fall to the slot, one step at a
-// time, its partitions in turn. The intake puts records in; run takes them out.
+// lane runs agents on one slot: it owns the slot's instances of them and the partitions whose number falls to the slot, one
+// step at a time, its feeds in turn. The intake puts records in; run takes them out.
+//
+// Agents that may touch the same tables share lanes, so a partition of a table has one owner, too.
 type lane struct {
-	agent  *agent
-	slot   int
-	ledger *ledger
-	sink   sink
-	intake *intake
-	limits limits
+	slot    int
+	commits *committer
+	intake  *intake
+	limits  limits
 
 	mu    sync.Mutex
 	feeds []*feed       // guarded by mu
@@ -32,35 +32,49 @@ type limits struct {
 	linger  time.Duration // how long to wait for a fuller batch
 }
 
-// feed is one partition's way to one agent: fetched records that wait for their turn. Guarded by lane.mu.
+// feed is one partition's way to one agent: fetched records that wait for their turn, and those that were processed since
+// the last commit, which come back when it fails. Guarded by lane.mu.
+//
+// Invariant: done, taken and chunks are the records from committed on, in offset order, without a gap.
 type feed struct {
+	agent     *agent
 	partition record.Partition
-	chunks    []chunk   // in offset order; none is empty
-	queued    int       // records in chunks
-	held      []held    // failed records of take batches, to be retried one by one before the chunks
-	notBefore time.Time // a retry waits until then
-	busy      bool      // a step is running
-	flush     bool      // what is queued is due now, however little it is
-	draining  bool      // begin no further step: the partition is being revoked, or the engine stops
-	dropped   bool      // another member may own the partition: a running step throws its result away
-	paused    bool      // not fetched, and not counted by the intake, until it moves again
-	moved     int64     // records taken so far
-	seen      int64     // moved when the intake was last found full, to tell a stalled feed
+	ready     bool            // where the agent begins is known; until then no step begins
+	chunks    []chunk         // in offset order
+	queued    int             // records in chunks
+	taken     chunk           // of the step under way
+	done      []chunk         // applied, not committed
+	first     int64           // offset of the first record ever queued; -1 before it
+	applied   int64           // everything below is applied; -1 for nothing yet
+	committed int64           // what applied was at the last commit
+	known     map[int64]known // records that failed in a way that only showed after their call, by offset
+	notBefore time.Time       // a retry waits until then
+	busy      bool            // a step is running
+	era       int             // how often the feed was rewound: what a step began before must not count
+	flush     bool            // what is queued is due now, however little it is
+	draining  bool            // begin no further step: the partition is being revoked, or the engine stops
+	dropped   bool            // another member may own the partition: a running step throws its result away
+	paused    bool            // not fetched, and not counted by the intake, until it moves again
+	moved     int64           // records taken so far
+	seen      int64           // moved when the intake was last found full, to tell a stalled feed
 }
 
-// held is a failed record of a take batch on its way to another attempt. The batch's span stays open until released.
-type held struct {
-	record  record.Record
-	release func(bool)
-}
-
+// chunk is a run of records and the offset behind them, which may be higher than the last one's: ends of transactions and
+// records that do not count have offsets, too. It may hold no record at all.
 type chunk struct {
 	records []record.Record
+	next    int64
 	arrived time.Time
 }
 
-func newLane(a *agent, slot int, l *ledger, s sink, in *intake, lim limits) *lane {
-	ln := &lane{agent: a, slot: slot, ledger: l, sink: s, intake: in, limits: lim, wake: make(chan struct{}, 1)}
+// known is a failure that a record has whatever its code does.
+type known struct {
+	failure record.Failure
+	trim    bool // its dead letter is too large with all its texts
+}
+
+func newLane(slot int, c *committer, in *intake, lim limits) *lane {
+	ln := &lane{slot: slot, commits: c, intake: in, limits: lim, wake: make(chan struct{}, 1)}
 	ln.idle = sync.NewCond(&ln.mu)
 	return ln
 }
@@ -72,22 +86,84 @@ func (l *lane) signal() {
 	}
 }
 
-// assign adds a partition.
-func (l *lane) assign(p record.Partition) *feed {
+// assign adds a partition. Its records wait until begin says where the agent goes on.
+func (l *lane) assign(a *agent, p record.Partition) *feed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &feed{partition: p}
+	f := &feed{agent: a, partition: p, first: -1, applied: -1, committed: -1}
 	l.feeds = append(l.feeds, f)
 	return f
 }
 
-// put queues fetched records. It never blocks: the intake polls only while there is room.
-func (l *lane) put(f *feed, records []record.Record) {
+// begin lets steps of the feed begin, at offset next; -1 is where its records begin.
+func (l *lane) begin(f *feed, next int64) {
 	l.mu.Lock()
-	f.chunks = append(f.chunks, chunk{records, time.Now()})
-	l.count(f, len(records))
+	if next >= 0 {
+		f.applied, f.committed = next, next
+		for len(f.chunks) > 0 && f.chunks[0].next <= next {
+			l.count(f, -len(f.chunks[0].records))
+			f.chunks = f.chunks[1:]
+		}
+		if len(f.chunks) > 0 {
+			c := &f.chunks[0]
+			n := 0
+			for n < len(c.records) && c.records[n].Offset < next {
+				n++
+			}
+			l.count(f, -n)
+			c.records = c.records[n:]
+		}
+	}
+	f.ready = true
+	l.pass(f)
 	l.mu.Unlock()
 	l.signal()
+}
+
+// put queues fetched records. It never blocks: the intake polls only while there is room.
+func (l *lane) put(f *feed, records []record.Record, next int64) {
+	l.mu.Lock()
+	defer l.signal()
+	defer l.mu.Unlock()
+	if f.first < 0 {
+		f.first = next
+		if len(records) > 0 {
+			f.first = records[0].Offset
+		}
+	}
+	if f.ready && next <= f.applied {
+		return
+	}
+	for f.ready && len(records) > 0 && records[0].Offset < f.applied {
+		records = records[1:]
+	}
+	if last := len(f.chunks) - 1; len(records) == 0 && last >= 0 {
+		f.chunks[last].next = next
+		return
+	}
+	f.chunks = append(f.chunks, chunk{records, next, time.Now()})
+	l.count(f, len(records))
+	l.pass(f)
+}
+
+// pass moves over offsets without records at the head of the queue. l.mu is held.
+func (l *lane) pass(f *feed) {
+	for f.ready && !f.busy && len(f.chunks) > 0 && len(f.chunks[0].records) == 0 {
+		f.done = append(f.done, f.chunks[0])
+		f.applied = f.chunks[0].next
+		f.chunks = f.chunks[1:]
+	}
+}
+
+// position is the next offset the agent is to process, as far as that is known. l.mu is held.
+func (f *feed) position() int64 {
+	if f.applied >= 0 {
+		return f.applied
+	}
+	if f.ready {
+		return f.first
+	}
+	return -1
 }
 
 // drain stops the feeds from beginning further steps and waits for those under way; it reports whether they all ended
@@ -123,14 +199,13 @@ func (l *lane) drain(feeds []*feed, until time.Time) bool {
 }
 
 // remove forgets feeds and their queued records.
-func (l *lane) remove(feeds []*feed, drop bool) {
+func (l *lane) remove(feeds []*feed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, f := range feeds {
-		f.draining = true
-		f.dropped = f.dropped || drop
+		f.draining, f.dropped = true, true
 		l.count(f, -f.queued)
-		f.chunks, f.held = nil, nil
+		f.chunks, f.done, f.taken = nil, nil, chunk{}
 		for i := range l.feeds {
 			if l.feeds[i] == f {
 				l.feeds = append(l.feeds[:i], l.feeds[i+1:]...)
@@ -156,9 +231,10 @@ func (l *lane) run(ctx, hard context.Context) error {
 			}
 			continue
 		}
-		err := l.step(hard, f, w)
+		err := l.step(hard, f, &w)
 		l.mu.Lock()
 		f.busy = false
+		l.pass(f)
 		l.idle.Broadcast()
 		l.mu.Unlock()
 		switch {
@@ -173,13 +249,16 @@ func (l *lane) run(ctx, hard context.Context) error {
 // next chooses the next feed that has a batch ready and takes the batch from it; without one it says how long nothing
 // will become ready by itself.
 func (l *lane) next(now time.Time) (*feed, work, time.Duration) {
+	if l.commits.full() {
+		return nil, work{}, time.Hour // released signals
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	wait := time.Hour
 	for i := range l.feeds {
 		at := (l.turn + i) % len(l.feeds)
 		f := l.feeds[at]
-		if f.busy || f.draining || (f.queued == 0 && len(f.held) == 0) {
+		if !f.ready || f.busy || f.draining || f.queued == 0 {
 			continue
 		}
 		if d := l.dueIn(f, now); d > 0 {
@@ -198,13 +277,13 @@ func (l *lane) dueIn(f *feed, now time.Time) time.Duration {
 	if d := f.notBefore.Sub(now); d > 0 {
 		return d
 	}
-	if len(f.held) > 0 || f.flush {
+	if f.flush {
 		return 0
 	}
 	most, within := l.limits.records, l.limits.linger
-	if t := l.agent.plan.Take; t != nil {
+	if t := f.agent.plan.Take; t != nil {
 		most, within = t.Max, t.Within
-		if within == 0 && f.queued < most {
+		if within == 0 && f.queued < most && f.chunks[0].records[0].Attempt == 1 {
 			return time.Hour // "0s": only when full (agent.md 7.2)
 		}
 	}
@@ -214,36 +293,44 @@ func (l *lane) dueIn(f *feed, now time.Time) time.Duration {
 	return f.chunks[0].arrived.Add(within).Sub(now)
 }
 
-// work is one step's input: a batch, and for a held record what releases its span.
+// work is one step's input, and what the step has done so far.
 type work struct {
-	batch   record.Batch
-	release func(bool) // nil for records from the queue
+	batch  record.Batch
+	known  *known // the batch is one record that has failed already
+	lane   *lane
+	feed   *feed
+	era    int    // of the feed, when the step began
+	pinned *epoch // the step has sent in this epoch ahead of its result
 }
 
 // takeBytesMax bounds a take batch: authors count on its number of records, so only the sandbox's memory sets a limit.
 const takeBytesMax = 64 << 20
 
-// take removes the next batch from the feed.
+// take removes the next batch from the feed. l.mu is held.
 func (l *lane) take(f *feed) work {
-	w := work{batch: record.Batch{StopOnFailure: l.agent.stopOnFailure}}
+	w := work{batch: record.Batch{StopOnFailure: f.agent.stopOnFailure}, lane: l, feed: f, era: f.era}
 	b := &w.batch
 	most, bytesMax := l.limits.records, l.limits.bytes
-	if t := l.agent.plan.Take; t != nil {
-		b.Take, b.StopOnFailure = true, false
+	if t := f.agent.plan.Take; t != nil {
+		b.Take = true
 		most, bytesMax = t.Max, takeBytesMax
-		if len(f.held) > 0 {
-			b.Records, w.release = []record.Record{f.held[0].record}, f.held[0].release
-			f.held = f.held[1:]
-			return w
-		}
+	}
+	first := &f.chunks[0].records[0]
+	if k, ok := f.known[first.Offset]; ok {
+		w.known, most = &k, 1
+	} else if b.Take && first.Attempt > 1 {
+		most = 1 // it failed as a list of its own, and is tried again as one
 	}
 	var bytes int64
+	f.taken = chunk{}
 	for full := false; !full && len(b.Records) < most && len(f.chunks) > 0; {
-		head := f.chunks[0].records
+		c := &f.chunks[0]
 		n := 0
-		for n < len(head) && len(b.Records)+n < most {
-			size := int64(len(head[n].Key) + len(head[n].Value))
-			if bytes+size > bytesMax && len(b.Records)+n > 0 {
+		for n < len(c.records) && len(b.Records)+n < most {
+			r := &c.records[n]
+			size := int64(len(r.Key) + len(r.Value))
+			others := len(b.Records)+n > 0
+			if others && (bytes+size > bytesMax || f.apart(r, b.Take)) {
 				full = true
 				break
 			}
@@ -251,20 +338,33 @@ func (l *lane) take(f *feed) work {
 			n++
 		}
 		if b.Records == nil {
-			b.Records = head[:n:n] // shared with the chunk; copied only when a second one is joined to it
+			b.Records = c.records[:n:n] // shared with the chunk; copied only when a second one is joined to it
 		} else {
-			b.Records = append(b.Records, head[:n]...)
+			b.Records = append(b.Records, c.records[:n]...)
 		}
-		if n == len(head) {
+		if n == len(c.records) {
+			f.taken.next = c.next
 			f.chunks = f.chunks[1:]
 		} else {
-			f.chunks[0].records = head[n:]
+			f.taken.next = c.records[n].Offset
+			c.records = c.records[n:]
 		}
 	}
+	f.taken.records = b.Records
 	l.count(f, -len(b.Records))
 	f.flush = f.flush && f.queued > 0
 	f.moved += int64(len(b.Records))
 	return w
+}
+
+// apart says whether a record must begin a batch of its own.
+func (f *feed) apart(r *record.Record, take bool) bool {
+	if len(f.known) > 0 {
+		if _, ok := f.known[r.Offset]; ok {
+			return true
+		}
+	}
+	return take && r.Attempt > 1
 }
 
 // count changes the number of queued records of a feed, for itself and for the intake. l.mu is held.
@@ -275,23 +375,90 @@ func (l *lane) count(f *feed, n int) {
 	}
 }
 
-// settle gives back to the feed what the step did not finish.
-func (l *lane) settle(f *feed, b *record.Batch, v *verdict, release func(bool)) {
+// settle moves what the step consumed to the applied records, and gives the rest back to the feed. It does nothing, and
+// says so, when the result must not count.
+func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if f.dropped || f.era != w.era {
+		return false
+	}
 	if v.pause > 0 {
 		f.notBefore = time.Now().Add(v.pause)
 	}
-	for i := len(v.held) - 1; i >= 0; i-- {
-		f.held = append([]held{{v.held[i], release}}, f.held...)
-	}
-	if v.consumed < len(b.Records) {
-		rest := b.Records[v.consumed:]
+	all, next := f.taken.records, f.taken.next
+	f.taken = chunk{}
+	if v.consumed < len(all) {
+		rest := all[v.consumed:]
 		if v.retry > 0 {
 			rest = append([]record.Record(nil), rest...) // the chunk's array is shared with the topic's other agents
 			rest[0].Attempt = int32(v.retry) + 1
 		}
-		f.chunks = append([]chunk{{rest, time.Now()}}, f.chunks...)
+		f.chunks = append([]chunk{{rest, next, time.Now()}}, f.chunks...)
 		l.count(f, len(rest))
+		next = rest[0].Offset
 	}
+	if v.consumed > 0 {
+		f.done = append(f.done, chunk{records: all[:v.consumed], next: next})
+		f.applied = next
+	}
+	return true
+}
+
+// stale says whether a step's result would be thrown away by now.
+func (l *lane) stale(w *work) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return w.feed.dropped || w.feed.era != w.era
+}
+
+// forget drops the applied records below a committed offset. l.mu is held.
+func (f *feed) forget(committed int64) {
+	f.committed = committed
+	n := 0
+	for n < len(f.done) && f.done[n].next <= committed {
+		n++
+	}
+	f.done = f.done[n:]
+	if len(f.done) == 0 {
+		f.done = nil
+	}
+	for offset := range f.known {
+		if offset < committed {
+			delete(f.known, offset)
+		}
+	}
+}
+
+// rewind gives the feed back what was applied since the last commit, and what the step under way took. l.mu is held.
+func (l *lane) rewind(f *feed) {
+	f.era++
+	back := f.done
+	f.done = nil
+	if len(f.taken.records) > 0 {
+		back = append(back, f.taken)
+		f.taken = chunk{}
+	}
+	n := 0
+	now := time.Now()
+	for i := range back {
+		back[i].arrived = now
+		n += len(back[i].records)
+	}
+	f.chunks = append(back, f.chunks...)
+	f.applied = f.committed
+	l.count(f, n)
+	if !f.busy {
+		l.pass(f)
+	}
+}
+
+// know notes that a record fails whatever its code does.
+func (l *lane) know(f *feed, offset int64, k known) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f.known == nil {
+		f.known = map[int64]known{}
+	}
+	f.known[offset] = k
 }

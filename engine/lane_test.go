@@ -3,8 +3,8 @@ package engine
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -56,53 +56,195 @@ func (c *fakeCode) history() string {
 	return fmt.Sprint(c.calls)
 }
 
-// fakeSink acknowledges after a while.
-type fakeSink struct {
-	ack time.Duration
-	mu  sync.Mutex
-	got map[string][]string // guarded by mu; keys by topic
+// fakeBroker stands for both ends of Kafka: it acknowledges sends after a while, keeps what is in the open transaction apart
+// from what counts, and stores positions. Its faults are set by the test.
+type fakeBroker struct {
+	ack    time.Duration
+	refuse func(o *record.Output) error // nil: takes everything
+	commit func() error                 // outcome of the next Commit, once; nil: success
+	lost   bool                         // with commit's error: the transaction is committed all the same
+
+	mu        sync.Mutex
+	open      []record.Output                      // guarded by mu; of the transaction
+	got       map[string][]string                  // guarded by mu; keys by topic, of what counts
+	positions map[record.Partition]broker.Position // guarded by mu
+	begun     int                                  // guarded by mu
+	plain     bool                                 // no transactions
 }
 
-func (s *fakeSink) Send(_ context.Context, outs []record.Output, done func([]broker.SendFailure)) {
+func (s *fakeBroker) Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure)) {
+	var refused []broker.SendFailure
 	s.mu.Lock()
-	for _, o := range outs {
-		s.got[o.Topic] = append(s.got[o.Topic], string(o.Key))
+	for i := range outs {
+		switch err := s.refusal(&outs[i]); {
+		case ctx.Err() != nil:
+			refused = append(refused, broker.SendFailure{Index: i, Err: ctx.Err()})
+		case err != nil:
+			refused = append(refused, broker.SendFailure{Index: i, Err: err})
+		case s.plain:
+			s.count(outs[i])
+		default:
+			s.open = append(s.open, outs[i])
+		}
 	}
 	s.mu.Unlock()
-	time.AfterFunc(s.ack, func() { done(nil) })
+	time.AfterFunc(s.ack, func() { done(refused) })
 }
 
-func (s *fakeSink) keys(topic string) []string {
+func (s *fakeBroker) refusal(o *record.Output) error {
+	if s.refuse == nil {
+		return nil
+	}
+	return s.refuse(o)
+}
+
+func (s *fakeBroker) count(o record.Output) { s.got[o.Topic] = append(s.got[o.Topic], string(o.Key)) }
+
+func (s *fakeBroker) SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error) {
+	failed := make(chan []broker.SendFailure, 1)
+	s.Send(ctx, []record.Output{o}, func(f []broker.SendFailure) { failed <- f })
+	if f := <-failed; len(f) > 0 {
+		return broker.Delivered{}, time.Time{}, f[0].Err
+	}
+	return broker.Delivered{Topic: o.Topic, Key: o.Key}, time.Now(), nil
+}
+
+func (s *fakeBroker) Begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun++; len(s.open) > 0 {
+		return fmt.Errorf("begun while %d outputs are in a transaction", len(s.open))
+	}
+	return nil
+}
+
+func (s *fakeBroker) end(offsets map[record.Partition]broker.Position) {
+	for _, o := range s.open {
+		s.count(o)
+	}
+	s.open = nil
+	maps.Copy(s.positions, offsets)
+}
+
+// fakeEnds is fakeBroker as the producer: Commit has another meaning there.
+type fakeEnds struct{ *fakeBroker }
+
+func (s fakeEnds) Commit(_ context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.commit != nil {
+		err := s.commit()
+		s.commit = nil
+		if s.lost {
+			s.end(offsets)
+		}
+		return err
+	}
+	s.end(offsets)
+	return nil
+}
+
+func (s *fakeBroker) Committed() {}
+
+func (s *fakeBroker) Abort(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = nil
+	return nil
+}
+
+func (s *fakeBroker) Reopen(ctx context.Context) error { return s.Abort(ctx) }
+
+// fakeGroup is fakeBroker as the member.
+type fakeGroup struct{ *fakeBroker }
+
+func (s fakeGroup) Commit(_ context.Context, offsets map[record.Partition]broker.Position) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(s.positions, offsets)
+	return nil
+}
+
+func (s fakeGroup) Committed(_ context.Context, ps []record.Partition) (map[record.Partition]broker.Position, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := map[record.Partition]broker.Position{}
+	for _, p := range ps {
+		if o, ok := s.positions[p]; ok {
+			at[p] = o
+		}
+	}
+	return at, nil
+}
+
+func (s *fakeBroker) keys(topic string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.got[topic])
 }
 
-// testLane is one lane with fakes at both ends, run until the test ends. It must be made inside a synctest bubble.
-func testLane(t *testing.T, code *fakeCode, p plan.Agent, lim limits) (*lane, *fakeSink) {
+// stored is the group's position of the partition; 0 for none.
+func (s *fakeBroker) stored(p record.Partition) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.positions[p].Offset
+}
+
+// bench is a lane of one agent, with fakes for code and Kafka.
+type bench struct {
+	*lane
+	app    *App
+	agent  *agent
+	kafka  *fakeBroker
+	failed error // why the app was stopped
+}
+
+// testLane makes a bench, inside a synctest bubble.
+func testLane(t *testing.T, code caller, p plan.Agent, lim limits, exactlyOnce bool) *bench {
 	t.Helper()
 	if p.OnError.Attempts == 0 {
 		p.OnError = plan.Policy{Attempts: 1, Action: plan.Skip}
 	}
 	p.Name = "a"
-	app := &App{cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{}, log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		ledger: newLedger(), intake: newIntake(1000)}
-	sink := &fakeSink{ack: time.Millisecond, got: map[string][]string{}}
-	a := newAgent(app, &p, context.Background())
-	a.code, a.sink = code, sink
 	if lim.records == 0 {
 		lim = limits{records: 10, bytes: 1 << 20}
 	}
-	return newLane(a, 0, app.ledger, sink, app.intake, lim), sink
+	b := &bench{kafka: &fakeBroker{ack: time.Millisecond, plain: !exactlyOnce, got: map[string][]string{}, positions: map[record.Partition]broker.Position{}}}
+	b.app = &App{cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{}, log: slog.New(slog.DiscardHandler),
+		intake: newIntake(1000), feeds: map[record.Partition][]laneFeed{}, stop: func() {}}
+	ctx := context.Background()
+	b.app.commits = &committer{
+		exactlyOnce: exactlyOnce, producer: fakeEnds{b.kafka}, member: fakeGroup{b.kafka}, sending: ctx,
+		feeds: b.app.assigned, fail: func(err error) { b.failed = err }, released: b.app.signal, log: b.app.log,
+		running: make(chan struct{}, 1), committed: map[record.Partition]broker.Position{},
+		now: make(chan struct{}, 1), every: 1 << 40, current: newEpoch(ctx, !exactlyOnce),
+	}
+	if exactlyOnce {
+		if err := b.app.commits.begin(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.agent = newAgent(b.app, &p)
+	b.agent.code = code
+	b.lane = newLane(0, b.app.commits, b.app.intake, lim)
+	b.app.lanes = []*lane{b.lane}
+	return b
 }
 
-func start(t *testing.T, l *lane) (stop func() error) {
+// start runs the lane, and commits every 100 ms, until stop.
+func (b *bench) start() (stop func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- l.run(ctx, context.Background()) }()
+	committing := make(chan struct{})
+	go func() { ended <- b.run(ctx, context.Background()) }()
+	go func() {
+		defer close(committing)
+		b.commits.loop(ctx, 100*time.Millisecond)
+	}()
 	return func() error {
 		cancel()
-		l.signal()
+		b.signal()
+		<-committing
 		return <-ended
 	}
 }
@@ -123,25 +265,42 @@ func offsets(from, to int64) []string {
 	return keys
 }
 
-func (l *lane) open(p record.Partition) *feed {
-	l.ledger.open(p, []string{"a"})
-	return l.assign(p)
+func (b *bench) open(p record.Partition) *feed {
+	f := b.assign(b.agent, p)
+	b.app.mu.Lock()
+	b.app.feeds[p] = []laneFeed{{b.lane, f}}
+	b.app.mu.Unlock()
+	b.begin(f, -1)
+	return f
 }
+
+func (b *bench) feed(f *feed, rs []record.Record) { b.put(f, rs, rs[len(rs)-1].Offset+1) }
+
+// both runs a test with either guarantee, inside a synctest bubble.
+func both(t *testing.T, test func(t *testing.T, exactlyOnce bool)) {
+	for _, exactlyOnce := range []bool{true, false} {
+		t.Run(fmt.Sprintf("exactlyOnce=%v", exactlyOnce), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, exactlyOnce) })
+		})
+	}
+}
+
+var in0, in1 = record.Partition{Topic: "in"}, record.Partition{Topic: "in", Number: 1}
 
 // Records of a partition come out in order, each once, whatever the sizes they were fetched in.
 func TestLaneKeepsOrderAcrossChunks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		code := &fakeCode{took: time.Millisecond}
-		l, sink := testLane(t, code, plan.Agent{}, limits{records: 7, bytes: 1 << 20})
-		f := l.open(record.Partition{Topic: "in"})
+		l := testLane(t, code, plan.Agent{}, limits{records: 7, bytes: 1 << 20}, exactlyOnce)
+		f := l.open(in0)
 		for at := int64(0); at < 100; {
 			n := at%13 + 1
-			l.put(f, records(0, at, min(at+n, 100)))
+			l.feed(f, records(0, at, min(at+n, 100)))
 			at += n
 		}
-		stop := start(t, l)
+		stop := l.start()
 		time.Sleep(time.Second)
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 100)) {
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 100)) {
 			t.Fatalf("outputs %v", got)
 		}
 		code.mu.Lock()
@@ -154,8 +313,8 @@ func TestLaneKeepsOrderAcrossChunks(t *testing.T) {
 		if n := l.intake.count(); n != 0 {
 			t.Fatalf("the intake counts %d records that are gone", n)
 		}
-		if got := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; got != 100 {
-			t.Fatalf("committable %d, want 100", got)
+		if got := l.kafka.stored(in0); got != 100 {
+			t.Fatalf("stored %d, want 100", got)
 		}
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -165,22 +324,22 @@ func TestLaneKeepsOrderAcrossChunks(t *testing.T) {
 
 // A batch is bounded by bytes too, but a single large record still passes.
 func TestLaneBatchBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		code := &fakeCode{}
-		l, sink := testLane(t, code, plan.Agent{}, limits{records: 100, bytes: 10})
-		f := l.open(record.Partition{Topic: "in"})
+		l := testLane(t, code, plan.Agent{}, limits{records: 100, bytes: 10}, exactlyOnce)
+		f := l.open(in0)
 		rs := records(0, 0, 6)
 		for i, size := range []int{4, 4, 4, 50, 4, 4} {
 			rs[i].Value = make([]byte, size)
 		}
-		l.put(f, rs)
-		stop := start(t, l)
+		l.feed(f, rs)
+		stop := l.start()
 		time.Sleep(time.Second)
 		if got := code.history(); got != "[[0 1] [2] [3] [4 5]]" {
 			t.Fatalf("calls %s", got)
 		}
-		if len(sink.keys("out-0")) != 6 {
-			t.Fatalf("outputs %v", sink.keys("out-0"))
+		if len(l.kafka.keys("out-0")) != 6 {
+			t.Fatalf("outputs %v", l.kafka.keys("out-0"))
 		}
 		_ = stop()
 	})
@@ -188,7 +347,7 @@ func TestLaneBatchBytes(t *testing.T) {
 
 // A record that waits for its retry holds back its own partition only, and the order stays.
 func TestLaneRetryHoldsOnlyItsPartition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		tries := 0
 		code := &fakeCode{fails: func(r *record.Record) bool {
 			if r.Partition == 0 && r.Offset == 3 {
@@ -197,24 +356,24 @@ func TestLaneRetryHoldsOnlyItsPartition(t *testing.T) {
 			}
 			return false
 		}}
-		l, sink := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 5, InitialBackoff: time.Second,
-			MaxBackoff: time.Minute, Multiplier: 2, Action: plan.Skip}}, limits{})
-		f0, f1 := l.open(record.Partition{Topic: "in"}), l.open(record.Partition{Topic: "in", Number: 1})
-		l.put(f0, records(0, 0, 8))
-		l.put(f1, records(1, 0, 50))
-		stop := start(t, l)
+		l := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 5, InitialBackoff: time.Second,
+			MaxBackoff: time.Minute, Multiplier: 2, Action: plan.Skip}}, limits{}, exactlyOnce)
+		f0, f1 := l.open(in0), l.open(in1)
+		l.feed(f0, records(0, 0, 8))
+		l.feed(f1, records(1, 0, 50))
+		stop := l.start()
 		time.Sleep(500 * time.Millisecond)
-		if got := sink.keys("out-1"); len(got) != 50 {
+		if got := l.kafka.keys("out-1"); len(got) != 50 {
 			t.Fatalf("the other partition has %d of 50 outputs while one retries", len(got))
 		}
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 3)) {
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 3)) {
 			t.Fatalf("the retrying partition has outputs %v", got)
 		}
-		if got := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; got != 3 {
-			t.Fatalf("committable %d while offset 3 is retried", got)
+		if got := l.kafka.stored(in0); got != 3 {
+			t.Fatalf("stored %d while offset 3 is retried", got)
 		}
 		time.Sleep(3 * time.Second) // 1 s and 2 s of back-off
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 8)) {
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 8)) {
 			t.Fatalf("after the retries outputs %v", got)
 		}
 		_ = stop()
@@ -223,21 +382,23 @@ func TestLaneRetryHoldsOnlyItsPartition(t *testing.T) {
 
 // The policy stop ends the lane with the record's place, and nothing from it on is committed.
 func TestLaneStop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		code := &fakeCode{fails: func(r *record.Record) bool { return r.Offset == 4 }}
-		l, sink := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 1, Action: plan.Stop}}, limits{})
-		f := l.open(record.Partition{Topic: "in"})
-		l.put(f, records(0, 0, 9))
+		l := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 1, Action: plan.Stop}}, limits{}, exactlyOnce)
+		f := l.open(in0)
+		l.feed(f, records(0, 0, 9))
 		err := l.run(context.Background(), context.Background())
 		if err == nil {
 			t.Fatal("the lane did not stop")
 		}
-		time.Sleep(time.Second)
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 4)) {
+		if err := l.commits.commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 4)) {
 			t.Fatalf("outputs %v", got)
 		}
-		if got := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; got != 4 {
-			t.Fatalf("committable %d, want 4", got)
+		if got := l.kafka.stored(in0); got != 4 {
+			t.Fatalf("stored %d, want 4", got)
 		}
 	})
 }
@@ -248,12 +409,12 @@ func TestLaneTake(t *testing.T) {
 		within time.Duration
 		want   string
 	}{{2 * time.Second, "[[0 1 2 3] [4 5]]"}, {0, "[[0 1 2 3]]"}} {
-		synctest.Test(t, func(t *testing.T) {
+		both(t, func(t *testing.T, exactlyOnce bool) {
 			code := &fakeCode{}
-			l, _ := testLane(t, code, plan.Agent{Take: &plan.Take{Max: 4, Within: c.within}}, limits{})
-			f := l.open(record.Partition{Topic: "in"})
-			l.put(f, records(0, 0, 6))
-			stop := start(t, l)
+			l := testLane(t, code, plan.Agent{Take: &plan.Take{Max: 4, Within: c.within}}, limits{}, exactlyOnce)
+			f := l.open(in0)
+			l.feed(f, records(0, 0, 6))
+			stop := l.start()
 			time.Sleep(time.Second)
 			if got := code.history(); got != "[[0 1 2 3]]" {
 				t.Fatalf("within %v: calls after 1 s %s", c.within, got)
@@ -267,9 +428,9 @@ func TestLaneTake(t *testing.T) {
 	}
 }
 
-// Offsets of a take batch are committed only when its failed records have had their retries.
+// A failed record of a take batch has its retries before anything behind it: order stays, and so does its offset.
 func TestLaneTakeRetry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		tries := 0
 		code := &fakeCode{fails: func(r *record.Record) bool {
 			if r.Offset == 1 {
@@ -278,22 +439,22 @@ func TestLaneTakeRetry(t *testing.T) {
 			}
 			return false
 		}}
-		p := plan.Agent{Take: &plan.Take{Max: 3}, OnError: plan.Policy{Attempts: 4, InitialBackoff: time.Second,
+		p := plan.Agent{Take: &plan.Take{Max: 3, Within: 100 * time.Millisecond}, OnError: plan.Policy{Attempts: 4, InitialBackoff: time.Second,
 			MaxBackoff: time.Second, Multiplier: 1, Action: plan.Skip}}
-		l, sink := testLane(t, code, p, limits{})
-		f := l.open(record.Partition{Topic: "in"})
-		l.put(f, records(0, 0, 6))
-		stop := start(t, l)
+		l := testLane(t, code, p, limits{}, exactlyOnce)
+		f := l.open(in0)
+		l.feed(f, records(0, 0, 6))
+		stop := l.start()
 		time.Sleep(1500 * time.Millisecond)
-		if got, ok := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; ok && got != 0 {
-			t.Fatalf("committable %d while a record of the first list is retried", got)
+		if got := l.kafka.stored(in0); got > 1 {
+			t.Fatalf("stored %d while a record of the first list is retried", got)
 		}
 		time.Sleep(2 * time.Second)
-		if got := fmt.Sprint(sink.keys("out-0")); got != "[0 2 1 3 4 5]" {
+		if got := fmt.Sprint(l.kafka.keys("out-0")); got != "[0 1 2 3 4 5]" {
 			t.Fatalf("outputs %s", got)
 		}
-		if got := l.ledger.committable(nil)[record.Partition{Topic: "in"}]; got != 6 {
-			t.Fatalf("committable %d, want 6", got)
+		if got := l.kafka.stored(in0); got != 6 {
+			t.Fatalf("stored %d, want 6", got)
 		}
 		_ = stop()
 	})
@@ -301,32 +462,35 @@ func TestLaneTakeRetry(t *testing.T) {
 
 // A revocation waits for the running step, and one that does not end in time must not deliver any more.
 func TestLaneDrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
 		code := &fakeCode{took: 3 * time.Second}
-		l, sink := testLane(t, code, plan.Agent{}, limits{records: 2, bytes: 1 << 20})
-		f := l.open(record.Partition{Topic: "in"})
-		l.put(f, records(0, 0, 6))
-		stop := start(t, l)
+		l := testLane(t, code, plan.Agent{}, limits{records: 2, bytes: 1 << 20}, exactlyOnce)
+		f := l.open(in0)
+		l.feed(f, records(0, 0, 6))
+		stop := l.start()
 		time.Sleep(time.Second)
 		if !l.drain([]*feed{f}, time.Now().Add(10*time.Second)) {
 			t.Fatal("not drained although the step ends in 2 s")
 		}
-		l.remove([]*feed{f}, false)
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 2)) {
+		if err := l.commits.commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		l.remove([]*feed{f})
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 2)) {
 			t.Fatalf("outputs %v", got)
 		}
 		if n := l.intake.count(); n != 0 {
 			t.Fatalf("the intake counts %d records of a revoked partition", n)
 		}
-		f = l.open(record.Partition{Topic: "in"})
-		l.put(f, records(0, 2, 6))
+		f = l.open(in0)
+		l.feed(f, records(0, 2, 6))
 		time.Sleep(time.Second)
 		if l.drain([]*feed{f}, time.Now().Add(time.Second)) {
 			t.Fatal("drained although the step takes longer")
 		}
-		l.remove([]*feed{f}, true)
+		l.remove([]*feed{f})
 		time.Sleep(5 * time.Second)
-		if got := sink.keys("out-0"); !slices.Equal(got, offsets(0, 2)) {
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 2)) {
 			t.Fatalf("a dropped step delivered %v", got)
 		}
 		_ = stop()

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -16,7 +17,6 @@ type verdict struct {
 	outputs  []record.Output // to send, in record order, dead letters in the place of their records
 	consumed int             // records of the batch that are finished once outputs are acked
 	retry    int             // attempts the record at consumed has had, when it is to be retried; else 0
-	held     []record.Record // failed records of a take batch, each to be retried alone before anything behind the batch
 	pause    time.Duration   // before the retry
 	dead     int             // dead letters among outputs
 	skipped  int
@@ -33,20 +33,15 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 		return v
 	}
 	failures := res.Failures
-	if !b.Take {
-		// With StopOnFailure the failed record is the last one done; without it every failure is final.
-		last := &failures[len(failures)-1]
+	// With StopOnFailure the failed record is the last one done; without it every failure is final.
+	if last := &failures[len(failures)-1]; b.StopOnFailure {
 		r := &b.Records[last.Record]
-		if b.StopOnFailure {
-			if int(r.Attempt) < p.Attempts {
-				v.consumed, v.retry, v.pause = int(last.Record), int(r.Attempt), p.Backoff(int(r.Attempt)+1)
-				v.retried = failures
-				v.outputs = res.Outputs
-				return v
-			}
-			if p.Action == plan.Stop {
-				v.consumed = int(last.Record)
-			}
+		if int(r.Attempt) < p.Attempts {
+			v.consumed, v.retry, v.pause = int(last.Record), int(r.Attempt), p.Backoff(int(r.Attempt)+1)
+			v.retried = failures[len(failures)-1:]
+			failures = failures[:len(failures)-1]
+		} else if p.Action == plan.Stop {
+			v.consumed = int(last.Record)
 		}
 	}
 	outs := res.Outputs
@@ -55,14 +50,6 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 		r := &b.Records[fl.Record]
 		for len(outs) > 0 && outs[0].Record < fl.Record {
 			v.outputs, outs = append(v.outputs, outs[0]), outs[1:]
-		}
-		if b.Take && int(r.Attempt) < p.Attempts {
-			again := *r
-			again.Attempt++
-			v.held = append(v.held, again)
-			v.pause = max(v.pause, p.Backoff(int(again.Attempt)))
-			v.retried = append(v.retried, *fl)
-			continue
 		}
 		v.failed = append(v.failed, *fl)
 		switch p.Action {
@@ -78,9 +65,18 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 	v.outputs = append(v.outputs, outs...)
 	if v.stop != nil && b.Take {
 		// A list that does not get through is not begun: nothing of it is sent, all of it is read again after the repair.
-		v.outputs, v.consumed, v.held, v.dead, v.skipped = nil, 0, nil, 0, 0
+		v.outputs, v.consumed, v.dead, v.skipped = nil, 0, 0, 0
 	}
 	return v
+}
+
+// trim shortens the verdict's dead letters, for a broker that finds the whole ones too large.
+func (v *verdict) trim() {
+	for i := range v.outputs {
+		if isDeadLetter(&v.outputs[i]) {
+			v.outputs[i] = trimmed(v.outputs[i])
+		}
+	}
 }
 
 // StoppedError ends the app: a record failed and the policy is stop. Its offset is not committed.
@@ -160,23 +156,42 @@ func trimmed(o record.Output) record.Output {
 	return o
 }
 
-// undelivered deals with outputs the broker refused for good, from a goroutine of its own. finish is told whether the
-// records they came from are accounted for; if not, the app is stopping and their offsets stay uncommitted.
-func (a *agent) undelivered(batch *record.Batch, v *verdict, refused []broker.SendFailure, finish func(bool)) {
+// knownFailure is what a record whose output was refused fails with when it is processed again.
+func (a *agent) knownFailure(batch *record.Batch, v *verdict, r broker.SendFailure) (known, error) {
+	out := &v.outputs[r.Index]
+	rec := &batch.Records[out.Record]
+	if !isDeadLetter(out) || out.Topic != a.plan.OnError.DeadLetterTopic {
+		return known{failure: record.Failure{Kind: record.FailureSend, Type: "SendError",
+			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output"}}, nil
+	}
+	for _, f := range v.failed {
+		if t := trimmed(*out); f.Record == out.Record && r.TooLarge() && len(t.Headers) < len(out.Headers) {
+			f.Record = 0
+			return known{failure: f, trim: true}, nil
+		}
+	}
+	return known{}, fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
+		a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
+}
+
+// undelivered deals with outputs the broker refused for good, from a goroutine of its own, when there is no transaction to take
+// back. finish is told whether the records they came from are accounted for; if not, the app is stopping.
+func (a *agent) undelivered(ctx context.Context, batch *record.Batch, v *verdict, refused []broker.SendFailure, finish func(error)) {
 	letters, err := a.redirect(batch, v, refused)
 	if err == nil && len(letters) > 0 {
-		err = a.ensureDeadLetterTopic(a.sending)
+		err = a.ensureDeadLetterTopic(ctx)
 	}
 	if err != nil {
-		a.fail(err)
-		finish(false)
+		a.app.fail(err)
+		finish(err)
 		return
 	}
-	a.sink.Send(a.sending, letters, func(again []broker.SendFailure) {
-		if len(again) > 0 {
-			a.fail(fmt.Errorf("%s: a dead letter cannot be sent to %s: %w", a.plan.Label, a.plan.OnError.DeadLetterTopic, again[0].Err))
+	a.app.commits.producer.Send(ctx, letters, func(again []broker.SendFailure) {
+		if len(again) == 0 {
+			finish(nil)
+			return
 		}
-		finish(len(again) == 0)
+		go a.undelivered(ctx, batch, &verdict{outputs: letters}, again, finish) // shortened, or it cannot be sent at all
 	})
 }
 

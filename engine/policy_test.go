@@ -118,13 +118,13 @@ func TestRetryThenDeadLetter(t *testing.T) {
 	}
 }
 
-// In a take batch the isolated records are retried alone; the others' outputs are not repeated.
-func TestTakeHoldsFailedRecordsForRetry(t *testing.T) {
+// A take batch stops at the record that needs a retry: lists before it are sent, nothing behind it overtakes it.
+func TestTakeRetriesBeforeWhatFollows(t *testing.T) {
 	b := batchOf(4, 1)
-	b.Take = true
+	b.Take, b.StopOnFailure = true, true
 	p := plan.Policy{Attempts: 2, Action: plan.Skip}
-	v := judge(p, "", b, &record.Result{Outputs: outputs(0, 2), Failures: []record.Failure{failure(1), failure(3)}, Done: 4})
-	if len(v.held) != 2 || v.held[0].Offset != 101 || v.held[0].Attempt != 2 || v.consumed != 4 || order(v.outputs) != "02" || v.skipped != 0 {
+	v := judge(p, "", b, &record.Result{Outputs: outputs(0), Failures: []record.Failure{failure(1)}, Done: 2})
+	if v.consumed != 1 || v.retry != 1 || len(v.retried) != 1 || order(v.outputs) != "0" || v.skipped != 0 {
 		t.Fatalf("verdict %+v", v)
 	}
 }

@@ -21,18 +21,23 @@ import (
 //
 // Invariant: what a read sees is the store with the frozen generation and then the next one applied to it.
 //
-// The owner of the store owns its Staged; only Commit may run on another goroutine, while the owner stages and reads. Staged
-// does no I/O of its own and knows no clock.
+// The owner of the store owns its Staged. Commit may run on another goroutine while the owner stages and reads; Freeze and
+// Abort may while the owner reads, but not while it stages, nor while Commit runs. What an owner reads during an Abort may
+// be of before or after it. Staged does no I/O of its own and knows no clock.
 type Staged struct {
 	store  Store
-	next   *generation                // owner only
-	frozen atomic.Pointer[generation] // set by the owner, taken off by Commit once the store has it
+	next   atomic.Pointer[generation] // its contents are the owner's
+	frozen atomic.Pointer[generation] // set by Freeze, taken off by Commit once the store has it
 }
 
 var _ Reader = (*Staged)(nil)
 
 // NewStaged lies over a store with nothing staged.
-func NewStaged(store Store) *Staged { return &Staged{store: store, next: &generation{}} }
+func NewStaged(store Store) *Staged {
+	s := &Staged{store: store}
+	s.next.Store(&generation{})
+	return s
+}
 
 // ChangeSet is a frozen generation: one change for each key, in the order the keys were first written. Read only.
 type ChangeSet struct {
@@ -127,26 +132,28 @@ func (g *generation) within(r Range) []Change {
 
 // Stage adds changes, in order; a later one of a key replaces an earlier one.
 func (s *Staged) Stage(changes []Change) {
+	next := s.next.Load()
 	for _, c := range changes {
-		s.next.put(c)
+		next.put(c)
 	}
 }
 
 // Len and Bytes tell how much is staged and not frozen yet: keys, and bytes of keys and values.
-func (s *Staged) Len() int     { return len(s.next.changes) }
-func (s *Staged) Bytes() int64 { return s.next.bytes }
+func (s *Staged) Len() int     { return len(s.next.Load().changes) }
+func (s *Staged) Bytes() int64 { return s.next.Load().bytes }
 
 // Freeze ends a generation and hands it out; nil when nothing is staged. At most one is frozen at a time.
 func (s *Staged) Freeze() *ChangeSet {
-	if len(s.next.changes) == 0 {
+	next := s.next.Load()
+	if len(next.changes) == 0 {
 		return nil
 	}
-	if !s.frozen.CompareAndSwap(nil, s.next) {
+	// In this order a reader, who looks at next first, finds the changes in one place or in both.
+	if !s.frozen.CompareAndSwap(nil, next) {
 		panic("BUG: state: Freeze before the Commit or Abort of the last one")
 	}
-	set := &ChangeSet{Changes: s.next.changes, Bytes: s.next.bytes, of: s.next}
-	s.next = &generation{}
-	return set
+	s.next.Store(&generation{})
+	return &ChangeSet{Changes: next.changes, Bytes: next.bytes, of: next}
 }
 
 // Commit gives the frozen changes to the store: the changelog has them, and goes on at offset next. A nil set moves only the offset.
@@ -169,31 +176,37 @@ func (s *Staged) Commit(set *ChangeSet, next int64) error {
 // Abort drops everything staged, frozen or not. Not while Commit runs.
 func (s *Staged) Abort() {
 	s.frozen.Store(nil)
-	s.next = &generation{}
+	s.next.Store(&generation{})
 }
 
-// staged looks a key up in both generations.
-func (s *Staged) staged(frozen *generation, key []byte) (Change, bool) {
-	if c, ok := s.next.get(key); ok {
+// generations are what lies over the store, the upper one first. They are loaded in this order, and before the store is
+// read: what a Freeze or a Commit moves meanwhile is then seen twice, not missed.
+func (s *Staged) generations() [2]*generation {
+	next := s.next.Load()
+	return [2]*generation{next, s.frozen.Load()}
+}
+
+func lookup(over [2]*generation, key []byte) (Change, bool) {
+	if c, ok := over[0].get(key); ok {
 		return c, true
 	}
-	return frozen.get(key)
+	return over[1].get(key)
 }
 
 func (s *Staged) Get(key []byte) ([]byte, error) {
-	if c, ok := s.staged(s.frozen.Load(), key); ok {
+	if c, ok := lookup(s.generations(), key); ok {
 		return c.Value, nil
 	}
 	return s.store.Get(key)
 }
 
 func (s *Staged) MultiGet(keys [][]byte) ([][]byte, error) {
-	frozen := s.frozen.Load()
+	over := s.generations()
 	values := make([][]byte, len(keys))
 	var ask [][]byte
 	var places []int
 	for i, k := range keys {
-		if c, ok := s.staged(frozen, k); ok {
+		if c, ok := lookup(over, k); ok {
 			values[i] = c.Value
 		} else {
 			ask, places = append(ask, k), append(places, i)
@@ -214,7 +227,8 @@ func (s *Staged) MultiGet(keys [][]byte) ([][]byte, error) {
 
 // over is what both generations have in a range, in key order.
 func (s *Staged) over(r Range) []Change {
-	frozen, next := s.frozen.Load().within(r), s.next.within(r)
+	generations := s.generations()
+	next, frozen := generations[0].within(r), generations[1].within(r)
 	if len(frozen) == 0 {
 		return next
 	}
@@ -234,7 +248,7 @@ func (s *Staged) over(r Range) []Change {
 }
 
 func (s *Staged) Scan(r Range) Iterator {
-	over := s.over(r) // before the store's iterator: a Commit in between is then seen twice, not missed
+	over := s.over(r)
 	if len(over) == 0 {
 		return s.store.Scan(r)
 	}
@@ -288,7 +302,7 @@ func (it *stagedIterator) Close() error {
 // SizeEstimate takes staged keys for new ones.
 func (s *Staged) SizeEstimate() int64 {
 	n := s.store.SizeEstimate()
-	for _, g := range []*generation{s.frozen.Load(), s.next} {
+	for _, g := range s.generations() {
 		if g == nil {
 			continue
 		}

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"kaspr.io/kaspr/engine/record"
 )
@@ -27,7 +27,7 @@ type Handler interface {
 	Lost(ps []record.Partition)
 }
 
-// Member is this process in the app's consumer group, and its producer.
+// Member is this process in the app's consumer group.
 type Member struct {
 	cl      *kgo.Client
 	opts    Options
@@ -39,7 +39,10 @@ type Member struct {
 // The handler is called from Start on.
 func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	m := &Member{opts: opts, started: make(chan struct{})}
+	versions := kversion.Stable()
+	versions.SetMaxKeyVersion(int16(kmsg.OffsetFetch), 9) // later ones name topics by id
 	kopts := append(opts.clientOptions(),
+		kgo.MaxVersions(versions),
 		kgo.ConsumerGroup(opts.Group),
 		kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -60,14 +63,8 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 			h.Lost(partitions(ps))
 		}),
 		kgo.FetchMaxWait(500*time.Millisecond),
-		kgo.RecordPartitioner(ByKeyOrGiven()),
-		kgo.AllowAutoTopicCreation(),
-		// A topic that is being created, by us or by the broker, is not known everywhere at once.
-		kgo.UnknownTopicRetries(20),
-		kgo.ProducerLinger(0),
+		kgo.KeepControlRecords(),   // the end of a transaction is a position to commit, although it is no record
 		kgo.DisableClientMetrics(), // KIP-714: nothing of the client goes to the broker unasked
-		kgo.MaxBufferedRecords(200_000),
-		kgo.MaxBufferedBytes(256<<20),
 	)
 	if opts.InstanceID != "" {
 		kopts = append(kopts, kgo.InstanceID(opts.InstanceID))
@@ -80,9 +77,6 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	}
 	if opts.RebalanceTimeout > 0 {
 		kopts = append(kopts, kgo.RebalanceTimeout(opts.RebalanceTimeout))
-	}
-	if opts.ProduceBytesMax > 0 {
-		kopts = append(kopts, kgo.ProducerBatchMaxBytes(opts.ProduceBytesMax))
 	}
 	if opts.FetchPartitionBytes > 0 {
 		kopts = append(kopts, kgo.FetchMaxPartitionBytes(opts.FetchPartitionBytes))
@@ -108,10 +102,12 @@ func partitions(m map[string][]int32) []record.Partition {
 	return ps
 }
 
-// Fetched is what one Poll brought of one partition, in offset order.
+// Fetched is what one Poll brought of one partition, in offset order. Records may be empty: only the position moved then,
+// over the ends of transactions or records that do not count.
 type Fetched struct {
 	Partition record.Partition
 	Records   []record.Record
+	Next      int64 // offset behind all of it
 }
 
 // Poll waits for records, at most max, and hands them to take, once per partition. No rebalance happens while take
@@ -144,7 +140,7 @@ func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
 		if len(p.Records) == 0 {
 			return
 		}
-		recs := make([]record.Record, len(p.Records))
+		recs := make([]record.Record, 0, len(p.Records))
 		headers := 0
 		for _, r := range p.Records {
 			headers += len(r.Headers)
@@ -153,23 +149,28 @@ func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
 		if headers > 0 {
 			slab = make([]record.Header, 0, headers)
 		}
-		for i, r := range p.Records {
-			recs[i] = record.Record{
+		for _, r := range p.Records {
+			if r.Attrs.IsControl() {
+				continue
+			}
+			recs = append(recs, record.Record{
 				Topic: p.Topic, Partition: p.Partition, Offset: r.Offset, Timestamp: r.Timestamp.UnixMilli(),
 				Attempt: 1, Key: r.Key, Value: r.Value,
-			}
+			})
+			rec := &recs[len(recs)-1]
 			if t := r.Attrs.TimestampType(); t == 1 {
-				recs[i].TimestampType = record.LogAppendTime
+				rec.TimestampType = record.LogAppendTime
 			}
 			if len(r.Headers) > 0 {
 				first := len(slab)
 				for _, h := range r.Headers {
 					slab = append(slab, record.Header{Key: h.Key, Value: h.Value})
 				}
-				recs[i].Headers = slab[first:len(slab):len(slab)]
+				rec.Headers = slab[first:len(slab):len(slab)]
 			}
 		}
-		take(Fetched{Partition: record.Partition{Topic: p.Topic, Number: p.Partition}, Records: recs})
+		next := p.Records[len(p.Records)-1].Offset + 1
+		take(Fetched{Partition: record.Partition{Topic: p.Topic, Number: p.Partition}, Records: recs, Next: next})
 	})
 	return failed
 }
@@ -200,113 +201,17 @@ func byTopic(ps []record.Partition) map[string][]int32 {
 	return out
 }
 
-// SendFailure is one output the broker will not take.
-type SendFailure struct {
-	Index int // into the outputs of the Send
-	Err   error
+// Generation is the member's id in the group and the group's generation (Grouped).
+func (m *Member) Generation() (string, int32) { return m.cl.GroupMetadata() }
+
+// Position is how far a partition was processed.
+type Position struct {
+	Offset   int64  // of the next record
+	Metadata string // kept with the offset, for whoever reads it
 }
 
-// Abandoned tells a refusal that says nothing about the message: this process is stopping, or no longer may produce.
-func (f SendFailure) Abandoned() bool {
-	return errors.Is(f.Err, context.Canceled) || errors.Is(f.Err, context.DeadlineExceeded) ||
-		errors.Is(f.Err, kgo.ErrClientClosed) || errors.Is(f.Err, kgo.ErrAborting)
-}
-
-// TooLarge tells a message above the broker's or the producer's size limit.
-func (f SendFailure) TooLarge() bool { return errors.Is(f.Err, kerr.MessageTooLarge) }
-
-// Send hands the outputs to the producer, which keeps their order per partition, and returns once they are queued; it
-// blocks while the producer's buffer is full. done is called once, when the broker has acknowledged or refused each
-// of them. Temporary failures are retried for ever, so a failure here is about the message itself: too large, no such
-// topic or partition, not authorised.
-func (m *Member) Send(ctx context.Context, outs []record.Output, done func([]SendFailure)) {
-	if len(outs) == 0 {
-		done(nil)
-		return
-	}
-	recs := make([]kgo.Record, len(outs))
-	for i := range outs {
-		o, r := &outs[i], &recs[i]
-		r.Topic, r.Key, r.Value, r.Partition = o.Topic, o.Key, o.Value, o.Partition
-		if o.Timestamp != 0 {
-			r.Timestamp = time.UnixMilli(o.Timestamp)
-		}
-		if len(o.Headers) > 0 {
-			r.Headers = make([]kgo.RecordHeader, len(o.Headers))
-			for j, h := range o.Headers {
-				r.Headers[j] = kgo.RecordHeader{Key: h.Key, Value: h.Value}
-			}
-		}
-	}
-	d := &delivery{recs: recs, done: done, tell: m.opts.Delivered}
-	d.open.Store(int32(len(recs)))
-	promise := d.promise // one closure for the whole batch
-	for i := range recs {
-		m.cl.Produce(ctx, &recs[i], promise)
-	}
-}
-
-// delivery counts the acknowledgements of one Send.
-type delivery struct {
-	recs []kgo.Record
-	open atomic.Int32
-	done func([]SendFailure)
-	tell func(Delivered)
-
-	mu     sync.Mutex
-	failed []SendFailure // guarded by mu
-}
-
-func (d *delivery) promise(r *kgo.Record, err error) {
-	if err != nil {
-		for i := range d.recs {
-			if &d.recs[i] == r {
-				d.mu.Lock()
-				d.failed = append(d.failed, SendFailure{i, err})
-				d.mu.Unlock()
-				break
-			}
-		}
-	} else if d.tell != nil {
-		d.tell(delivered(r))
-	}
-	if d.open.Add(-1) == 0 {
-		d.mu.Lock()
-		failed := d.failed
-		d.mu.Unlock()
-		d.done(failed)
-	}
-}
-
-func delivered(r *kgo.Record) Delivered {
-	d := Delivered{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value}
-	for _, h := range r.Headers {
-		d.Headers = append(d.Headers, record.Header{Key: h.Key, Value: h.Value})
-	}
-	return d
-}
-
-// SendSync produces one output and waits for its acknowledgement (topicSend with ack).
-func (m *Member) SendSync(ctx context.Context, o record.Output) (Delivered, time.Time, error) {
-	r := &kgo.Record{Topic: o.Topic, Key: o.Key, Value: o.Value, Partition: o.Partition}
-	if o.Timestamp != 0 {
-		r.Timestamp = time.UnixMilli(o.Timestamp)
-	}
-	for _, h := range o.Headers {
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
-	}
-	if err := m.cl.ProduceSync(ctx, r).FirstErr(); err != nil {
-		return Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", o.Topic, err)
-	}
-	d := delivered(r)
-	if m.opts.Delivered != nil {
-		m.opts.Delivered(d)
-	}
-	return d, r.Timestamp, nil
-}
-
-// Commit stores the offsets to resume from.
-func (m *Member) Commit(ctx context.Context, offsets map[record.Partition]int64) error {
+// Commit stores the positions to resume from.
+func (m *Member) Commit(ctx context.Context, offsets map[record.Partition]Position) error {
 	if len(offsets) == 0 {
 		return nil
 	}
@@ -315,10 +220,21 @@ func (m *Member) Commit(ctx context.Context, offsets map[record.Partition]int64)
 		if to[p.Topic] == nil {
 			to[p.Topic] = map[int32]kgo.EpochOffset{}
 		}
-		to[p.Topic][p.Number] = kgo.EpochOffset{Epoch: -1, Offset: o}
+		to[p.Topic][p.Number] = kgo.EpochOffset{Epoch: -1, Offset: o.Offset}
 	}
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+		for i := range req.Topics {
+			t := &req.Topics[i]
+			for j := range t.Partitions {
+				if o := offsets[record.Partition{Topic: t.Topic, Number: t.Partitions[j].Partition}]; o.Metadata != "" {
+					t.Partitions[j].Metadata = &o.Metadata
+				}
+			}
+		}
+		return nil
+	})
 	var failed error
-	m.cl.CommitOffsetsSync(ctx, to, func(_ *kgo.Client, req *kgoCommitRequest, resp *kgoCommitResponse, err error) {
+	m.cl.CommitOffsetsSync(ctx, to, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
 		if err != nil {
 			failed = fmt.Errorf("commit offsets: %w", err)
 			return
@@ -334,12 +250,82 @@ func (m *Member) Commit(ctx context.Context, offsets map[record.Partition]int64)
 	return failed
 }
 
-// Close leaves the group, after what was sent has been acknowledged or ctx ends.
-func (m *Member) Close(ctx context.Context) error {
-	err := m.cl.Flush(ctx)
-	m.cl.CloseAllowingRebalance()
-	if err != nil {
-		return fmt.Errorf("flush outputs: %w", err)
+// Committed is the positions the group has stored; partitions without one are left out. It waits until no transaction is
+// about to change them (KIP-447), such as that of a member which just died.
+func (m *Member) Committed(ctx context.Context, ps []record.Partition) (map[record.Partition]Position, error) {
+	req := kmsg.NewPtrOffsetFetchRequest()
+	req.Group, req.RequireStable = m.opts.Group, true
+	group := kmsg.NewOffsetFetchRequestGroup()
+	group.Group = m.opts.Group
+	for topic, numbers := range byTopic(ps) {
+		t := kmsg.NewOffsetFetchRequestTopic()
+		t.Topic, t.Partitions = topic, numbers
+		req.Topics = append(req.Topics, t)
+		gt := kmsg.NewOffsetFetchRequestGroupTopic()
+		gt.Topic, gt.Partitions = topic, numbers
+		group.Topics = append(group.Topics, gt)
 	}
-	return nil
+	req.Groups = append(req.Groups, group)
+	var at map[record.Partition]Position
+	err := retried(ctx, func() error {
+		resp, err := req.RequestWith(ctx, m.cl)
+		if err != nil {
+			return err
+		}
+		at = map[record.Partition]Position{}
+		note := func(topic string, number int32, offset int64, metadata *string, code int16) error {
+			if err := kerr.ErrorForCode(code); err != nil {
+				return fmt.Errorf("%s/%d: %w", topic, number, err)
+			}
+			if offset >= 0 {
+				p := Position{Offset: offset}
+				if metadata != nil {
+					p.Metadata = *metadata
+				}
+				at[record.Partition{Topic: topic, Number: number}] = p
+			}
+			return nil
+		}
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			return err
+		}
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				if err := note(t.Topic, p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
+					return err
+				}
+			}
+		}
+		for _, g := range resp.Groups {
+			if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
+				return err
+			}
+			for _, t := range g.Topics {
+				for _, p := range t.Partitions {
+					if err := note(t.Topic, p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch offsets of group %s: %w", m.opts.Group, err)
+	}
+	return at, nil
 }
+
+func positionsByTopic(offsets map[record.Partition]Position) map[string]map[int32]Position {
+	out := map[string]map[int32]Position{}
+	for p, o := range offsets {
+		if out[p.Topic] == nil {
+			out[p.Topic] = map[int32]Position{}
+		}
+		out[p.Topic][p.Number] = o
+	}
+	return out
+}
+
+// Close leaves the group.
+func (m *Member) Close() { m.cl.CloseAllowingRebalance() }

@@ -33,11 +33,14 @@ type Options struct {
 
 	// ProduceBytesMax is the largest record batch sent, so also the largest message.
 	ProduceBytesMax int32
+	// TransactionTimeout is after what time without a commit the broker aborts a transaction, also that of a process which died.
+	TransactionTimeout time.Duration
 	// FetchPartitionBytes is how much is fetched of one partition at a time.
 	FetchPartitionBytes int32
 
 	Log *slog.Logger
-	// Delivered is told of every acknowledged output, in partition order; nil for nobody. It must not block for long.
+	// Delivered is told of every acknowledged output, in partition order, with transactions once they are committed; nil for
+	// nobody. It must not block for long.
 	Delivered func(Delivered)
 }
 

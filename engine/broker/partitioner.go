@@ -2,14 +2,8 @@ package broker
 
 import (
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"kaspr.io/kaspr/engine/record"
-)
-
-type (
-	kgoCommitRequest  = kmsg.OffsetCommitRequest
-	kgoCommitResponse = kmsg.OffsetCommitResponse
 )
 
 // ByKeyOrGiven sends a record to the partition it names; with record.PartitionByKey to the one its key's murmur2 hash

@@ -1,0 +1,756 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// committer makes steps durable: it ends one epoch after the other.
+//
+// An epoch is all that steps applied between two cuts: outputs, table changes, positions in the input. Its commit writes
+// the changelog, waits until the broker has acknowledged everything, and commits the positions; with exactly_once all of
+// that is one Kafka transaction. Only then the changes go into the stores. Processing goes on meanwhile, in the next
+// epoch, whose outputs wait for the transaction to end; without transactions they go out at once.
+//
+// Invariant: a position is committed only together with, or after, everything that was made of the records below it.
+// Invariant: a store holds only changes of committed epochs.
+//
+// An epoch that cannot be committed is rolled back with the one begun after it: staged changes are dropped, the feeds get
+// their records back, and steps under way throw their results away. With at_least_once there is no rollback: what went out
+// is out, so a failed commit is repeated with the next one.
+type committer struct {
+	exactlyOnce bool
+	producer    sender
+	member      member
+	group       broker.Grouped    // member, as the producer wants it
+	sending     context.Context   // of everything that is sent: it outlives the lanes
+	feeds       func() []laneFeed // of assigned partitions
+	fail        func(error)       // stops the app
+	released    func()            // outputs go out again: lanes that waited for it go on
+	log         *slog.Logger
+
+	running chan struct{} // capacity 1; full while somebody ends an epoch: one at a time
+	broken  error         // guarded by running; with at_least_once: outputs were lost, nothing may be committed any more
+
+	// cut is held for reading while a step's result is applied, and for writing while an epoch is ended or rolled back.
+	cut       sync.RWMutex
+	current   *epoch                               // guarded by cut
+	committed map[record.Partition]broker.Position // guarded by cut; what the group has stored, as far as we stored it
+	last      atomic.Pointer[epoch]                // the one that is being committed
+
+	now   chan struct{} // capacity 1: commit before the interval is over
+	since atomic.Int64  // records applied since the last cut
+	every int64         // records after which to commit
+
+	stats CommitStats
+}
+
+// CommitStats counts what became of epochs.
+type CommitStats struct {
+	Commits, Rollbacks, Reopened atomic.Int64
+	Nanos                        atomic.Int64 // from cut to commit, of all commits
+}
+
+// sender is what the committer needs of broker.Producer.
+type sender interface {
+	Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure))
+	SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error)
+	Begin() error
+	Commit(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
+	Committed()
+	Abort(ctx context.Context) error
+	Reopen(ctx context.Context) error
+}
+
+// member is what the committer needs of broker.Member.
+type member interface {
+	Commit(ctx context.Context, offsets map[record.Partition]broker.Position) error
+	Committed(ctx context.Context, ps []record.Partition) (map[record.Partition]broker.Position, error)
+}
+
+// pendingBytesMax is how much may wait for a transaction to end before steps wait too.
+const pendingBytesMax = 64 << 20
+
+// epoch is the outputs of the steps applied between two cuts.
+type epoch struct {
+	ctx    context.Context // of everything sent in it; ends when the epoch is rolled back
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	changed *sync.Cond // on mu
+	open    bool       // guarded by mu; sends go out. Else they are kept until the transaction before has ended
+	closed  bool       // guarded by mu; another epoch is the current one
+	pending []delivery // guarded by mu
+	bytes   int64      // guarded by mu; of pending
+	sent    int        // guarded by mu; messages given to the producer: there is something to commit or abort
+	sending int        // guarded by mu; calls of the producer under way
+	left    int        // guarded by mu; deliveries that are not acknowledged
+	pins    int        // guarded by mu; steps under way that have sent already: the epoch cannot be cut
+	refused []refusal  // guarded by mu; with exactly_once
+	broken  error      // guarded by mu; why it must not be committed
+}
+
+// delivery is the outputs of one step.
+type delivery struct {
+	lane  *lane
+	feed  *feed
+	batch *record.Batch
+	v     *verdict
+}
+
+// refusal is an output the broker will not take.
+type refusal struct {
+	delivery
+	broker.SendFailure
+}
+
+func newEpoch(parent context.Context, open bool) *epoch {
+	e := &epoch{open: open}
+	e.ctx, e.cancel = context.WithCancel(parent)
+	e.changed = sync.NewCond(&e.mu)
+	return e
+}
+
+// errRolledBack is why a step under way cannot send any more.
+var errRolledBack = errors.New("the transaction was rolled back; the record is processed again")
+
+// apply makes a step's result part of the epoch: records leave the feed, changes are staged, outputs go out. It does
+// nothing and says so when the result must not count any more.
+func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
+	c.cut.RLock()
+	defer c.unpin(w)
+	if !l.settle(f, w, v) {
+		c.cut.RUnlock()
+		return false
+	}
+	e := c.current
+	d := delivery{l, f, &w.batch, v}
+	out := e.begin(d)
+	c.cut.RUnlock()
+	if out {
+		c.deliver(e, d)
+	}
+	if c.since.Add(int64(v.consumed)) >= c.every {
+		c.poke()
+	}
+	return true
+}
+
+// begin takes a delivery into the epoch and says whether to send it now.
+func (e *epoch) begin(d delivery) (now bool) {
+	if len(d.v.outputs) == 0 {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.left++
+	if e.open {
+		e.sent += len(d.v.outputs)
+		e.sending++
+		return true
+	}
+	e.pending = append(e.pending, d)
+	for i := range d.v.outputs {
+		o := &d.v.outputs[i]
+		e.bytes += int64(len(o.Key) + len(o.Value) + 64)
+	}
+	return false
+}
+
+// deliver sends a step's outputs, dead letters among them, in record order. The producer keeps the order of every partition.
+func (c *committer) deliver(e *epoch, d delivery) {
+	c.producer.Send(e.ctx, d.v.outputs, func(refused []broker.SendFailure) {
+		switch {
+		case len(refused) == 0:
+			e.finish(nil)
+		case c.exactlyOnce:
+			e.mu.Lock()
+			for _, r := range refused {
+				e.refused = append(e.refused, refusal{d, r})
+			}
+			e.mu.Unlock()
+			e.finish(nil)
+			c.poke()
+		default:
+			// It sends again, which a producer's callback must not wait for.
+			go func() { d.feed.agent.undelivered(e.ctx, d.batch, d.v, refused, e.finish) }()
+		}
+	})
+	e.sentAll()
+}
+
+// sentAll counts off one call of the producer.
+func (e *epoch) sentAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sending--
+	e.changed.Broadcast()
+}
+
+// finish counts one delivery off; with an error its outputs are lost.
+func (e *epoch) finish(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.left--
+	if err != nil && e.broken == nil {
+		e.broken = err
+	}
+	e.changed.Broadcast()
+}
+
+// release lets the epoch's outputs go out: the transaction before has ended, its own has begun. running is held.
+func (c *committer) release() {
+	c.cut.RLock()
+	e := c.current
+	c.cut.RUnlock()
+	for {
+		e.mu.Lock()
+		pending := e.pending
+		e.pending, e.bytes = nil, 0
+		if len(pending) == 0 {
+			e.open = true
+			e.changed.Broadcast()
+			e.mu.Unlock()
+			c.released()
+			return
+		}
+		for _, d := range pending {
+			e.sent += len(d.v.outputs)
+			e.sending++
+		}
+		e.mu.Unlock()
+		for _, d := range pending {
+			c.deliver(e, d)
+		}
+	}
+}
+
+// full says whether steps should wait for the transaction before to end.
+func (c *committer) full() bool {
+	c.cut.RLock()
+	e := c.current
+	c.cut.RUnlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.bytes > pendingBytesMax
+}
+
+// sendNow sends one output of a step under way and waits for the broker (topicSend with ack). With exactly_once it is part
+// of the running transaction, which therefore cannot end before the step.
+func (c *committer) sendNow(ctx context.Context, w *work, o record.Output) (broker.Delivered, time.Time, error) {
+	if !c.exactlyOnce {
+		return c.producer.SendSync(ctx, o)
+	}
+	if w == nil {
+		return broker.Delivered{}, time.Time{}, errors.New("a message can be sent only while a record is processed")
+	}
+	e, err := c.pin(ctx, w)
+	if err != nil {
+		return broker.Delivered{}, time.Time{}, err
+	}
+	defer e.sentAll()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
+	return c.producer.SendSync(ctx, o)
+}
+
+// pin keeps the current epoch from being cut until the step is over, and counts a call of the producer.
+func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
+	for {
+		c.cut.RLock()
+		stale := w.lane.stale(w)
+		e := c.current
+		c.cut.RUnlock()
+		if stale {
+			return nil, errRolledBack
+		}
+		e.mu.Lock()
+		e.await(ctx, func() bool { return e.open || e.closed })
+		if err := ctx.Err(); err != nil {
+			e.mu.Unlock()
+			return nil, err
+		}
+		if !e.closed {
+			if w.pinned == nil {
+				e.pins++
+				w.pinned = e
+			}
+			e.sent++
+			e.sending++
+			e.mu.Unlock()
+			return e, nil
+		}
+		e.mu.Unlock() // it was cut in between: the next one
+	}
+}
+
+func (c *committer) unpin(w *work) {
+	e := w.pinned
+	if e == nil {
+		return
+	}
+	w.pinned = nil
+	e.mu.Lock()
+	e.pins--
+	e.changed.Broadcast()
+	e.mu.Unlock()
+}
+
+// await waits for a condition or the end of ctx. e.mu is held, but not while it waits.
+func (e *epoch) await(ctx context.Context, ok func() bool) {
+	stop := context.AfterFunc(ctx, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.changed.Broadcast()
+	})
+	defer stop()
+	for !ok() && ctx.Err() == nil {
+		e.changed.Wait()
+	}
+}
+
+// poke asks for a commit soon.
+func (c *committer) poke() {
+	select {
+	case c.now <- struct{}{}:
+	default:
+	}
+}
+
+// loop commits every interval, and when poked.
+func (c *committer) loop(ctx context.Context, interval time.Duration) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-c.now:
+		}
+		if err := c.commit(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("commit failed", "err", err)
+		}
+	}
+}
+
+// closing is an epoch that was cut: what its commit is to make durable.
+type closing struct {
+	epoch     *epoch
+	positions map[record.Partition]broker.Position // those that moved
+	feeds     map[*feed]int64                      // how far each came
+	began     time.Time
+}
+
+// lock takes running, or gives up when ctx ends.
+func (c *committer) lock(ctx context.Context) error {
+	select {
+	case c.running <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *committer) unlock() { <-c.running }
+
+// commit ends the running epoch. Without anything in it nothing happens. The error says why not all that was applied
+// before is committed now; the records are then processed, or committed, again.
+func (c *committer) commit(ctx context.Context) error {
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	cl, err := c.close(ctx)
+	if cl == nil || err != nil {
+		return err
+	}
+	if err := c.settle(ctx, cl); err != nil {
+		return err
+	}
+	c.stats.Commits.Add(1)
+	c.stats.Nanos.Add(int64(time.Since(cl.began)))
+	return nil
+}
+
+// close cuts the epoch: from here on steps apply to the next one. Nil when there is nothing to commit. running is held.
+func (c *committer) close(ctx context.Context) (*closing, error) {
+	if err := c.lockUnpinned(ctx); err != nil {
+		return nil, err
+	}
+	defer c.cut.Unlock()
+	c.since.Store(0)
+	e := c.current
+	cl := &closing{epoch: e, feeds: map[*feed]int64{}, began: time.Now()}
+	var moved bool
+	cl.positions, moved = c.positions(cl.feeds)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !moved && e.left == 0 && e.sent == 0 && len(e.pending) == 0 && e.broken == nil {
+		return nil, nil
+	}
+	e.closed = true
+	e.changed.Broadcast()
+	c.last.Store(e)
+	c.current = newEpoch(c.sending, !c.exactlyOnce)
+	return cl, nil
+}
+
+// lockUnpinned takes cut for writing when no step has sent ahead of its result.
+func (c *committer) lockUnpinned(ctx context.Context) error {
+	for {
+		c.cut.Lock()
+		e := c.current
+		e.mu.Lock()
+		if e.pins == 0 {
+			e.mu.Unlock()
+			return nil
+		}
+		c.cut.Unlock()
+		e.await(ctx, func() bool { return e.pins == 0 })
+		e.mu.Unlock()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+// positions is how far every assigned partition was processed by all agents that read it, where that is not stored yet. cut and
+// running are held.
+func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broker.Position, bool) {
+	byPartition := map[record.Partition][]progress{}
+	moved := false
+	for _, lf := range c.feeds() {
+		lf.lane.mu.Lock()
+		f := lf.feed
+		if !f.dropped {
+			byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position()})
+			feeds[f] = f.applied
+			moved = moved || f.applied != f.committed
+		}
+		lf.lane.mu.Unlock()
+	}
+	if !moved {
+		return nil, false
+	}
+	out := map[record.Partition]broker.Position{}
+	for p, readers := range byPartition {
+		if at, ok := positionOf(readers); ok && at != c.committed[p] {
+			out[p] = at
+		}
+	}
+	return out, true
+}
+
+// commitTimeout bounds the requests that end a transaction. The broker is asked again and again; after this time a new
+// session is tried.
+const commitTimeout = time.Minute
+
+// settle makes a cut epoch durable, or rolls it back. running is held.
+func (c *committer) settle(ctx context.Context, cl *closing) error {
+	e := cl.epoch
+	e.mu.Lock()
+	e.await(ctx, func() bool { return e.left == 0 || e.broken != nil })
+	left, refused, sent, broken := e.left, e.refused, e.sent, e.broken
+	e.mu.Unlock()
+	var err error
+	switch {
+	case broken != nil:
+		err = broken
+	case left > 0:
+		err = fmt.Errorf("%d batches of outputs are not acknowledged: %w", left, ctx.Err())
+	case len(refused) > 0:
+		err = c.blame(refused)
+	}
+	if !c.exactlyOnce {
+		if err == nil {
+			err = c.broken
+		} else if broken != nil {
+			c.broken = broken // positions only grow: none behind this may be committed either
+		}
+		if err == nil {
+			err = c.store(ctx, cl)
+		}
+		return err
+	}
+	if err == nil && sent == 0 { // nothing in the transaction: it goes on as the next epoch's
+		err = c.store(ctx, cl)
+		c.release()
+		return err
+	}
+	if err == nil {
+		limited, cancel := context.WithTimeout(ctx, commitTimeout)
+		err = c.producer.Commit(limited, c.group, cl.positions)
+		cancel()
+		if err != nil && !errors.Is(err, broker.ErrNotCommitted) {
+			return c.resolve(ctx, cl, err)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, c.rollBack(ctx, e))
+	}
+	c.done(cl)
+	return c.begin()
+}
+
+// store commits the positions without a transaction, of what is still assigned: a commit for another member's partition could
+// set that one back. running is held.
+func (c *committer) store(ctx context.Context, cl *closing) error {
+	mine := map[record.Partition]broker.Position{}
+	for _, lf := range c.feeds() {
+		if at, ok := cl.positions[lf.feed.partition]; ok {
+			mine[lf.feed.partition] = at
+		}
+	}
+	if err := c.member.Commit(ctx, mine); err != nil {
+		return err
+	}
+	c.done(cl)
+	return nil
+}
+
+// begin starts the transaction of the current epoch. running is held.
+func (c *committer) begin() error {
+	if err := c.producer.Begin(); err != nil {
+		c.fail(err)
+		return err
+	}
+	c.release()
+	return nil
+}
+
+// done notes what was committed. running is held.
+func (c *committer) done(cl *closing) {
+	c.cut.Lock()
+	for p, at := range cl.positions {
+		c.committed[p] = at
+	}
+	c.cut.Unlock()
+	for _, lf := range c.feeds() {
+		at, ok := cl.feeds[lf.feed]
+		if !ok {
+			continue
+		}
+		lf.lane.mu.Lock()
+		lf.feed.forget(at)
+		lf.lane.mu.Unlock()
+	}
+}
+
+// blame makes the records whose outputs were refused known failures of their feeds, so that the second pass gives them to the
+// failure policy instead of calling their code. The error says that there has to be a second pass, and why.
+func (c *committer) blame(refused []refusal) error {
+	var why error
+	for _, r := range refused {
+		if !r.OfMessage() {
+			if why == nil {
+				why = r.Err
+			}
+			continue
+		}
+		out := &r.v.outputs[r.Index]
+		rec := &r.batch.Records[out.Record]
+		why = fmt.Errorf("output of record %s/%d@%d to topic %q refused: %w", rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
+		k, err := r.feed.agent.knownFailure(r.batch, r.v, r.SendFailure)
+		if err != nil {
+			c.fail(err)
+			return err
+		}
+		r.lane.know(r.feed, rec.Offset, k)
+	}
+	return why
+}
+
+// rollBack drops the closed epoch, if any, and the current one, and starts a new transaction. running is held.
+func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
+	c.undo(closed)
+	if err := c.producer.Abort(ctx); err != nil {
+		c.log.Warn("abort failed, starting a new producer session", "err", err)
+		if err := c.open(ctx); err != nil {
+			return err
+		}
+	}
+	return c.begin()
+}
+
+// undo takes back what steps have applied since the last commit. When it returns, nothing of it is being sent any more and
+// steps under way can neither send nor apply. running is held.
+func (c *committer) undo(closed *epoch) {
+	c.stats.Rollbacks.Add(1)
+	c.cut.Lock()
+	dropped := c.current
+	c.current = newEpoch(c.sending, false)
+	for _, lf := range c.feeds() {
+		lf.lane.mu.Lock()
+		lf.lane.rewind(lf.feed)
+		lf.lane.mu.Unlock()
+		lf.lane.signal()
+	}
+	c.cut.Unlock()
+	for _, e := range []*epoch{closed, dropped} {
+		if e == nil {
+			continue
+		}
+		e.cancel()
+		e.mu.Lock()
+		e.closed = true
+		e.changed.Broadcast()
+		for e.sending > 0 {
+			e.changed.Wait()
+		}
+		e.mu.Unlock()
+	}
+}
+
+// open gets a producer session that works, whatever it takes. running is held.
+func (c *committer) open(ctx context.Context) error {
+	c.stats.Reopened.Add(1)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := c.producer.Reopen(ctx)
+		if err == nil {
+			return nil
+		}
+		if broker.Refused(err) || ctx.Err() != nil {
+			c.fail(err)
+			return err
+		}
+		c.log.Warn("open a producer session, will be retried", "err", err, "again", pause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// resolve finds out what became of a transaction whose end was not answered: a new session makes the broker finish it one way or
+// the other, and the group's stored positions tell which. running is held.
+func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error {
+	c.log.Warn("the end of a transaction was not answered, asking what became of it", "err", cause)
+	if err := c.open(ctx); err != nil {
+		return errors.Join(cause, err)
+	}
+	var ask []record.Partition
+	for _, lf := range c.feeds() {
+		if _, ok := cl.positions[lf.feed.partition]; ok {
+			ask = append(ask, lf.feed.partition)
+			break
+		}
+	}
+	var stored map[record.Partition]broker.Position
+	if len(ask) > 0 {
+		var err error
+		if stored, err = c.member.Committed(ctx, ask); err != nil {
+			c.fail(err)
+			return errors.Join(cause, err)
+		}
+	}
+	if len(ask) == 0 || stored[ask[0]] != cl.positions[ask[0]] {
+		c.undo(cl.epoch)
+		return errors.Join(cause, c.begin())
+	}
+	c.producer.Committed()
+	c.done(cl)
+	return c.begin()
+}
+
+// drop gives feeds up whose records another member may process again: nothing more of them is applied, and what was is taken
+// back with everything else that is not committed. Without transactions it is out already.
+func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
+	// At one moment, or a commit in between would have the outputs of these feeds without their positions.
+	c.cut.Lock()
+	for l, feeds := range byLane {
+		l.mu.Lock()
+		for _, f := range feeds {
+			f.draining, f.dropped = true, true
+		}
+		l.mu.Unlock()
+	}
+	e := c.current
+	if c.exactlyOnce {
+		e.poison(errLost)
+		if last := c.last.Load(); last != nil {
+			last.poison(errLost)
+		}
+	}
+	c.cut.Unlock()
+	if !c.exactlyOnce {
+		return
+	}
+	if err := c.discard(ctx, e, errLost); err != nil && ctx.Err() == nil {
+		c.log.Warn("roll back", "err", err)
+	}
+}
+
+// takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
+// those that failed for good go to the failure policy at once.
+func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) error {
+	for _, failed := range v.failed {
+		offset := w.batch.Records[failed.Record].Offset
+		failed.Record = 0
+		l.know(f, offset, known{failure: failed})
+	}
+	l.mu.Lock()
+	if v.retry > 0 && v.consumed < len(f.taken.records) {
+		f.taken.records = append([]record.Record(nil), f.taken.records...) // shared with the topic's other agents
+		f.taken.records[v.consumed].Attempt = int32(v.retry) + 1
+		f.notBefore = time.Now().Add(v.pause)
+	}
+	l.mu.Unlock()
+	e := w.pinned
+	e.poison(errTakenBack) // before the pin goes, or it could be committed
+	c.unpin(w)
+	if err := c.discard(ctx, e, errTakenBack); err != nil && ctx.Err() == nil {
+		c.log.Warn("roll back", "err", err)
+	}
+	return nil
+}
+
+// Why an epoch is not committed.
+var (
+	errLost      = errors.New("partitions were taken away before the commit")
+	errTakenBack = errors.New("a record had sent messages and failed then")
+)
+
+// discard sees to it that an epoch is rolled back, by itself or by the commit that is under way.
+func (c *committer) discard(ctx context.Context, e *epoch, why error) error {
+	e.poison(why)
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	c.cut.RLock()
+	current := c.current
+	c.cut.RUnlock()
+	if current != e {
+		return nil
+	}
+	return c.rollBack(ctx, nil)
+}
+
+// poison keeps an epoch from being committed.
+func (e *epoch) poison(why error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.broken == nil {
+		e.broken = why
+	}
+	e.changed.Broadcast()
+}
+
+// forget drops what is known of partitions that are no longer assigned.
+func (c *committer) forget(ps []record.Partition) {
+	c.cut.Lock()
+	defer c.cut.Unlock()
+	for _, p := range ps {
+		delete(c.committed, p)
+	}
+}

@@ -1,0 +1,257 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// A transaction that cannot be committed must leave nothing behind, and its records must be processed again.
+func TestCommitFailureProcessesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		code := &fakeCode{}
+		b := testLane(t, code, plan.Agent{}, limits{}, true)
+		f := b.open(in0)
+		b.kafka.commit = func() error { return fmt.Errorf("%w: fenced", broker.ErrNotCommitted) }
+		b.feed(f, records(0, 0, 25))
+		stop := b.start()
+		time.Sleep(time.Second)
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 25)) {
+			t.Fatalf("outputs that count: %v", got)
+		}
+		if b.commits.stats.Rollbacks.Load() != 1 || b.kafka.stored(in0) != 25 {
+			t.Fatalf("%d rollbacks, stored %d", b.commits.stats.Rollbacks.Load(), b.kafka.stored(in0))
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// When the answer to the end of a transaction is lost, the stored positions decide: repeating a committed one would
+// duplicate its outputs, believing in an aborted one would lose them.
+func TestCommitUnanswered(t *testing.T) {
+	for _, happened := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			code := &fakeCode{}
+			b := testLane(t, code, plan.Agent{}, limits{}, true)
+			f := b.open(in0)
+			b.kafka.commit, b.kafka.lost = func() error { return errors.New("connection reset") }, happened
+			b.feed(f, records(0, 0, 25))
+			stop := b.start()
+			time.Sleep(time.Second)
+			if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 25)) {
+				t.Fatalf("committed %v: outputs %v", happened, got)
+			}
+			if again := len(code.calls) > 3; again == happened {
+				t.Fatalf("committed %v, calls %s", happened, code.history())
+			}
+			_ = stop()
+		})
+	}
+}
+
+// An output the broker refuses for good must not stop the stream, nor take the batch's other records with it.
+func TestCommitRefusedOutput(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		code := &fakeCode{}
+		b := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 3, Action: plan.DeadLetter, DeadLetterTopic: "dlq"}}, limits{}, exactlyOnce)
+		b.kafka.refuse = func(o *record.Output) error {
+			if o.Topic == "out-0" && (string(o.Key) == "3" || string(o.Key) == "7") {
+				return kerr.MessageTooLarge
+			}
+			if o.Topic == "dlq" && slices.ContainsFunc(o.Headers, func(h record.Header) bool { return h.Key == headerErrorTraceback }) {
+				return kerr.MessageTooLarge
+			}
+			return nil
+		}
+		f := b.open(in0)
+		rs := records(0, 0, 12)
+		for i := range rs {
+			rs[i].Key = fmt.Append(nil, "key", i)
+		}
+		b.feed(f, rs)
+		stop := b.start()
+		time.Sleep(3 * time.Second)
+		want := slices.Concat(offsets(0, 3), offsets(4, 7), offsets(8, 12))
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, want) {
+			t.Fatalf("outputs %v", got)
+		}
+		if got := b.kafka.keys("dlq"); !slices.Equal(got, []string{"key3", "key7"}) {
+			t.Fatalf("dead letters %v, %v", got, b.failed)
+		}
+		if got := b.kafka.stored(in0); got != 12 {
+			t.Fatalf("stored %d", got)
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// A record that sent something with ack and failed then must leave no message, and go to the policy without a second call.
+func TestCommitTakesBackAcknowledgedSends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		code := &sendingCode{fail: 4}
+		b := testLane(t, code, plan.Agent{}, limits{}, true)
+		code.app = b.commits
+		f := b.open(in0)
+		b.feed(f, records(0, 0, 8))
+		stop := b.start()
+		time.Sleep(time.Second)
+		want := slices.Concat(offsets(0, 4), offsets(5, 8))
+		if got := b.kafka.keys("acked"); !slices.Equal(got, want) {
+			t.Fatalf("messages sent with ack: %v", got)
+		}
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, want) || b.kafka.stored(in0) != 8 {
+			t.Fatalf("outputs %v, stored %d", got, b.kafka.stored(in0))
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// lose takes a partition away as App.Lost does.
+func (b *bench) lose(p record.Partition, f *feed) {
+	b.commits.drop(context.Background(), map[*lane][]*feed{b.lane: {f}})
+	b.app.mu.Lock()
+	delete(b.app.feeds, p)
+	b.app.mu.Unlock()
+	b.remove([]*feed{f})
+	b.commits.forget([]record.Partition{p})
+}
+
+// sendingCode sends each record with ack during its call, and fails one of them after that.
+type sendingCode struct {
+	app  *committer
+	fail int64
+}
+
+func (c *sendingCode) Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error) {
+	w, _ := ctx.Value(workKey{}).(*work)
+	for _, r := range b.Records {
+		if _, _, err := c.app.sendNow(ctx, w, record.Output{Topic: "acked", Key: fmt.Append(nil, r.Offset)}); err != nil {
+			return record.Result{}, err
+		}
+		time.Sleep(30 * time.Millisecond) // a commit is due in the middle of the batch
+	}
+	fc := fakeCode{fails: func(r *record.Record) bool { return r.Offset == c.fail }}
+	return fc.Call(ctx, slot, b)
+}
+
+// Partitions that are taken away without warning must not have anything committed that another member does again.
+func TestCommitAfterLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, true)
+		f0, f1 := b.open(in0), b.open(in1)
+		b.feed(f0, records(0, 0, 5))
+		b.feed(f1, records(1, 0, 5))
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- b.run(ctx, context.Background()) }()
+		time.Sleep(10 * time.Millisecond) // both are applied, nothing is committed
+		b.lose(in0, f0)
+		time.Sleep(10 * time.Millisecond)
+		if err := b.commits.commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.kafka.keys("out-0"); len(got) > 0 || b.kafka.stored(in0) != 0 {
+			t.Fatalf("outputs %v and position %d of a lost partition", got, b.kafka.stored(in0))
+		}
+		if got := b.kafka.keys("out-1"); !slices.Equal(got, offsets(0, 5)) {
+			t.Fatalf("outputs of the partition that stayed: %v", got)
+		}
+		cancel()
+		b.signal()
+		<-ended
+	})
+}
+
+// Exactly once, whatever goes wrong: thousands of histories of failed commits, lost answers, refusals, losses and retries.
+func TestCommitRandomFaults(t *testing.T) {
+	for seed := range uint64(300) {
+		synctest.Test(t, func(t *testing.T) { randomFaults(t, seed) })
+	}
+}
+
+func randomFaults(t *testing.T, seed uint64) {
+	g := rand.New(rand.NewPCG(seed, 7))
+	tries := map[int64]int{}
+	code := &fakeCode{took: time.Duration(g.IntN(20)) * time.Millisecond, fails: func(r *record.Record) bool {
+		if r.Offset%17 == 5 {
+			tries[r.Offset]++
+			return tries[r.Offset] < 2
+		}
+		return r.Offset%23 == 7
+	}}
+	p := plan.Agent{OnError: plan.Policy{Attempts: 3, InitialBackoff: 30 * time.Millisecond, MaxBackoff: time.Second, Multiplier: 2, Action: plan.Skip}}
+	if g.IntN(2) == 0 {
+		p.OnError.Attempts = 1
+	}
+	b := testLane(t, code, p, limits{records: 1 + g.IntN(9), bytes: 1 << 20}, true)
+	b.kafka.refuse = func(o *record.Output) error {
+		if string(o.Key) == "11" || string(o.Key) == "30" {
+			return kerr.MessageTooLarge
+		}
+		return nil
+	}
+	const total = 120
+	f := b.open(in0)
+	var put int64
+	stop := b.start()
+	for put < total || b.kafka.stored(in0) < total {
+		if put < total && g.IntN(2) == 0 {
+			n := min(put+1+g.Int64N(20), total)
+			b.feed(f, records(0, put, n))
+			put = n
+		}
+		b.kafka.mu.Lock()
+		switch g.IntN(12) {
+		case 0:
+			b.kafka.commit, b.kafka.lost = func() error { return fmt.Errorf("%w: chosen", broker.ErrNotCommitted) }, false
+		case 1:
+			b.kafka.commit, b.kafka.lost = func() error { return errors.New("no answer") }, true
+		case 2:
+			b.kafka.commit, b.kafka.lost = func() error { return errors.New("no answer") }, false
+		}
+		b.kafka.mu.Unlock()
+		if g.IntN(15) == 0 { // lost, and assigned again from the stored position
+			b.lose(in0, f)
+			at := b.kafka.stored(in0)
+			f = b.open(in0)
+			if at < put {
+				b.feed(f, records(0, at, put))
+			}
+		}
+		time.Sleep(time.Duration(g.IntN(60)) * time.Millisecond)
+	}
+	if err := stop(); err != nil || b.failed != nil {
+		t.Fatalf("seed %d: %v, %v", seed, err, b.failed)
+	}
+	var want []string
+	for o := range int64(total) {
+		failsFirst := o%17 == 5 && p.OnError.Attempts == 1
+		if o%23 != 7 && o != 11 && o != 30 && !failsFirst {
+			want = append(want, fmt.Sprint(o))
+		}
+	}
+	got := b.kafka.keys("out-0")
+	if p.OnError.Attempts == 1 { // such a record may have been tried again after a rollback, and come through then
+		got = slices.DeleteFunc(got, func(k string) bool { var o int64; fmt.Sscan(k, &o); return o%17 == 5 })
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("seed %d (go test ./engine -run TestCommitRandomFaults):\n got %v\nwant %v", seed, got, want)
+	}
+}
