@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,7 +45,6 @@ type App struct {
 	lanes   []*lane                         // guarded by mu
 	stop    context.CancelFunc              // ends polling and begins the stop
 
-	instance  string         // names this process among those of the app
 	preparing sync.WaitGroup // of assigned partitions
 }
 
@@ -249,7 +249,7 @@ func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) err
 		return err
 	}
 	defer c.unlock()
-	return c.begin()
+	return c.begin(ctx)
 }
 
 // transactionalID names this process to the broker's transactions. A process that comes back under the same name ends at once
@@ -257,7 +257,7 @@ func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) err
 func (a *App) transactionalID() string {
 	instance := a.cfg.Kafka.GroupInstanceID
 	if instance == "" {
-		instance = a.instance
+		instance = rand.Text()
 	}
 	return a.plan.App.ID + "-" + instance
 }

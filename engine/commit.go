@@ -40,6 +40,8 @@ type committer struct {
 	running chan struct{} // capacity 1; full while somebody ends an epoch: one at a time
 	broken  error         // guarded by running; with at_least_once: outputs were lost, nothing may be committed any more
 
+	takeOvers []time.Time // guarded by running; times this process took its transactional id back within the last minute
+
 	// cut is held for reading while a step's result is applied, and for writing while an epoch is ended or rolled back.
 	cut       sync.RWMutex
 	current   *epoch                               // guarded by cut
@@ -499,7 +501,7 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		return errors.Join(err, c.rollBack(ctx, e))
 	}
 	c.done(cl)
-	return c.begin()
+	return c.begin(ctx)
 }
 
 // store commits the positions without a transaction, of what is still assigned: a commit for another member's partition could
@@ -518,14 +520,38 @@ func (c *committer) store(ctx context.Context, cl *closing) error {
 	return nil
 }
 
-// begin starts the transaction of the current epoch. running is held.
-func (c *committer) begin() error {
-	if err := c.producer.Begin(); err != nil {
+// begin starts the transaction of the current epoch, with a new producer session if the one there is cannot. running is held.
+func (c *committer) begin(ctx context.Context) error {
+	err := c.producer.Begin()
+	if broker.Fenced(err) && !c.takeOver(time.Now()) {
+		err = fmt.Errorf("another process keeps taking over the transactional id of this one (a copied state directory, or one consumerGroupInstanceId for two?): %w", err)
 		c.fail(err)
 		return err
 	}
+	if err != nil {
+		c.log.Warn("starting a new producer session", "err", err)
+		if err := c.open(ctx); err != nil {
+			return err
+		}
+		if err := c.producer.Begin(); err != nil {
+			c.fail(err)
+			return err
+		}
+	}
 	c.release()
 	return nil
+}
+
+// takeOversMax is how often a minute this process takes its transactional id back. The broker itself takes it away when a
+// transaction lasts too long; another process with the same id would do so again and again.
+const takeOversMax = 3
+
+func (c *committer) takeOver(now time.Time) bool {
+	c.takeOvers = append(c.takeOvers, now)
+	for now.Sub(c.takeOvers[0]) > time.Minute {
+		c.takeOvers = c.takeOvers[1:]
+	}
+	return len(c.takeOvers) <= takeOversMax
 }
 
 // done notes what was committed. running is held.
@@ -579,7 +605,7 @@ func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
 			return err
 		}
 	}
-	return c.begin()
+	return c.begin(ctx)
 }
 
 // undo takes back what steps have applied since the last commit. When it returns, nothing of it is being sent any more and
@@ -655,11 +681,11 @@ func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error
 	}
 	if len(ask) == 0 || stored[ask[0]] != cl.positions[ask[0]] {
 		c.undo(cl.epoch)
-		return errors.Join(cause, c.begin())
+		return errors.Join(cause, c.begin(ctx))
 	}
 	c.producer.Committed()
 	c.done(cl)
-	return c.begin()
+	return c.begin(ctx)
 }
 
 // drop gives feeds up whose records another member may process again: nothing more of them is applied, and what was is taken

@@ -220,7 +220,7 @@ func testLane(t *testing.T, code caller, p plan.Agent, lim limits, exactlyOnce b
 		now: make(chan struct{}, 1), every: 1 << 40, current: newEpoch(ctx, !exactlyOnce),
 	}
 	if exactlyOnce {
-		if err := b.app.commits.begin(); err != nil {
+		if err := b.app.commits.begin(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}

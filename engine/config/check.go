@@ -60,9 +60,6 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 	if c.AppName != "" && !applicationID.MatchString(c.AppName) {
 		k.fail(BadValue, "appName "+fmt.Sprintf("%q", c.AppName)+" must be up to 200 of the characters a-z A-Z 0-9 . _ -", "it begins the names of topics", "appName")
 	}
-	if c.ProcessingGuarantee == ExactlyOnce {
-		k.fail(NotYet, "processingGuarantee exactly_once is not available in this version", "it comes with transactions; use at_least_once", "processingGuarantee")
-	}
 	if !offline {
 		c.Kafka.check(k)
 	}

@@ -111,7 +111,7 @@ var settings = []setting{
 		[]string{JSONCompact, JSONOriginal}, func(c *Config) *string { return &c.JSONValueStyle }),
 
 	group("Processing"),
-	wordSetting("processingGuarantee", AtLeastOnce, "What a crash may do: at_least_once may repeat records.",
+	wordSetting("processingGuarantee", ExactlyOnce, "What a crash may do: at_least_once may repeat records.",
 		[]string{AtLeastOnce, ExactlyOnce}, func(c *Config) *string { return &c.ProcessingGuarantee }),
 	intSetting("workers", "0", "Instances of each agent's code that run side by side; 0 is one less than the processors, at least 1.",
 		0, 1024, func(c *Config) *int { return &c.Workers }, process()),
