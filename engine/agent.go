@@ -38,10 +38,35 @@ type agent struct {
 	print sampler // lines of the guest
 }
 
-// Stats counts what an agent did since the start.
+// Stats counts what an agent did since the start, as far as it is committed.
 type Stats struct {
 	Records, Outputs, Calls                       atomic.Int64
 	Failed, DeadLettered, Skipped, Retried, Stops atomic.Int64
+}
+
+// tally is what steps of an agent add to its Stats once they are committed.
+type tally struct {
+	calls, records, outputs, failed, deadLettered, skipped, retried int64
+}
+
+func (t *tally) add(v *verdict) {
+	t.calls++
+	t.records += int64(v.consumed)
+	t.outputs += int64(len(v.outputs) - v.dead)
+	t.failed += int64(len(v.failed))
+	t.deadLettered += int64(v.dead)
+	t.skipped += int64(v.skipped)
+	t.retried += int64(len(v.retried))
+}
+
+func (s *Stats) add(t *tally) {
+	s.Calls.Add(t.calls)
+	s.Records.Add(t.records)
+	s.Outputs.Add(t.outputs)
+	s.Failed.Add(t.failed)
+	s.DeadLettered.Add(t.deadLettered)
+	s.Skipped.Add(t.skipped)
+	s.Retried.Add(t.retried)
 }
 
 func newAgent(app *App, p *plan.Agent) *agent {
@@ -54,15 +79,8 @@ func newAgent(app *App, p *plan.Agent) *agent {
 	}
 }
 
-// note counts a step and logs its failures.
-func (a *agent) note(b *record.Batch, res *record.Result, v *verdict) {
-	a.stats.Calls.Add(1)
-	a.stats.Records.Add(int64(v.consumed))
-	a.stats.Outputs.Add(int64(len(v.outputs) - v.dead))
-	a.stats.DeadLettered.Add(int64(v.dead))
-	a.stats.Skipped.Add(int64(v.skipped))
-	a.stats.Retried.Add(int64(len(v.retried)))
-	a.stats.Failed.Add(int64(len(v.failed)))
+// note logs a step's failures.
+func (a *agent) note(b *record.Batch, v *verdict) {
 	for i := range v.failed {
 		a.logFailure(slog.LevelError, &b.Records[v.failed[i].Record], &v.failed[i], string(a.plan.OnError.Action))
 	}

@@ -87,17 +87,18 @@ type epoch struct {
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
-	changed *sync.Cond // on mu
-	open    bool       // guarded by mu; sends go out. Else they are kept until the transaction before has ended
-	closed  bool       // guarded by mu; another epoch is the current one
-	pending []delivery // guarded by mu
-	bytes   int64      // guarded by mu; of pending
-	sent    int        // guarded by mu; messages given to the producer: there is something to commit or abort
-	sending int        // guarded by mu; calls of the producer under way
-	left    int        // guarded by mu; deliveries that are not acknowledged
-	pins    int        // guarded by mu; steps under way that have sent already: the epoch cannot be cut
-	refused []refusal  // guarded by mu; with exactly_once
-	broken  error      // guarded by mu; why it must not be committed
+	changed *sync.Cond        // on mu
+	open    bool              // guarded by mu; sends go out. Else they are kept until the transaction before has ended
+	closed  bool              // guarded by mu; another epoch is the current one
+	pending []delivery        // guarded by mu
+	bytes   int64             // guarded by mu; of pending
+	sent    int               // guarded by mu; messages given to the producer: there is something to commit or abort
+	sending int               // guarded by mu; calls of the producer under way
+	left    int               // guarded by mu; deliveries that are not acknowledged
+	pins    int               // guarded by mu; steps under way that have sent already: the epoch cannot be cut
+	refused []refusal         // guarded by mu; with exactly_once
+	tallies map[*agent]*tally // guarded by mu
+	broken  error             // guarded by mu; why it must not be committed
 }
 
 // delivery is the outputs of one step.
@@ -115,7 +116,7 @@ type refusal struct {
 }
 
 func newEpoch(parent context.Context, open bool) *epoch {
-	e := &epoch{open: open}
+	e := &epoch{open: open, tallies: map[*agent]*tally{}}
 	e.ctx, e.cancel = context.WithCancel(parent)
 	e.changed = sync.NewCond(&e.mu)
 	return e
@@ -148,11 +149,17 @@ func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
 
 // begin takes a delivery into the epoch and says whether to send it now.
 func (e *epoch) begin(d delivery) (now bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tallies[d.feed.agent]
+	if t == nil {
+		t = &tally{}
+		e.tallies[d.feed.agent] = t
+	}
+	t.add(d.v)
 	if len(d.v.outputs) == 0 {
 		return false
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.left++
 	if e.open {
 		e.sent += len(d.v.outputs)
@@ -561,6 +568,9 @@ func (c *committer) done(cl *closing) {
 		c.committed[p] = at
 	}
 	c.cut.Unlock()
+	for a, t := range cl.epoch.tallies {
+		a.stats.add(t)
+	}
 	for _, lf := range c.feeds() {
 		at, ok := cl.feeds[lf.feed]
 		if !ok {

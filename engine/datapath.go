@@ -45,7 +45,7 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 
 	// 3. What is finished leaves the feed and becomes part of the running epoch; the rest goes back to the feed's head.
 	if l.commits.apply(l, f, w, &v) {
-		a.note(batch, &result, &v)
+		a.note(batch, &v)
 		return v.stop
 	}
 	return nil // rolled back, or another member owns the partition by now: the records are read again
