@@ -12,6 +12,7 @@ type Agent struct {
 	IsolatedPartitions Value[bool]
 	Input              Input
 	Outputs            []*Output
+	Channels           []*ChannelOutput // after Outputs
 	Processors         Processors
 	OnError            *OnError
 }
@@ -35,10 +36,21 @@ type InputTopic struct {
 	TopicOptions
 }
 
-// Channel names a join's output channel.
+// Channel names a channel that a join or another agent of the app sends to.
 type Channel struct {
 	Pos  Pos
 	Name Value[string]
+}
+
+// ChannelOutput is one channel an agent sends to, for other agents of the app: an extension of ours. Values stay Python
+// values, as if no codec were there.
+type ChannelOutput struct {
+	Pos             Pos
+	Name            Value[string]
+	KeySelector     *Code
+	ValueSelector   *Code
+	HeadersSelector *Code
+	Predicate       *Code
 }
 
 // Take makes batches of records: at most Max, or what came within Within.
@@ -54,13 +66,16 @@ func (c cursor) agent(a *Agent) {
 		may("isolatedPartitions", func(c cursor) { c.boolean(&a.IsolatedPartitions) }),
 		must("input", func(c cursor) { c.input(&a.Input) }),
 		may("output", func(c cursor) {
-			c.object(may("topics", func(c cursor) {
-				c.list(func(c cursor) {
-					if output := c.output(outputTopic); output != nil {
-						a.Outputs = append(a.Outputs, output)
-					}
-				})
-			}))
+			c.object(
+				may("topics", func(c cursor) {
+					c.list(func(c cursor) {
+						if output := c.output(outputTopic); output != nil {
+							a.Outputs = append(a.Outputs, output)
+						}
+					})
+				}),
+				may("channels", func(c cursor) { c.list(func(c cursor) { c.channelOutput(a) }) }),
+			)
 		}),
 		must("processors", func(c cursor) { c.processors(&a.Processors, agentPipeline, true) }),
 		may("onError", func(c cursor) { c.onError(&a.OnError) }),
@@ -101,6 +116,20 @@ func (c cursor) input(in *Input) {
 		c.warnAt(in.Declare.Pos, NoEffect, "declare of "+c.name()+" has no effect on a pattern", "name the topics to create them")
 	case !in.Declare.V:
 		in.Topic.useless(c, "without declare: true")
+	}
+}
+
+func (c cursor) channelOutput(a *Agent) {
+	o := &ChannelOutput{Pos: c.at}
+	if c.object(
+		must("name", func(c cursor) { c.named(&o.Name) }),
+		may("keySelector", func(c cursor) { c.code(&o.KeySelector) }),
+		may("valueSelector", func(c cursor) { c.code(&o.ValueSelector) }),
+		may("headersSelector", func(c cursor) { c.code(&o.HeadersSelector) }),
+		may("predicate", func(c cursor) { c.code(&o.Predicate) }),
+		old("headerSelector", "headersSelector"),
+	) != nil {
+		a.Channels = append(a.Channels, o)
 	}
 }
 

@@ -67,6 +67,10 @@ func (c cursor) app(a *App) {
 		}),
 		may("authentication", func(c cursor) { c.authentication(&a.Authentication) }),
 		may("config", func(c cursor) {
+			if c.sketching {
+				c.sketch.Types, c.sketch.Values = []string{"object"}, &Node{} // engine/config knows more
+				return
+			}
 			if c.node.Kind != yaml.MappingNode {
 				c.fail(WrongType, c.name()+" must be a mapping, not "+c.kind(), "")
 				return
@@ -109,6 +113,10 @@ func (c cursor) storage(dst **Storage) {
 		must("type", func(c cursor) { c.word(&s.Type, "ephemeral", "persistent-claim") }),
 		may("class", func(c cursor) { c.named(&s.Class) }),
 		may("size", func(c cursor) {
+			if c.sketching {
+				c.sketch.Types = []string{"string", "integer", "number"}
+				return
+			}
 			if text, ok := c.scalarText(); ok { // a quantity may be a bare number of bytes
 				s.Size = At(text, c.pos(c.node))
 			} else {

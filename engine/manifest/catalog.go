@@ -32,6 +32,10 @@ const (
 	NoEffect        = "M028"
 	NoManifests     = "M029"
 	BadSchedule     = "M030"
+	Cycle           = "M031"
+	UnreadChannel   = "M032"
+	BadPath         = "M033"
+	DuplicateRoute  = "M034"
 
 	UnknownApp       = "M040"
 	WhichApp         = "M041"
@@ -66,7 +70,7 @@ var catalog = []catalogEntry{
 	{WrongWord, "A value is not one of the allowed words.", "Use one of the words listed.", LevelError},
 	{Undefined, "A name refers to something that is not defined.", "Define it, or correct the name.", LevelError},
 	{Contradiction, "Members exclude each other, or none of them is there.", "Keep exactly one.", LevelError},
-	{OldName, "A member has a name that older texts give it; it is accepted.", "Use the name given.", LevelWarning},
+	{OldName, "A member or a word has a name that older texts give it; it is accepted.", "Use the name given.", LevelWarning},
 	{OutOfRange, "A number is out of its range.", "Use a number within the bounds given.", LevelError},
 	{BadDuration, "A value is not a duration.", "Write digits and s, m, h or d, such as 30s, or Go's form, such as 1m30s.", LevelError},
 	{BadPattern, "A pattern is not a regular expression of RE2.", "RE2 has neither lookaround nor backreferences.", LevelError},
@@ -83,6 +87,10 @@ var catalog = []catalogEntry{
 	{NoEffect, "A member has no effect here.", "Remove it, or add what it needs.", LevelWarning},
 	{NoManifests, "No manifests were found.", "Name a file, or a directory with *.yaml or *.yml files.", LevelError},
 	{BadSchedule, "A task's cron expression or time zone is not valid.", "Five fields, or six with seconds last; IANA zone names.", LevelError},
+	{Cycle, "Agents feed each other through channels, in a circle.", "Break the circle; records that shall go round go through a topic.", LevelError},
+	{UnreadChannel, "No agent reads a channel.", "Add the agent, or remove what sends to the channel.", LevelWarning},
+	{BadPath, "The path of a web view is not valid.", "Write text, `{name}` and `{name:pattern}`, such as `/orders/{id}`.", LevelError},
+	{DuplicateRoute, "Two web views answer the same method on the same path.", "Change the path or the method of one.", LevelError},
 
 	{UnknownApp, "A component's app, or the app asked for, has no KasprApp manifest.", "Correct the label, or add the KasprApp.", LevelError},
 	{WhichApp, "The manifests hold several apps.", "Say which with the setting app.", LevelError},

@@ -1,30 +1,76 @@
 package manifest
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
-// check finds what is wrong between documents: names used twice, names of nothing.
+// check finds what is wrong between documents: names used twice, names of nothing, circles.
 func (s *Set) check(problems *Errors) {
-	report := func(at Pos, id, text, hint string) {
-		*problems = append(*problems, Error{Pos: at, ID: id, Text: text, Hint: hint})
+	report := func(level Level, at Pos, id, text, hint string) {
+		*problems = append(*problems, Error{Pos: at, ID: id, Level: level, Text: text, Hint: hint})
 	}
-	type key struct{ kind, app, name string }
-	first := map[key]Pos{}
-	unique := func(m *Meta) {
-		if !m.Name.Set() {
-			return
+	fail := func(at Pos, id, text, hint string) { report(LevelError, at, id, text, hint) }
+	s.checkNames(fail)
+	s.checkRoutes(fail)
+
+	g := s.graph()
+	for _, m := range g.nodes {
+		for _, ref := range g.refs[m] {
+			if len(ref.to) == 0 {
+				fail(ref.name.Pos, Undefined, ref.what+" "+quote(ref.name.V)+" "+ref.missing, didYouMean(ref.name.V, ref.among.names(m)))
+			}
 		}
-		k := key{m.Kind, m.App.V, m.Name.V}
-		if at, twice := first[k]; twice {
-			report(m.Name.Pos, DuplicateName, m.Label()+" is defined twice", "first at "+at.String())
-			return
-		}
-		first[k] = m.Name.Pos
 	}
+	g.ordered(func(path []*Meta, closing reference) {
+		labels := make([]string, 0, len(path)+1)
+		for _, m := range append(slices.Clone(path), path[0]) {
+			labels = append(labels, m.Label())
+		}
+		slices.Reverse(labels) // from the one that sends to the one that reads
+		fail(closing.name.Pos, Cycle, "channel "+quote(closing.name.V)+" closes a circle: "+strings.Join(labels, " → "), "send through a topic if records shall go round")
+	})
+	unread := func(m *Meta, at Pos, channel string) {
+		if !slices.ContainsFunc(g.readers[channel], func(reader *Meta) bool { return together(m, reader) }) {
+			report(LevelWarning, at, UnreadChannel, "no agent reads channel "+quote(channel)+" of "+m.Label(), "")
+		}
+	}
+	for _, j := range s.Joins {
+		if j.Name.Set() || j.OutputChannel.Set() {
+			at := j.Name.Pos
+			if j.OutputChannel.Set() {
+				at = j.OutputChannel.Pos
+			}
+			unread(&j.Meta, at, j.Channel())
+		}
+	}
+	for _, a := range s.Agents {
+		for _, o := range a.Channels {
+			if o.Name.Set() {
+				unread(&a.Meta, o.Name.Pos, o.Name.V)
+			}
+		}
+	}
+}
+
+// checkNames finds components of one kind and app with one name, and labels of apps that are not there.
+func (s *Set) checkNames(fail func(at Pos, id, text, hint string)) {
+	var all []*Meta
 	for _, a := range s.Apps {
-		unique(&a.Meta)
+		all = append(all, &a.Meta)
 	}
-	for _, m := range s.Components() {
-		unique(m)
+	type key struct{ kind, name string }
+	seen := map[key][]*Meta{}
+	for _, m := range append(all, s.Components()...) {
+		if !m.Name.Set() {
+			continue
+		}
+		k := key{m.Kind, m.Name.V}
+		if i := slices.IndexFunc(seen[k], func(other *Meta) bool { return together(m, other) }); i >= 0 {
+			fail(m.Name.Pos, DuplicateName, m.Label()+" is defined twice", "first at "+seen[k][i].Name.Pos.String())
+			continue
+		}
+		seen[k] = append(seen[k], m)
 	}
 
 	// Without any KasprApp the labels stand for themselves; with one, a label that names another app is a mistake.
@@ -34,52 +80,25 @@ func (s *Set) check(problems *Errors) {
 	}
 	for _, m := range s.Components() {
 		if len(apps) > 0 && m.App.Set() && !slices.Contains(apps, m.App.V) {
-			report(m.App.Pos, UnknownApp, m.Label()+" belongs to app "+quote(m.App.V)+", which has no KasprApp manifest", didYouMean(m.App.V, apps))
+			fail(m.App.Pos, UnknownApp, m.Label()+" belongs to app "+quote(m.App.V)+", which has no KasprApp manifest", didYouMean(m.App.V, apps))
 		}
 	}
+}
 
-	// References stay inside one app.
-	tables := func(owner *Meta, ref Value[string]) {
-		var defined []string
-		for _, t := range s.Tables {
-			if t.App.V == owner.App.V {
-				defined = append(defined, t.Name.V)
-			}
-		}
-		if ref.Set() && !slices.Contains(defined, ref.V) {
-			report(ref.Pos, Undefined, "table "+quote(ref.V)+" is not defined", didYouMean(ref.V, defined))
-		}
-	}
-	operations := func(owner *Meta, p *Processors) {
-		for _, op := range p.Operations {
-			for _, ref := range op.Tables {
-				tables(owner, ref.Name)
-			}
-		}
-	}
-	for _, a := range s.Agents {
-		operations(&a.Meta, &a.Processors)
-		if a.Input.Channel == nil {
+// checkRoutes finds two web views that would answer the same requests.
+func (s *Set) checkRoutes(fail func(at Pos, id, text, hint string)) {
+	type key struct{ method, shape string }
+	seen := map[key][]*WebView{}
+	for _, w := range s.WebViews {
+		if w.Route == nil || !w.Method.Set() {
 			continue
 		}
-		var channels []string
-		for _, j := range s.Joins {
-			if j.App.V == a.App.V {
-				channels = append(channels, j.Channel())
-			}
+		k := key{w.Method.V, w.Route.Shape}
+		if i := slices.IndexFunc(seen[k], func(other *WebView) bool { return together(&w.Meta, &other.Meta) }); i >= 0 {
+			first := seen[k][i]
+			fail(w.Path.Pos, DuplicateRoute, w.Label()+" answers "+w.Method.V+" "+quote(w.Path.V)+", as does "+first.Label(), "first at "+first.Path.Pos.String())
+			continue
 		}
-		if name := a.Input.Channel.Name; name.Set() && !slices.Contains(channels, name.V) {
-			report(name.Pos, Undefined, "channel "+quote(name.V)+" is not the output of any join", didYouMean(name.V, channels))
-		}
-	}
-	for _, w := range s.WebViews {
-		operations(&w.Meta, &w.Processors)
-	}
-	for _, t := range s.Tasks {
-		operations(&t.Meta, &t.Processors)
-	}
-	for _, j := range s.Joins {
-		tables(&j.Meta, j.LeftTable)
-		tables(&j.Meta, j.RightTable)
+		seen[k] = append(seen[k], w)
 	}
 }

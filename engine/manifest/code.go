@@ -49,7 +49,7 @@ func (c cursor) code(dst **Code) {
 		return
 	}
 	code := &Code{Pos: c.at}
-	there := c.object(
+	there := c.of("Code").object(
 		must("python", func(c cursor) {
 			if !c.text(&code.Python) {
 				return

@@ -134,12 +134,17 @@ func (c cursor) manifest(set *Set) {
 	case !c.ours(apiVersion, kind):
 		return
 	}
-	meta := Meta{Kind: kind.V, Pos: c.pos(c.node)}
+	c.component(kind.V, set)
+}
+
+// component reads a document of one of our kinds into the set.
+func (c cursor) component(kind string, set *Set) {
+	meta := Meta{Kind: kind, Pos: c.pos(c.node)}
 	members := append(ignored("apiVersion", "kind", "status"), must("metadata", func(c cursor) { c.metadata(&meta) }))
 	spec := func(read func(cursor)) {
 		c.object(append(members, must("spec", read))...)
 	}
-	switch kind.V {
+	switch kind {
 	case KindApp:
 		a := &App{}
 		spec(func(c cursor) { c.app(a) })
@@ -223,12 +228,21 @@ func (c cursor) ours(apiVersion, kind Value[string]) bool {
 }
 
 func (c cursor) metadata(m *Meta) {
+	if m.Kind != KindApp {
+		c = c.of("metadata")
+	}
+	labels := may
+	if c.sketching && m.Kind != KindApp {
+		labels = must // without the app's label there is a message of its own, below
+	}
 	there := c.object(append(ignored("namespace", "annotations", "generateName", "uid", "resourceVersion", "generation", "creationTimestamp",
 		"deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields", "selfLink"),
 		must("name", func(c cursor) { c.componentName(&m.Name) }),
-		may("labels", func(c cursor) {
+		labels("labels", func(c cursor) {
 			var labels []Entry
-			c.texts(&labels)
+			if c.texts(&labels); c.sketching && m.Kind != KindApp {
+				c.sketch.Members = []Member{{Name: AppLabel, Required: true, Value: &Node{Key: "metadata.labels." + AppLabel, Types: []string{"string"}, NotBlank: true}}}
+			}
 			m.Labels = Texts(labels)
 			for _, l := range labels {
 				if l.Key.V == AppLabel {

@@ -45,7 +45,10 @@ func (c cursor) onError(dst **OnError) {
 		}
 		return
 	}
-	there := c.object(
+	if c.sketching {
+		c.sketch.Also = &Node{Types: []string{"string"}, Enum: policies}
+	}
+	there := c.of("OnError").object(
 		must("policy", func(c cursor) { c.word(&e.Policy, policies...) }),
 		may("topic", func(c cursor) { c.topic(&e.Topic) }),
 		may("retry", func(c cursor) { c.retry(&e.Retry) }),

@@ -27,6 +27,11 @@ const (
 	otherPipeline              // topicSend of a web view or task: no declare and what belongs to it
 )
 
+// key names the outputs of a place in fields.txt, operation the operations that send to them.
+func (p place) key() string { return [...]string{"OutputTopic", "AgentSend", "Send"}[p] }
+
+func (p place) operation() string { return [...]string{"", "AgentOperation", "Operation"}[p] }
+
 func (c cursor) output(where place) *Output {
 	o := &Output{Pos: c.at}
 	selector := func(name string, dst **Code) member { return may(name, func(c cursor) { c.code(dst) }) }
@@ -51,7 +56,7 @@ func (c cursor) output(where place) *Output {
 	if where != outputTopic {
 		members = append(members, may("passThrough", func(c cursor) { c.boolean(&o.PassThrough) }))
 	}
-	there := c.object(members...)
+	there := c.of(where.key()).object(members...)
 	if there == nil {
 		return nil
 	}

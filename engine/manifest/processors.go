@@ -45,8 +45,12 @@ type TableRef struct {
 func (c cursor) processors(p *Processors, where place, needed bool) {
 	p.Pos = c.at
 	nameless := false
+	pipeline := may
+	if c.sketching && needed {
+		pipeline = must // without it there is a message of its own, below
+	}
 	there := c.object(
-		may("pipeline", func(c cursor) {
+		pipeline("pipeline", func(c cursor) {
 			c.list(func(c cursor) {
 				var name Value[string]
 				if c.named(&name) {
@@ -99,7 +103,7 @@ func (c cursor) operation(p *Processors, where place) bool {
 	if where == otherPipeline {
 		name = may // as the resource schema of web views has it
 	}
-	there := c.object(
+	there := c.of(where.operation()).object(
 		name("name", func(c cursor) { c.named(&op.Name) }),
 		may("tables", func(c cursor) {
 			c.list(func(c cursor) { c.tableRef(op) })
@@ -129,7 +133,7 @@ func (c cursor) operation(p *Processors, where place) bool {
 
 func (c cursor) tableRef(op *Operation) {
 	ref := TableRef{Pos: c.at}
-	if c.object(
+	if c.of("TableRef").object(
 		must("name", func(c cursor) { c.named(&ref.Name) }),
 		must("paramName", func(c cursor) { c.identifier(&ref.ParamName) }),
 	) == nil {

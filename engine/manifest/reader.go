@@ -2,7 +2,9 @@ package manifest
 
 import (
 	"bytes"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +30,8 @@ type reader struct {
 	stopped  bool // a limit was hit: nothing more is read or reported
 	// snake accepts snake_case members beside camelCase: a definition file of the Python worker.
 	snake bool
+	// sketching: nothing is read; what would be accepted is noted in the cursors' sketches. See describe.go.
+	sketching bool
 }
 
 func newReader(file string, doc document, codes *[]*Code, problems *Errors) *reader {
@@ -39,7 +43,7 @@ func (r *reader) pos(n *yaml.Node) Pos {
 }
 
 func (r *reader) report(e Error) {
-	if r.stopped {
+	if r.stopped || r.sketching {
 		return
 	}
 	if r.reported++; r.reported > problemsMax {
@@ -56,6 +60,8 @@ type cursor struct {
 	path  string     // such as spec.output.topics[0].name
 	at    Pos        // of the key that holds the node, or of the node itself in a list
 	depth int
+
+	sketch *Node // set when sketching
 }
 
 func (r *reader) root(n *yaml.Node) cursor {
@@ -195,6 +201,9 @@ type found map[string]bool
 
 // object reads a mapping by its members and tells which of them were there.
 func (c cursor) object(members ...member) found {
+	if c.sketching {
+		return c.sketchObject(members)
+	}
 	if c.stopped {
 		return nil
 	}
@@ -279,6 +288,10 @@ func camel(snake string) string {
 
 // list reads a sequence item by item.
 func (c cursor) list(read func(cursor)) {
+	if c.sketching {
+		c.sketchList(read)
+		return
+	}
 	if c.stopped {
 		return
 	}
@@ -297,7 +310,7 @@ func (c cursor) list(read func(cursor)) {
 
 // skip passes over a member whose content is not ours to judge, but still checks for keys that stand twice.
 func (c cursor) skip() {
-	if c.stopped {
+	if c.stopped || c.sketching { // a sketch of anything is empty
 		return
 	}
 	switch c.node.Kind {
@@ -349,6 +362,10 @@ func (c cursor) scalarText() (string, bool) {
 
 // text reads text that is not empty.
 func (c cursor) text(v *Value[string]) bool {
+	if c.sketching {
+		c.sketch.Types = []string{"string"}
+		return false
+	}
 	if c.node.Kind != yaml.ScalarNode || c.node.ShortTag() != "!!str" {
 		hint := ""
 		if s, ok := c.scalarText(); ok {
@@ -363,6 +380,9 @@ func (c cursor) text(v *Value[string]) bool {
 
 // named reads text that must not be empty.
 func (c cursor) named(v *Value[string]) bool {
+	if c.sketching {
+		c.sketch.NotBlank = true
+	}
 	var read Value[string]
 	if !c.text(&read) {
 		return false
@@ -376,6 +396,10 @@ func (c cursor) named(v *Value[string]) bool {
 }
 
 func (c cursor) boolean(v *Value[bool]) {
+	if c.sketching {
+		c.sketch.Types = []string{"boolean"}
+		return
+	}
 	if c.node.Kind == yaml.ScalarNode && c.node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0 {
 		switch strings.ToLower(c.node.Value) {
 		case "true", "yes", "on":
@@ -395,6 +419,10 @@ func (c cursor) boolean(v *Value[bool]) {
 
 // whole reads a whole number of at least lowest and at most highest.
 func whole[T int | int64](c cursor, v *Value[T], lowest, highest T) {
+	if c.sketching {
+		c.sketchNumber("integer", float64(lowest), float64(highest))
+		return
+	}
 	var n int64
 	if c.node.Kind != yaml.ScalarNode || c.node.ShortTag() != "!!int" || c.node.Decode(&n) != nil {
 		hint := ""
@@ -420,6 +448,10 @@ func whole[T int | int64](c cursor, v *Value[T], lowest, highest T) {
 }
 
 func (c cursor) float(v *Value[float64], lowest, highest float64) {
+	if c.sketching {
+		c.sketchNumber("number", lowest, highest)
+		return
+	}
 	var f float64
 	if tag := c.node.ShortTag(); c.node.Kind != yaml.ScalarNode || tag != "!!int" && tag != "!!float" || c.node.Decode(&f) != nil {
 		c.fail(WrongType, c.name()+" must be a number, not "+c.kind(), "")
@@ -434,6 +466,9 @@ func (c cursor) float(v *Value[float64], lowest, highest float64) {
 
 // word reads one of a few words.
 func (c cursor) word(v *Value[string], words ...string) {
+	if c.sketching {
+		c.sketch.Enum = words
+	}
 	var read Value[string]
 	if !c.text(&read) {
 		return
@@ -451,9 +486,28 @@ func (c cursor) word(v *Value[string], words ...string) {
 	c.fail(WrongWord, c.name()+" must be one of "+strings.Join(words, ", ")+", not "+quote(read.V), hint)
 }
 
+// oldWord reads one of a few words, or a name that older texts have for one of them.
+func (c cursor) oldWord(v *Value[string], old map[string]string, words ...string) {
+	if c.sketching {
+		c.word(v, words...)
+		c.sketch.Also = &Node{Types: []string{"string"}, Enum: slices.Sorted(maps.Keys(old))}
+		return
+	}
+	if right, ok := old[c.node.Value]; ok && c.node.Kind == yaml.ScalarNode {
+		c.warnAt(c.pos(c.node), OldName, c.name()+" "+quote(c.node.Value)+" is written "+quote(right), "")
+		*v = At(right, c.pos(c.node))
+		return
+	}
+	c.word(v, words...)
+}
+
 // duration reads 30s, 1m30s, or whole seconds as a number.
 func (c cursor) duration(v *Value[time.Duration]) {
 	const hint = "digits and s, m, h or d, such as 30s"
+	if c.sketching {
+		c.sketch.Types = []string{"string", "integer"}
+		return
+	}
 	text, ok := c.scalarText()
 	if !ok {
 		c.fail(WrongType, c.name()+" must be a duration, not "+c.kind(), hint)
@@ -472,6 +526,11 @@ func (c cursor) duration(v *Value[time.Duration]) {
 
 // texts reads a free map from text to text; numbers and booleans are taken as the text they are.
 func (c cursor) texts(list *[]Entry) {
+	if c.sketching {
+		c.sketch.Types = []string{"object"}
+		c.sketch.Values = &Node{Types: []string{"string", "integer", "number", "boolean"}}
+		return
+	}
 	if c.node.Kind != yaml.MappingNode {
 		c.fail(WrongType, c.name()+" must be a mapping, not "+c.kind(), "")
 		return
@@ -563,6 +622,10 @@ func quote(s string) string {
 
 // exactlyOne reports that none of the members is there, or several.
 func (c cursor) exactlyOne(there found, members ...string) {
+	if c.sketching {
+		c.sketch.Rules = append(c.sketch.Rules, Rule{Least: 1, Most: 1, Members: members})
+		return
+	}
 	if there.count(members) == 0 {
 		c.failAt(c.at, Contradiction, c.name()+" needs one of "+strings.Join(members, ", "), "")
 	}
@@ -571,6 +634,10 @@ func (c cursor) exactlyOne(there found, members ...string) {
 
 // atMostOne reports members that exclude each other.
 func (c cursor) atMostOne(there found, members ...string) {
+	if c.sketching {
+		c.sketch.Rules = append(c.sketch.Rules, Rule{Most: 1, Members: members})
+		return
+	}
 	if there.count(members) < 2 {
 		return
 	}
@@ -581,6 +648,17 @@ func (c cursor) atMostOne(there found, members ...string) {
 		}
 	}
 	c.failAt(c.at, Contradiction, c.name()+" has "+strings.Join(both, " and ")+", which exclude each other", "keep one")
+}
+
+// atLeastOne reports that none of the members is there.
+func (c cursor) atLeastOne(there found, members ...string) {
+	if c.sketching {
+		c.sketch.Rules = append(c.sketch.Rules, Rule{Least: 1, Most: len(members), Members: members})
+		return
+	}
+	if there.count(members) == 0 {
+		c.failAt(c.at, Contradiction, c.name()+" needs "+strings.Join(members, " or ")+", or both", "")
+	}
 }
 
 func (there found) count(members []string) int {

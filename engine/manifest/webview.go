@@ -1,12 +1,15 @@
 package manifest
 
+import "slices"
+
 // WebView is a KasprWebView: one HTTP method on one path.
 type WebView struct {
 	Meta
 	SpecName    Value[string]
 	Description Value[string]
 	Method      Value[string]
-	Path        Value[string]
+	Path        Value[string] // as written
+	Route       *Route        // what Path means
 	Response    Response
 	Processors  Processors
 }
@@ -37,20 +40,44 @@ func (c cursor) webView(w *WebView) {
 				must("method", func(c cursor) {
 					c.word(&w.Method, "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 				}),
-				must("path", func(c cursor) { c.named(&w.Path) }),
+				must("path", func(c cursor) { c.route(w) }),
 			)
 		}),
 		may("response", func(c cursor) { c.response(&w.Response) }),
 		may("processors", func(c cursor) { c.processors(&w.Processors, otherPipeline, false) }),
 	)...)
+	w.arguments(c)
 }
+
+// arguments finds names that the first operation would get twice: it is called with the path's parameters beside its tables.
+func (w *WebView) arguments(c cursor) {
+	if w.Route == nil || len(w.Processors.Pipeline) == 0 {
+		return
+	}
+	op := w.Processors.Operation(w.Processors.Pipeline[0].V)
+	if op == nil {
+		return
+	}
+	for _, ref := range op.Tables {
+		if slices.Contains(w.Route.Params, ref.ParamName.V) {
+			c.failAt(ref.ParamName.Pos, NamedTwice, "paramName "+quote(ref.ParamName.V)+" is also a parameter of the path "+quote(w.Path.V), "rename one of them: the first operation gets both")
+		}
+	}
+}
+
+// Content types of responses, and the short names that older texts have for them.
+var (
+	contentTypes      = []string{"text/html", "application/json", "text/plain", "application/octet-stream"}
+	contentTypesShort = map[string]string{
+		"html": "text/html", "json": "application/json", "text": "text/plain", "plain": "text/plain",
+		"bytes": "application/octet-stream", "binary": "application/octet-stream", "octet-stream": "application/octet-stream",
+	}
+)
 
 func (c cursor) response(r *Response) {
 	r.Pos = c.at
 	there := c.object(
-		may("contentType", func(c cursor) {
-			c.word(&r.ContentType, "text/html", "application/json", "text/plain", "application/octet-stream")
-		}),
+		may("contentType", func(c cursor) { c.oldWord(&r.ContentType, contentTypesShort, contentTypes...) }),
 		may("statusCode", func(c cursor) { whole(c, &r.StatusCode, 100, 599) }),
 		may("headers", func(c cursor) { c.texts(&r.Headers) }),
 		may("bodySelector", func(c cursor) { c.resultSelector(&r.BodySelector) }),
@@ -68,15 +95,13 @@ func (c cursor) response(r *Response) {
 
 func (c cursor) resultSelector(dst **ResultSelector) {
 	s := &ResultSelector{Pos: c.at}
-	there := c.object(
+	there := c.of("ResultSelector").object(
 		may("onSuccess", func(c cursor) { c.code(&s.OnSuccess) }),
 		may("onError", func(c cursor) { c.code(&s.OnError) }),
 	)
 	if there == nil {
 		return
 	}
-	if there.count([]string{"onSuccess", "onError"}) == 0 {
-		c.failAt(c.at, Contradiction, c.name()+" needs onSuccess, onError or both", "")
-	}
+	c.atLeastOne(there, "onSuccess", "onError")
 	*dst = s
 }

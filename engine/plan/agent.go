@@ -35,14 +35,21 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 		}
 	}
 	for i, o := range m.Outputs {
-		where := "output " + strconv.Itoa(i+1)
-		if o.Name.Set() {
-			where = "output " + strconv.Quote(o.Name.V)
-		}
-		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, where))
+		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, outputName(o, i)))
+	}
+	for _, o := range m.Channels {
+		b.fail(o.Pos, manifest.NotSupported, a.Label+": output to a channel is not supported yet by this version", "")
 	}
 	a.OnError = b.policy(&a, m)
 	return a
+}
+
+// outputName names an agent's output in messages, by its topic or its place in the list.
+func outputName(o *manifest.Output, index int) string {
+	if o.Name.Set() {
+		return "output " + strconv.Quote(o.Name.V)
+	}
+	return "output " + strconv.Itoa(index+1)
 }
 
 func (b *builder) input(a *Agent, m *manifest.Agent) {
