@@ -259,30 +259,23 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 	if c.app != "" {
 		apps = []string{c.app}
 	}
-	var plans []*plan.Plan
 	for _, name := range apps {
-		p := resolve(set, layers, name, nil)
-		problems = append(problems, p.problems...)
-		if p.plan != nil {
-			plans = append(plans, p.plan)
-		}
+		problems = append(problems, resolve(set, layers, name, nil).problems...)
 	}
-	cfg := layers.Early()
-	if len(plans) > 0 {
-		rt, err := newRuntime(ctx, cfg)
+	// What is wrong elsewhere does not keep the Python from being checked: all problems at once.
+	if programs := plan.Blocks(set, c.app); len(programs) > 0 {
+		rt, err := newRuntime(ctx, layers.Early())
 		if err != nil {
 			return err
 		}
 		defer rt.Close()
-		for _, pl := range plans {
-			for i := range pl.Agents {
-				if err := rt.Check(ctx, &pl.Agents[i].Program); err != nil {
-					found, ok := codeProblems(set, err)
-					if !ok {
-						return err
-					}
-					problems = append(problems, found...)
+		for i := range programs {
+			if err := rt.Check(ctx, &programs[i]); err != nil {
+				found, ok := codeProblems(set, err)
+				if !ok {
+					return err
 				}
+				problems = append(problems, found...)
 			}
 		}
 	}

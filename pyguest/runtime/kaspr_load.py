@@ -351,6 +351,8 @@ class _Program:
                 self._use_output(op["topicSend"], keywords)
         for output in data.get("outputs") or ():
             self._use_output(output, [])
+        for block in data.get("blocks") or ():
+            self._use(block["code"], block["role"], [])
 
     def _block(self, code, name=None):
         key = (code.get("file"), code.get("line"), code.get("python"), code.get("entrypoint"), name)

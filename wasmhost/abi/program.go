@@ -11,8 +11,15 @@ type Program struct {
 	Input     Input             `json:"input"`
 	Ops       []Operation       `json:"operations"` // the pipeline, in order; an operation named twice stands here twice
 	Outputs   []Output          `json:"outputs"`
-	Tables    []Table           `json:"tables"`    // those the code may touch; their index is the table's number in a call
+	Tables    []Table           `json:"tables"` // those the code may touch; their index is the table's number in a call
+	Blocks    []Block           `json:"blocks,omitempty"`
 	JSONExact bool              `json:"jsonExact"` // values too with the original's separators and ", " ": "; keys always have them
+}
+
+// Block is Code with a role of its own beside the pipeline, such as a selector of a web view's response.
+type Block struct {
+	Role string `json:"role"` // map: it may yield; any other word: it must return a value
+	Code *Code  `json:"code"`
 }
 
 // AppInfo is what context["app"] shows.

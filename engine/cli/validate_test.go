@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// everyBlock has a Code block in every place there is, each on a line of its own.
+const everyBlock = `apiVersion: kaspr.io/v1alpha1
+kind: KasprAgent
+metadata: {name: a, labels: {kaspr.io/app: a}}
+spec:
+  input: {topic: {name: in}}
+  output:
+    topics:
+      - name: out
+        keySelector: CODE
+        valueSelector: CODE
+        partitionSelector: CODE
+        headersSelector: CODE
+        predicate: CODE
+      - nameSelector: CODE
+    channels:
+      - name: c
+        keySelector: CODE
+        valueSelector: CODE
+        headersSelector: CODE
+        predicate: CODE
+  processors:
+    pipeline: [m, f, s]
+    init: CODE
+    operations:
+      - name: m
+        tables: [{name: t, paramName: t}]
+        map: CODE
+      - name: f
+        filter: CODE
+      - name: s
+        topicSend:
+          nameSelector: CODE
+          keySelector: CODE
+          valueSelector: CODE
+          partitionSelector: CODE
+          headersSelector: CODE
+          predicate: CODE
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprTable
+metadata: {name: t, labels: {kaspr.io/app: a}}
+spec:
+  name: t
+  defaultSelector: CODE
+  window:
+    tumbling: {size: 1m}
+    relativeTo: custom
+    relativeToSelector: CODE
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprJoin
+metadata: {name: j, labels: {kaspr.io/app: a}}
+spec:
+  leftTable: t
+  rightTable: t
+  extractor: CODE
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprTask
+metadata: {name: k, labels: {kaspr.io/app: a}}
+spec:
+  processors:
+    pipeline: [m]
+    init: CODE
+    operations:
+      - name: m
+        map: CODE
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprWebView
+metadata: {name: w, labels: {kaspr.io/app: a}}
+spec:
+  request: {method: GET, path: /w}
+  response:
+    bodySelector:
+      onSuccess: CODE
+      onError: CODE
+    statusCodeSelector:
+      onSuccess: CODE
+      onError: CODE
+    headersSelector:
+      onSuccess: CODE
+      onError: CODE
+  processors:
+    pipeline: [m]
+    init: CODE
+    operations:
+      - name: m
+        map: CODE
+      - name: unused
+        topicSend:
+          name: x
+          keySelector: CODE
+`
+
+// Python that does not compile must be found before the first record, request or tick, wherever it stands, and beside
+// everything else that is wrong.
+func TestValidateCompilesEveryBlock(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "all.yaml")
+	for _, c := range []struct{ name, python, want string }{
+		{"syntax", "def f(v) return v", "SyntaxError"},
+		{"entrypoint", "x = 1", "the block defines no function"},
+	} {
+		text := strings.ReplaceAll(everyBlock, "CODE", `{python: "`+c.python+`"}`) + "  unknown: 1\n"
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var out, stderr bytes.Buffer
+		code := Main(context.Background(), "test", []string{"validate", dir}, Streams{In: strings.NewReader(""), Out: &out, Err: &stderr})
+		if code != exitFailed || !strings.Contains(stderr.String(), "unknown member") {
+			t.Errorf("%s: exit %d\n%s", c.name, code, stderr.String())
+		}
+		for i, line := range strings.Split(text, "\n") {
+			block := strings.Contains(line, c.python) && !(c.name == "entrypoint" && strings.Contains(line, "init:")) // init has none
+			if block && !problemAt(stderr.String(), i+1, c.want) {
+				t.Errorf("%s: line %d is not reported: %s", c.name, i+1, line)
+			}
+			if !block && problemAt(stderr.String(), i+1, c.want) {
+				t.Errorf("%s: line %d is reported: %s", c.name, i+1, line)
+			}
+		}
+	}
+}
+
+// problemAt tells whether a problem of Code is reported in the line, with the text.
+func problemAt(report string, line int, text string) bool {
+	for r := range strings.Lines(report) {
+		if strings.Contains(r, fmt.Sprintf("all.yaml:%d:", line)) && strings.Contains(r, "P001") && strings.Contains(r, text) {
+			return true
+		}
+	}
+	return false
+}
