@@ -10,7 +10,7 @@ import (
 	"kaspr.io/kaspr/pyguest"
 )
 
-// The glue's tests are written in Python (tests/test_glue.py) and run against a guest: here once over native CPython, where
+// The glue's tests are written in Python (tests/test_*.py) and run against a guest: here once over native CPython, where
 // a tick can come at any instruction, and once as the wasm that is shipped.
 
 func testGlue(t *testing.T, env ...string) {
@@ -22,10 +22,12 @@ func testGlue(t *testing.T, env ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), strings.TrimSpace(string(python)), "tests/test_glue.py")
-	cmd.Env = append(os.Environ(), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
+	for _, file := range []string{"tests/test_glue.py", "tests/test_tables.py"} {
+		cmd := exec.CommandContext(t.Context(), strings.TrimSpace(string(python)), file)
+		cmd.Env = append(os.Environ(), env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
 	}
 }
 

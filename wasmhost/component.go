@@ -179,10 +179,13 @@ func (r *runner) records(records []record.Record) error {
 				}
 				cut(&res, unit)
 				r.merge(&res)
+				if r.early() {
+					return nil
+				}
 				if err := r.retry(records[r.result.Done]); err != nil {
 					return err
 				}
-				if r.stopped() {
+				if r.stopped() || r.early() {
 					return nil
 				}
 				continue
@@ -200,18 +203,24 @@ func (r *runner) records(records []record.Record) error {
 				// all had finished
 			case ended.Err == ErrDeadline || fresh && unit == first:
 				r.fail(ended)
+			case r.early():
+				// its own call tells whose fault it was
 			default:
 				if err := r.retry(records[unit]); err != nil {
 					return err
 				}
 			}
 		}
-		if r.stopped() {
+		if r.stopped() || err != nil && r.early() {
 			return nil
 		}
 	}
 	return nil
 }
+
+// early says whether to return what is finished instead of going on in a new instance: records behind must see the table
+// changes of those before them, and only the caller can make it so.
+func (r *runner) early() bool { return r.snapshot.program.tables() > 0 && r.result.Done > 0 }
 
 // retry runs the record at result.Done alone in a fresh instance; what happens now is its own doing.
 func (r *runner) retry(rec record.Record) error {
@@ -254,7 +263,7 @@ func (r *runner) take(records []record.Record) error {
 		return err
 	case len(records) > 1:
 		half := len(records) / 2
-		if err := r.take(records[:half]); err != nil || r.stopped() {
+		if err := r.take(records[:half]); err != nil || r.stopped() || r.early() {
 			return err
 		}
 		return r.take(records[half:])
@@ -284,6 +293,9 @@ func (r *runner) merge(res *record.Result) {
 	for i := range res.Outputs {
 		res.Outputs[i].Record += first
 	}
+	for i := range res.Changes {
+		res.Changes[i].Record += first
+	}
 	for i := range res.Failures {
 		res.Failures[i].Record += first
 	}
@@ -292,6 +304,7 @@ func (r *runner) merge(res *record.Result) {
 	} else {
 		r.result.Outputs = append(r.result.Outputs, res.Outputs...)
 	}
+	r.result.Changes = append(r.result.Changes, res.Changes...)
 	r.result.Failures = append(r.result.Failures, res.Failures...)
 	r.result.Done += res.Done
 	r.result.Elapsed += res.Elapsed
@@ -339,6 +352,13 @@ func cut(res *record.Result, unit int) {
 		if int(res.Outputs[i].Record) >= unit {
 			clear(res.Outputs[i:])
 			res.Outputs = res.Outputs[:i]
+			break
+		}
+	}
+	for i := range res.Changes {
+		if int(res.Changes[i].Record) >= unit {
+			clear(res.Changes[i:])
+			res.Changes = res.Changes[:i]
 			break
 		}
 	}

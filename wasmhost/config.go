@@ -2,6 +2,7 @@ package wasmhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -61,7 +62,7 @@ type Host interface {
 // staged, reads of others what is committed. Returned bytes are copied before the next call. An error's text reaches
 // Python as an exception.
 type Tables interface {
-	// TableGet is the value of a key, nil when there is none. Partition may be abi.TableAny.
+	// TableGet is the value of a key, nil when there is none. Partition may be abi.TableOthers.
 	TableGet(own int32, table int, partition int32, key []byte) ([]byte, error)
 	// TableScan calls each with entries in key order, those with the prefix and greater than after (nil: from the start),
 	// until it returns false. Each must not keep the slices.
@@ -76,6 +77,9 @@ func (o Options) withDefaults(d Options) Options {
 	}
 	if o.Host == nil {
 		o.Host = d.Host
+	}
+	if o.Tables == nil {
+		o.Tables = d.Tables
 	}
 	if o.Deadline == 0 {
 		o.Deadline = d.Deadline
@@ -104,7 +108,7 @@ func (c Config) withDefaults() Config {
 		c.Tick = DefaultTick
 	}
 	c.Defaults = c.Defaults.withDefaults(Options{
-		Logger: slog.New(slog.DiscardHandler), Host: refuseAll{}, Deadline: DefaultDeadline, LoadDeadline: DefaultLoadDeadline, MemoryMax: DefaultMemoryMax,
+		Logger: slog.New(slog.DiscardHandler), Host: refuseAll{}, Tables: refuseAll{}, Deadline: DefaultDeadline, LoadDeadline: DefaultLoadDeadline, MemoryMax: DefaultMemoryMax,
 	})
 	return c
 }
@@ -121,3 +125,13 @@ func (refuseAll) Send(context.Context, record.Output) ([]byte, error) {
 func (refuseAll) EnsureTopic(context.Context, abi.TopicRequest) error {
 	return fmt.Errorf("declaring topics is not available here")
 }
+
+var errNoTables = errors.New("tables are not available here")
+
+func (refuseAll) TableGet(int32, int, int32, []byte) ([]byte, error) { return nil, errNoTables }
+
+func (refuseAll) TableScan(int32, int, int32, []byte, []byte, func(key, value []byte) bool) error {
+	return errNoTables
+}
+
+func (refuseAll) TableInfo(int) ([]int32, int64, error) { return nil, 0, errNoTables }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tetratelabs/wazero/api"
 
+	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
@@ -68,7 +69,7 @@ func (in *Instance) host(op, req, reqLen, resp, respCap uint32) int32 {
 	}
 	in.pending = pendingAnswer{}
 	if len(answer) > len(room) {
-		in.pending = pendingAnswer{op: op, request: bytes.Clone(request), answer: answer}
+		in.pending = pendingAnswer{op: op, request: bytes.Clone(request), answer: bytes.Clone(answer)}
 		return -1 - int32(len(answer))
 	}
 	return int32(copy(room, answer))
@@ -116,9 +117,97 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 			return errorAnswer(err), true
 		}
 		return []byte("{}"), true
+	case abi.OpTableGet:
+		return in.tableGet(request)
+	case abi.OpTableScan:
+		return in.tableScan(request)
+	case abi.OpTableInfo:
+		return in.tableInfo(request)
 	}
 	return nil, false
 }
+
+// Table reads keep the turn of the Gate: they take microseconds, and their time is the guest's.
+
+// tableGet and its siblings build their answer in in.scratch, which host copies at once.
+func (in *Instance) tableGet(request []byte) ([]byte, bool) {
+	if len(request) < 8 {
+		return nil, false
+	}
+	table, partition := le.Uint32(request), int32(le.Uint32(request[4:]))
+	if int64(table) >= int64(in.program.tables()) || partition < abi.TableOthers || partition == record.RecordPartition {
+		return nil, false
+	}
+	value, err := in.program.Tables.TableGet(in.own, int(table), partition, request[8:])
+	switch {
+	case err != nil:
+		return in.tableError(err), true
+	case value == nil:
+		in.scratch = append(in.scratch[:0], abi.TableMissing)
+	default:
+		in.scratch = append(append(in.scratch[:0], abi.TableFound), value...)
+	}
+	return in.scratch, true
+}
+
+func (in *Instance) tableError(err error) []byte {
+	in.scratch = append(append(in.scratch[:0], abi.TableError), err.Error()...)
+	return in.scratch
+}
+
+func (in *Instance) tableScan(request []byte) ([]byte, bool) {
+	if len(request) < 20 {
+		return nil, false
+	}
+	table, partition, most := le.Uint32(request), int32(le.Uint32(request[4:])), le.Uint32(request[8:])
+	prefixLen, afterLen := uint64(le.Uint32(request[12:])), int32(le.Uint32(request[16:]))
+	rest := request[20:]
+	if int64(table) >= int64(in.program.tables()) || partition < 0 || prefixLen > uint64(len(rest)) || afterLen < -1 {
+		return nil, false
+	}
+	prefix, after := rest[:prefixLen], rest[prefixLen:]
+	if afterLen == -1 {
+		after = nil
+	} else if int(afterLen) != len(after) {
+		return nil, false
+	}
+	most = min(most, scanBytesMax)
+	in.scratch = append(in.scratch[:0], abi.TableMissing)
+	err := in.program.Tables.TableScan(in.own, int(table), partition, prefix, after, func(key, value []byte) bool {
+		if len(in.scratch) > 1 && len(in.scratch)+8+len(key)+len(value) > int(most) {
+			in.scratch[0] = abi.TableFound
+			return false
+		}
+		in.scratch = le.AppendUint32(le.AppendUint32(in.scratch, uint32(len(key))), uint32(len(value)))
+		in.scratch = append(append(in.scratch, key...), value...)
+		return true
+	})
+	if err != nil {
+		return in.tableError(err), true
+	}
+	return in.scratch, true
+}
+
+func (in *Instance) tableInfo(request []byte) ([]byte, bool) {
+	if len(request) != 4 || int64(le.Uint32(request)) >= int64(in.program.tables()) {
+		return nil, false
+	}
+	active, entries, err := in.program.Tables.TableInfo(int(le.Uint32(request)))
+	if err != nil {
+		return in.tableError(err), true
+	}
+	in.scratch = le.AppendUint64(append(in.scratch[:0], abi.TableFound), uint64(entries))
+	in.scratch = le.AppendUint32(in.scratch, uint32(len(active)))
+	for _, p := range active {
+		in.scratch = le.AppendUint32(in.scratch, uint32(p))
+	}
+	return in.scratch, true
+}
+
+// scanBytesMax bounds one answer to a scan, unless it is one large entry.
+const scanBytesMax = 1 << 20
+
+var le = binary.LittleEndian
 
 // wait runs something that waits for the world. It is not the guest's time.
 func (in *Instance) wait(f func(ctx context.Context)) {

@@ -33,11 +33,14 @@ type Instance struct {
 	input     uint32 // address of the guest's input buffer
 	inputSize int    // its size; 0 before the first
 
+	own int32 // partition number of the batch of the call that runs, -1 without one
+
 	busy   atomic.Bool // a call runs; only to notice two
 	ended  bool        // trapped or stopped: memory may still be read, nothing may run
 	closed bool
 
 	pending pendingAnswer
+	scratch []byte // of the last answer to a table read
 	call    call
 }
 
@@ -106,6 +109,10 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 		clear(in.functions)
 	}
 	in.begin()
+	in.own = -1
+	if len(b.Records) > 0 {
+		in.own = b.Records[0].Partition
+	}
 	code, err := in.process(b, size)
 	in.end()
 	res, err := in.answer(b, code, err)
@@ -149,7 +156,7 @@ func (in *Instance) result(b *record.Batch, n uint32) (record.Result, error) {
 	if !ok {
 		return record.Result{}, in.protocolError("the result is outside its memory")
 	}
-	res, err := abi.DecodeResult(buf, in.program.topics, len(b.Records), b.Take)
+	res, err := abi.DecodeResult(buf, in.program.topics, in.program.tables(), len(b.Records), b.Take)
 	if err != nil {
 		return res, in.protocolError(err.Error())
 	}

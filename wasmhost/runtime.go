@@ -213,6 +213,14 @@ func (r *Runtime) program(p *abi.Program, o Options) *program {
 	return prog
 }
 
+// tables is how many tables the program has.
+func (p *program) tables() int {
+	if p.code == nil {
+		return 0
+	}
+	return len(p.code.Tables)
+}
+
 // where names what a phase and an index into the program stand for, in the words the guest uses in its own failures.
 func (p *program) where(phase, index int) string {
 	switch {

@@ -150,7 +150,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_kaspr
 PyMODINIT_FUNC PyInit__kaspr(void)
 {
     PyObject *m = PyModule_Create(&definition);
-    if (m != NULL && kaspr_types_init(m) < 0)
+    if (m != NULL && (kaspr_types_init(m) < 0 || PyModule_AddType(m, &KasprTable_Type) < 0))
         Py_CLEAR(m);
     return m;
 }

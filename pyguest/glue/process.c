@@ -1,5 +1,5 @@
 /* A batch, unit by unit. A unit is a record, or the list of a take batch. What a unit wrote is cut off when it fails. */
-#include "kaspr.h"
+#include "store.h"
 
 unit_t kaspr_unit;
 
@@ -276,6 +276,7 @@ static int unit_failed(unit_t *u, size_t start)
     kaspr_result.len = start;
     u->aside.len = 0;
     u->building = 0;
+    store_undo();
     int rc = kaspr_fail(u->index, u->failure, where);
     unit_release(u);
     size_t end = kaspr_result.len;
@@ -283,6 +284,7 @@ static int unit_failed(unit_t *u, size_t start)
     if (kaspr_loop_waiting()) /* what the failed unit left is not the next one's */
         kaspr_loop_idle();
     kaspr_result.len = end;
+    store_undo();
     kaspr_tick_forget();
     PyErr_Clear();
     u->active = 0;
@@ -293,8 +295,11 @@ static inline int unit_end(unit_t *u, int rc, size_t start)
 {
     if (rc == 0 && kaspr_loop_waiting())
         rc = kaspr_loop_idle();
+    if (rc == 0)
+        rc = store_emit(u->index);
     if (rc < 0)
         return unit_failed(u, start);
+    store_keep();
     unit_release(u);
     if (kaspr_tick_ordered)
         kaspr_tick_forget();
@@ -412,6 +417,7 @@ int kaspr_run_batch(const uint8_t *batch, size_t n)
     uint32_t count = get32(batch + 4), flags = get32(batch + 8);
     u->batch = batch;
     u->batch_len = n;
+    store_begin(count > 0 ? (int32_t)get32(batch + KASPR_BATCH_HEADER_SIZE + 4) : -1, get32(batch + 20));
     int rc = 1;
     if (flags & KASPR_FLAG_TAKE) {
         if (count > 0)

@@ -137,7 +137,7 @@ extern unit_t kaspr_unit;
 
 /* ---- context, events (types.c) ----------------------------------------------------------------------------------- */
 
-extern PyTypeObject KasprContext_Type, KasprEvent_Type, KasprMessage_Type;
+extern PyTypeObject KasprContext_Type, KasprEvent_Type, KasprMessage_Type, KasprTable_Type;
 extern PyObject *kaspr_context_scratch; /* what the running function wrote to context; dropped with the next call */
 extern PyObject *kaspr_context;
 int kaspr_types_init(PyObject *module);

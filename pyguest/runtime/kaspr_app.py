@@ -8,6 +8,7 @@ import logging
 from json import dumps as _dumps, loads as _loads
 
 import _kaspr
+import kaspr_tables
 
 _produce = _kaspr.produce
 _codecs = {name: _kaspr.codec(name) for name in ("raw", "json", "pickle", "binary")}
@@ -184,6 +185,7 @@ class App:
     def __init__(self, loop):
         self.loop = loop
         self.log = logging.getLogger("app")
+        self.tables = kaspr_tables.Tables()
         self._configure("", "", {})
 
     def _configure(self, name, id, conf):
@@ -218,10 +220,6 @@ class App:
 
     def is_leader(self):
         return bool(self.conf.get("is_leader", False))
-
-    @property
-    def tables(self):
-        raise RuntimeError("tables are not available to user code yet")
 
     def __repr__(self):
         return f"<app {self.name}>"

@@ -16,11 +16,14 @@ import sys
 import types
 
 import _kaspr
+import kaspr_tables
 from kaspr import DeadlineExceeded
+import kaspr_app
 from kaspr_app import _codecs
 from json import dumps as _dumps
 
 MAP, FILTER, SEND = 0, 1, 2
+_TABLES_MAX = 16  # of an operation; TABLES_MAX of kaspr.h
 _STORE = "__kaspr_init__"
 _ASSIGN = "__kaspr_assign__"
 _context = _kaspr.context
@@ -313,10 +316,11 @@ class _Block:
     def _check_arguments(self, name, value, keywords):
         if not isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__"):
             return
+        nothing = keywords is None
         try:
-            inspect.signature(value).bind(None, **dict.fromkeys(keywords))
+            inspect.signature(value).bind(*() if nothing else (None,), **dict.fromkeys(keywords or ()))
         except TypeError as exc:
-            wants = ", ".join(["one value", *(f"{keyword}=" for keyword in keywords)])
+            wants = "nothing" if nothing else ", ".join(["one value", *(f"{keyword}=" for keyword in keywords)])
             raise _Problem("Entrypoint", f"{name} is called with {wants}: {exc}", _line_of_function(value, self)) from None
 
 
@@ -351,6 +355,11 @@ class _Program:
                 self._use_output(op["topicSend"], keywords)
         for output in data.get("outputs") or ():
             self._use_output(output, [])
+        for table in data.get("tables") or ():
+            if table.get("default"):
+                self._use(table["default"], "defaultSelector", None)
+            if (table.get("window") or {}).get("selector"):
+                self._use(table["window"]["selector"], "relativeToSelector", [])
         for block in data.get("blocks") or ():
             self._use(block["code"], block["role"], [])
 
@@ -414,9 +423,26 @@ class _Program:
             block.guard(block.parse)
 
     def check_tables(self):
+        names = [table["name"] for table in self.data.get("tables") or ()]
         for op in self.data.get("operations") or ():
+            where = f'operation "{op["name"]}"'
             for table in op.get("tables") or ():
-                self.general("Tables", f'table "{table["name"]}": tables are not available to operations yet', f'operation "{op["name"]}"')
+                if table["name"] not in names:
+                    self.general("Tables", f'there is no table "{table["name"]}"', where)
+            if len(op.get("tables") or ()) > _TABLES_MAX:
+                self.general("Tables", f"an operation has at most {_TABLES_MAX} tables", where)
+
+    def make_tables(self):
+        """Before any block runs: code may keep what context["app"].tables gives."""
+        self.tables = kaspr_tables.make(self.data)
+        kaspr_app.app.tables._tables = {table.name: table for table in self.tables}
+
+    def default_of(self, table, block, function):
+        """Calls a defaultSelector, as part of loading."""
+        try:
+            kaspr_tables.set_default(table, function())
+        except BaseException as exc:
+            block.problem = _Problem(type(exc).__name__, _kaspr.message(exc), block._line_of(exc), 0, _kaspr.traceback(exc))
 
     def check_static(self):
         for block, role, _keywords, _where in self.uses:
@@ -455,16 +481,28 @@ class _Program:
                 None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1],
             )
 
+        by_name = {table.name: table for table in self.tables}
         ops = []
         for op in self.data.get("operations") or ():
             # The order is that of uses.
             mapper, filter_ = code(op, "map"), code(op, "filter")
             send = output(op["topicSend"], -1, f'operation "{op["name"]}"') if op.get("topicSend") else None
             kind = SEND if send else FILTER if filter_ else MAP
-            ops.append((kind, filter_ or mapper, (), (), send, int(bool(op.get("passThrough")))))
+            refs = op.get("tables") or ()
+            ops.append((kind, filter_ or mapper, tuple(ref["paramName"] for ref in refs), tuple(by_name[ref["name"]] for ref in refs),
+                        send, int(bool(op.get("passThrough")))))
         outputs = []
         for index, o in enumerate(self.data.get("outputs") or ()):
             outputs.append(output(o, index, f'output "{o["topic"]}"' if o.get("topic") else f"output {index + 1}"))
+        blocks = iter([block for block, role, _, _ in self.uses if role in ("defaultSelector", "relativeToSelector")])
+        for table, t in zip(self.tables, self.data.get("tables") or ()):
+            if t.get("default"):
+                function, block = next(functions), next(blocks)
+                if function is not None:
+                    self.default_of(table, block, function)
+            if (t.get("window") or {}).get("selector"):
+                next(blocks)
+                kaspr_tables.set_selector(table, next(functions), _value_in_progress)
         source = self.data.get("input") or {}
         return (_codecs[source.get("keySerializer") or "raw"], _codecs[source.get("valueSerializer") or "json"],
                 int(bool(self.data.get("jsonExact"))), tuple(ops), tuple(outputs), sources)
@@ -490,6 +528,11 @@ class _Program:
                 self.general("Output", "an output has exactly one of topic and nameSelector", where)
 
 
+def _value_in_progress():
+    event = _context["event"]
+    return (event[0] if isinstance(event, list) else event).value
+
+
 def check(data):
     """The problems that can be seen without running user code, as JSON; None without problems."""
     program = _Program(data)
@@ -510,9 +553,12 @@ def load(data):
     program.parse()
     spec = None
     if not program.problems:
+        program.make_tables()
         program.run()
         if all(block.problem is None for block in program.blocks.values()):
             spec = program.spec(sources)
+            if any(block.problem is not None for block in program.blocks.values()):
+                spec = None
         else:
             for block, role, keywords, _where in program.uses:
                 if block.scope is not None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 HERE = os.path.dirname(os.path.abspath(__file__))
 _reply = struct.Struct("<iQIIII")
 KINDS = {1: "code", 2: "decode-key", 3: "decode-value", 4: "encode", 5: "deadline", 6: "memory", 7: "trap", 8: "send"}
-OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC = 1, 2, 3, 4
+OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC, OP_TABLE_GET, OP_TABLE_SCAN, OP_TABLE_INFO = 1, 2, 3, 4, 5, 6, 7
 CONTINUE, RAISE, DIE = 0, 1, 2
 
 
@@ -61,6 +61,16 @@ class Output:
 
 
 @dataclass
+class Change:
+    unit: int
+    table: int
+    partition: int
+    key: bytes
+    value: bytes | None
+    expires: int
+
+
+@dataclass
 class Failure:
     unit: int
     kind: str
@@ -77,6 +87,7 @@ class Result:
     done: list
     ns: int = 0
     entries: list = None
+    changes: list = field(default_factory=list)
 
 
 class Died(Exception):
@@ -88,7 +99,7 @@ class Died(Exception):
         _, _, self.progress, self.phase, self.operation, self.committed = reply
 
 
-def encode_batch(records, take=False, stop=False):
+def encode_batch(records, take=False, stop=False, valid=0):
     topics = list(dict.fromkeys(r.topic for r in records))
     head, tail = bytearray(), bytearray()
     fixed = 32 + 56 * len(records) + 8 * len(topics) + 16 * sum(len(r.headers) for r in records)
@@ -102,7 +113,7 @@ def encode_batch(records, take=False, stop=False):
 
     headers_off = 32 + 56 * len(records) + 8 * len(topics)
     headers = bytearray()
-    head += struct.pack("<8I", 0x3142534B, len(records), take | stop << 1, len(topics), 32 + 56 * len(records), 0, 0, 0)
+    head += struct.pack("<8I", 0x3142534B, len(records), take | stop << 1, len(topics), 32 + 56 * len(records), valid, 0, 0)
     for r in records:
         k, v = put(r.key), put(r.value)
         head += struct.pack("<IiqqIIIiIiII", topics.index(r.topic), r.partition, r.offset, r.timestamp, r.timestamp_type, 1,
@@ -149,6 +160,11 @@ def decode_result(data):
             assert p == size
             item = Failure(unit, KINDS[code], *texts)
             result.failures.append(item)
+        elif kind == 4:
+            table, partition, key_len, value_len, expires = struct.unpack_from("<Iiiiq", entry, 12)
+            assert size == 36 + key_len + max(value_len, 0)
+            item = Change(unit, table, partition, entry[36:36 + key_len], None if value_len < 0 else entry[36 + key_len:], expires)
+            result.changes.append(item)
         elif kind == 3:
             assert size == 12
             item = unit
@@ -245,8 +261,8 @@ class Guest:
         rc, text, _ = self.call("C", json.dumps(program).encode())
         return json.loads(text) if rc != 0 else []
 
-    def process(self, records, take=False, stop=False):
-        rc, data, ns = self.call("P", encode_batch(records, take, stop))
+    def process(self, records, take=False, stop=False, valid=0):
+        rc, data, ns = self.call("P", encode_batch(records, take, stop, valid))
         if rc != 0:
             raise RuntimeError(data.decode())
         result = decode_result(data)
@@ -260,7 +276,70 @@ class Guest:
         return ns / repeat / len(records), decode_result(data)
 
 
-def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="agent.yaml", **more):
+class Tables:
+    """A host's tables: {(table, partition): {key: value}}, and what is asked of them."""
+
+    def __init__(self, guest, partitions=4, page=1 << 20):
+        self.data, self.partitions, self.page, self.asked = {}, partitions, page, []
+        guest.answers.update({OP_TABLE_GET: self.get, OP_TABLE_SCAN: self.scan, OP_TABLE_INFO: self.info})
+        self.own = 0
+
+    def of(self, table, partition):
+        return self.data.setdefault((table, partition), {})
+
+    def get(self, request):
+        table, partition = struct.unpack_from("<Ii", request)
+        key = request[8:]
+        self.asked.append((table, partition, key))
+        for p in [partition] if partition != -2 else [p for p in range(self.partitions) if p != self.own]:
+            if p >= self.partitions:
+                return b"\2no such partition"
+            if key in self.of(table, p):
+                return b"\1" + self.of(table, p)[key]
+        return b"\0"
+
+    def scan(self, request):
+        table, partition, most, prefix_len, after_len = struct.unpack_from("<IiIIi", request)
+        prefix, after = request[20:20 + prefix_len], request[20 + prefix_len:] if after_len >= 0 else None
+        out, n = b"", 0
+        for key, value in sorted(self.of(table, partition).items()):
+            if key.startswith(prefix) and (after is None or key > after):
+                if n == self.page:
+                    return b"\1" + out
+                n += 1
+                out += struct.pack("<II", len(key), len(value)) + key + value
+        return b"\0" + out
+
+    def info(self, request):
+        table, = struct.unpack("<I", request)
+        active = sorted(p for t, p in self.data if t == table)
+        return b"\1" + struct.pack("<QI", sum(len(self.of(table, p)) for p in active), len(active)) + struct.pack(f"<{len(active)}i", *active)
+
+    def apply(self, result, own=0):
+        for c in result.changes:
+            to = self.of(c.table, own if c.partition < 0 else c.partition)
+            if c.value is None:
+                to.pop(c.key, None)
+            else:
+                to[c.key] = c.value
+
+
+def table(name="t", default=None, window=None, selector=None, **more):
+    """A table of a program; default and selector are sources."""
+    def code(source, where):
+        return {"python": source, "file": "table.yaml", "line": 5, "where": where}
+    t = {"name": name, "help": "what it is", "changelog": f"shop-app-{name}-changelog", "partitions": 4, "keySerializer": "json",
+         "valueSerializer": "json", **more}
+    if default is not None:
+        t["default"] = code(default, f'table "{name}", defaultSelector')
+    if window is not None:
+        t["window"] = dict(window)
+        if selector is not None:
+            t["window"]["selector"] = code(selector, f'table "{name}", relativeToSelector')
+    return t
+
+
+def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="agent.yaml", tables=(), **more):
     """A program of short forms: an operation is ("map", source) or a dict; an output a dict of members, a selector its source."""
     line = [10]
 
@@ -290,6 +369,8 @@ def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="age
         if isinstance(op, tuple):
             op = {op[0]: op[1]}
         op = {"name": f"op{i}", **op}
+        if tables:
+            op.setdefault("tables", [{"name": t["name"], "paramName": t["name"]} for t in tables])
         for role in ("map", "filter"):
             if role in op:
                 op[role] = code(op[role], f'operation "{op["name"]}", {role}')
@@ -297,5 +378,6 @@ def program(ops=(), outputs=({},), init=None, key="raw", value="json", file="age
             op["topicSend"] = output(op["topicSend"], f'operation "{op["name"]}"')
         data["operations"].append(op)
     data["outputs"] = [output(o, f"output {i + 1}") for i, o in enumerate(outputs)]
+    data["tables"] = list(tables)
     data.update(more)
     return data

@@ -108,15 +108,15 @@ const (
 
 	// Table reads: what was there before this call; the guest lays its own changes of the call over it. Every answer begins
 	// with a status byte, Table*; with TableError the rest is a text for a Python exception.
-	OpTableGet  = 5 // req: u32 table, i32 partition (TableAny: any that is here), key; resp: status, value
+	OpTableGet  = 5 // req: u32 table, i32 partition (or TableOthers), key; resp: status, value
 	OpTableScan = 6 // req: u32 table, i32 partition, u32 most (bytes), u32 prefixLen, i32 afterLen (-1: from the start), prefix, after;
 	// resp: status (TableFound: there may be more, TableMissing: this is the end), then for each entry u32 keyLen, u32 valueLen,
 	// key, value, in key order, keys greater than after. At least one entry, if there is one, however large
 	OpTableInfo = 7 // req: u32 table; resp: status, u64 size estimate, u32 count, i32 partitions that are active here, in order
 )
 
-// TableAny as the partition of OpTableGet: the batch's own first, then every other that is here, in order.
-const TableAny = -2
+// TableOthers as the partition of OpTableGet: every partition that is here but the batch's own, in order.
+const TableOthers = -2
 
 // Status bytes of table answers.
 const (

@@ -27,7 +27,7 @@ func readBatch(buf []byte) (*record.Batch, error) {
 		return nil, errors.New("no batch")
 	}
 	flags := le.Uint32(buf[8:])
-	b := &record.Batch{Take: flags&FlagTake != 0, StopOnFailure: flags&FlagStopOnFailure != 0}
+	b := &record.Batch{Take: flags&FlagTake != 0, StopOnFailure: flags&FlagStopOnFailure != 0, CacheValid: le.Uint32(buf[20:])}
 	topicsOff := le.Uint32(buf[16:])
 	for i := range le.Uint32(buf[4:]) {
 		e := buf[BatchHeaderSize+i*RecordSize:]
@@ -68,6 +68,11 @@ func appendResult(dst []byte, res *record.Result, topics []string, units int) []
 		for _, o := range res.Outputs {
 			if int(o.Record) == unit {
 				dst = appendOutput(dst, o, topics)
+			}
+		}
+		for _, c := range res.Changes {
+			if int(c.Record) == unit {
+				dst = appendChange(dst, c)
 			}
 		}
 		for _, f := range res.Failures {
@@ -114,6 +119,14 @@ func appendOutput(dst []byte, o record.Output, topics []string) []byte {
 	return dst
 }
 
+func appendChange(dst []byte, c record.Change) []byte {
+	size := ChangeFixedSize + len(c.Key) + len(c.Value)
+	for _, v := range []uint32{uint32(size), EntryChange, uint32(c.Record), uint32(c.Table), uint32(c.Partition), uint32(len(c.Key)), length(c.Value)} {
+		dst = le.AppendUint32(dst, v)
+	}
+	return append(append(le.AppendUint64(dst, uint64(c.Expires)), c.Key...), c.Value...)
+}
+
 func appendFailure(dst []byte, f record.Failure) []byte {
 	start := len(dst)
 	dst = le.AppendUint32(dst, 0)
@@ -153,7 +166,7 @@ func randomHeaders(r *rand.Rand) []record.Header {
 func TestBatchRoundTrip(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		want := &record.Batch{Take: r.IntN(2) == 0, StopOnFailure: r.IntN(2) == 0}
+		want := &record.Batch{Take: r.IntN(2) == 0, StopOnFailure: r.IntN(2) == 0, CacheValid: r.Uint32()}
 		for range r.IntN(40) {
 			want.Records = append(want.Records, record.Record{
 				Topic: fmt.Sprintf("topic-%d", r.IntN(1+int(seed%12))), Partition: r.Int32(), Offset: r.Int64(), Timestamp: r.Int64(),
@@ -196,6 +209,9 @@ func TestBatchTooLarge(t *testing.T) {
 	}
 }
 
+// tables is the number of tables of the tests' programs.
+const tables = 3
+
 var outputTopics = []string{"alpha", "", "beta"}
 
 func TestResultRoundTrip(t *testing.T) {
@@ -217,10 +233,16 @@ func TestResultRoundTrip(t *testing.T) {
 					Key: randomBytes(r), Value: randomBytes(r), Headers: randomHeaders(r),
 				})
 			}
+			for range max(0, r.IntN(4)-1) {
+				want.Changes = append(want.Changes, record.Change{
+					Record: int32(unit), Table: r.Int32N(tables), Partition: r.Int32N(5) - 1, Key: append([]byte{}, randomBytes(r)...),
+					Value: randomBytes(r), Expires: r.Int64(),
+				})
+			}
 		}
 		want.Done = units
 		buf := appendResult(nil, &want, outputTopics, units)
-		got, err := DecodeResult(buf, outputTopics, units, false)
+		got, err := DecodeResult(buf, outputTopics, tables, units, false)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -256,7 +278,7 @@ func TestResultCutShort(t *testing.T) {
 		doneAt[off] = done
 	}
 	for n := range len(buf) + 1 {
-		got, err := DecodeResult(buf[:n], outputTopics, 4, false)
+		got, err := DecodeResult(buf[:n], outputTopics, tables, 4, false)
 		done, whole := doneAt[n]
 		if !whole && n > 0 {
 			if err == nil {
@@ -280,6 +302,7 @@ func TestResultCutShort(t *testing.T) {
 
 func TestResultRefused(t *testing.T) {
 	output := appendOutput(nil, record.Output{Topic: "alpha", Key: []byte("k"), Value: []byte("v"), Headers: []record.Header{{Key: "h"}}}, outputTopics)
+	change := appendChange(nil, record.Change{Key: []byte("k"), Value: []byte("v")})
 	failure := appendFailure(nil, record.Failure{Kind: record.FailureCode, Type: "E", Message: "m"})
 	done := func(unit byte) []byte { return []byte{12, 0, 0, 0, EntryDone, 0, 0, 0, unit, 0, 0, 0} }
 	with := func(b []byte, at int, v uint32) []byte {
@@ -295,7 +318,13 @@ func TestResultRefused(t *testing.T) {
 		"size beyond the buffer": with(done(0), 0, 13),
 		"size that wraps":        with(done(0), 0, ^uint32(0)),
 		"kind unknown":           with(done(0), 4, 9),
-		"table change":           with(done(0), 4, EntryChange),
+		"change too short":       with(done(0), 4, EntryChange),
+		"change of no table":     with(change, 12, tables),
+		"change partition":       with(change, 16, ^uint32(1)),
+		"change without key":     with(change, 20, ^uint32(0)),
+		"change key beyond":      with(change, 20, 3),
+		"change value short":     with(change, 24, 0),
+		"change expires before":  with(change, 32, 1<<31),
 		"done with a tail":       append(with(done(0), 0, 16), 0, 0, 0, 0),
 		"output too short":       with(done(0), 4, EntryOutput),
 		"output index":           with(output, 12, 3),
@@ -315,7 +344,7 @@ func TestResultRefused(t *testing.T) {
 		"failure twice":          append(append([]byte{}, failure...), failure...),
 	} {
 		var format *FormatError
-		if res, err := DecodeResult(buf, outputTopics, 2, false); !errors.As(err, &format) {
+		if res, err := DecodeResult(buf, outputTopics, tables, 2, false); !errors.As(err, &format) {
 			t.Errorf("%s: got %+v, %v", name, res, err)
 		}
 	}
@@ -327,7 +356,7 @@ func TestFailureDropsTheUnitsOutputs(t *testing.T) {
 	buf = appendFailure(buf, record.Failure{Record: 0, Kind: record.FailureEncode})
 	buf = appendOutput(buf, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
 	buf = append(buf, 12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0)
-	res, err := DecodeResult(buf, outputTopics, 1, false)
+	res, err := DecodeResult(buf, outputTopics, tables, 1, false)
 	if err != nil || len(res.Outputs) != 0 || len(res.Failures) != 1 || res.Done != 1 {
 		t.Fatalf("%+v, %v", res, err)
 	}
@@ -356,7 +385,7 @@ func TestTakeResult(t *testing.T) {
 		"done twice":            {[][]byte{done, done}, "error"},
 		"after the end":         {[][]byte{done, entry(1, 2)}, "error"},
 	} {
-		res, err := DecodeResult(bytes.Join(test.entries, nil), outputTopics, 5, true)
+		res, err := DecodeResult(bytes.Join(test.entries, nil), outputTopics, tables, 5, true)
 		outputs, failures := []int32{}, []string{}
 		for _, o := range res.Outputs {
 			outputs = append(outputs, o.Record)
@@ -399,10 +428,10 @@ func FuzzDecodeResult(f *testing.F) {
 	f.Add(appendFailure(nil, record.Failure{Kind: 1, Type: "a", Message: "b"}), uint8(1))
 	f.Add([]byte{}, uint8(0))
 	f.Fuzz(func(t *testing.T, buf []byte, units uint8) {
-		if res, err := DecodeResult(buf, outputTopics, int(units), true); err == nil && res.Done != 0 && res.Done != int(units) {
+		if res, err := DecodeResult(buf, outputTopics, tables, int(units), true); err == nil && res.Done != 0 && res.Done != int(units) {
 			t.Fatalf("%d of %d records of a take batch", res.Done, units)
 		}
-		res, err := DecodeResult(buf, outputTopics, int(units), false)
+		res, err := DecodeResult(buf, outputTopics, tables, int(units), false)
 		_, _ = DecodeOutput(buf, outputTopics)
 		if err != nil {
 			return
@@ -421,9 +450,12 @@ func FuzzDecodeResult(f *testing.F) {
 			t.Fatalf("%d bytes out of %d", total, len(buf))
 		}
 		again := appendResult(nil, &res, outputTopics, res.Done)
-		second, err := DecodeResult(again, outputTopics, res.Done, false)
+		second, err := DecodeResult(again, outputTopics, tables, res.Done, false)
 		if len(res.Outputs) == 0 {
 			res.Outputs = nil
+		}
+		if len(res.Changes) == 0 {
+			res.Changes = nil
 		}
 		if len(res.Failures) == 0 {
 			res.Failures = nil
@@ -465,7 +497,7 @@ func BenchmarkPutBatch(b *testing.B) {
 }
 
 func BenchmarkDecodeResult(b *testing.B) {
-	for _, records := range []int{1, 64, 1000} {
+	for _, records := range []int{1, tables, 64, 1000} {
 		b.Run(fmt.Sprintf("records=%d/bytes=200", records), func(b *testing.B) {
 			var res record.Result
 			for i, r := range benchmarkBatch(records, 200).Records {
@@ -475,7 +507,7 @@ func BenchmarkDecodeResult(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(buf)))
 			for b.Loop() {
-				if _, err := DecodeResult(buf, outputTopics, records, false); err != nil {
+				if _, err := DecodeResult(buf, outputTopics, tables, records, false); err != nil {
 					b.Fatal(err)
 				}
 			}

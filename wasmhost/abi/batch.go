@@ -111,7 +111,8 @@ func PutBatch(dst []byte, b *record.Batch) {
 	le.PutUint32(h[8:], flags)
 	le.PutUint32(h[12:], uint32(topics.n))
 	le.PutUint32(h[16:], uint32(topicsOff))
-	clear(h[20:])
+	le.PutUint32(h[20:], b.CacheValid)
+	clear(h[24:])
 
 	for i := range topics.n {
 		name := topics.name(i)

@@ -17,36 +17,42 @@ type FormatError struct {
 func (e *FormatError) Error() string { return fmt.Sprintf("result at byte %d: %s", e.Offset, e.Text) }
 
 // DecodeResult reads the result of a call over a batch of records. Topics are the names of Program.Outputs by index, ""
-// where the guest must name the topic itself. Buf is copied once; the Result does not point into it.
+// where the guest must name the topic itself; tables is the number of Program.Tables. Buf is copied once; the Result does not point into it.
 //
 // Result.Done counts records that belong to finished units; Elapsed is left alone. Of a unit that failed only the
 // Failure is kept. A result that ends early is no error: the caller knows how many units to expect. The one unit of
 // a take batch may have failures of single records that could not be decoded, in order, and one for the list of the
 // others, whose Record is 0; outputs of the list have the first record in it as theirs.
-func DecodeResult(buf []byte, topics []string, records int, take bool) (record.Result, error) {
+func DecodeResult(buf []byte, topics []string, tables, records int, take bool) (record.Result, error) {
 	var res record.Result
-	outputs, headers, failures, err := count(buf)
+	n, err := count(buf)
 	if err != nil {
 		return res, err
 	}
-	if outputs > 0 {
-		res.Outputs = make([]record.Output, 0, outputs)
-		// Outputs point into this copy: the guest's memory changes with its next call.
+	if n.outputs+n.changes > 0 {
+		// What is decoded points into this copy: the guest's memory changes with its next call.
 		buf = bytes.Clone(buf)
 	}
-	if failures > 0 {
-		res.Failures = make([]record.Failure, 0, failures)
+	if n.outputs > 0 {
+		res.Outputs = make([]record.Output, 0, n.outputs)
 	}
-	d := decoder{buf: buf, topics: topics}
-	if headers > 0 {
-		d.headers = make([]record.Header, headers)
+	if n.changes > 0 {
+		res.Changes = make([]record.Change, 0, n.changes)
+	}
+	if n.failures > 0 {
+		res.Failures = make([]record.Failure, 0, n.failures)
+	}
+	d := decoder{buf: buf, topics: topics, tables: tables}
+	if n.headers > 0 {
+		d.headers = make([]record.Header, n.headers)
 	}
 	units := records
 	if take {
 		units = min(records, 1)
 	}
-	first := 0     // of the current unit's outputs
-	firstFail := 0 // of its failures
+	first := 0       // of the current unit's outputs
+	firstChange := 0 // of its changes
+	firstFail := 0   // of its failures
 	failed := false
 	for off := 0; off < len(buf); {
 		size := int(le.Uint32(buf[off:]))
@@ -69,6 +75,14 @@ func DecodeResult(buf []byte, topics []string, records int, take bool) (record.R
 			if !failed {
 				res.Outputs = append(res.Outputs, out)
 			}
+		case EntryChange:
+			change, err := d.change()
+			if err != nil {
+				return record.Result{}, err
+			}
+			if !failed {
+				res.Changes = append(res.Changes, change)
+			}
 		case EntryFailure:
 			failure, err := d.failure()
 			if err != nil {
@@ -88,21 +102,19 @@ func DecodeResult(buf []byte, topics []string, records int, take bool) (record.R
 				failure.Record = 0
 			}
 			failed = true
-			clear(res.Outputs[first:])
-			res.Outputs = res.Outputs[:first]
+			res.Outputs, res.Changes = cut(res.Outputs, first), cut(res.Changes, firstChange)
 			res.Failures = append(res.Failures, failure)
 		case EntryDone:
 			if size != EntryHeaderSize {
 				return record.Result{}, d.errorf("done entry of %d bytes", size)
 			}
 			res.Done++
-			first, firstFail, failed = len(res.Outputs), len(res.Failures), false
+			first, firstChange, firstFail, failed = len(res.Outputs), len(res.Changes), len(res.Failures), false
 		}
 		off += size
 	}
 	// Entries behind the last EntryDone belong to a unit that did not end.
-	clear(res.Outputs[first:])
-	res.Outputs = res.Outputs[:first]
+	res.Outputs, res.Changes = cut(res.Outputs, first), cut(res.Changes, firstChange)
 	res.Failures = res.Failures[:firstFail]
 	if take && res.Done > 0 {
 		res.Done = records
@@ -111,7 +123,13 @@ func DecodeResult(buf []byte, topics []string, records int, take bool) (record.R
 	return res, nil
 }
 
-// ownList gives the outputs of a list to the first record that is in it.
+// cut shortens a slice, and lets go of what the elements behind n hold.
+func cut[T any](s []T, n int) []T {
+	clear(s[n:])
+	return s[:n]
+}
+
+// ownList gives the outputs and changes of a list to the first record that is in it.
 func ownList(res *record.Result) {
 	owner := int32(0)
 	for i := range res.Failures {
@@ -122,69 +140,81 @@ func ownList(res *record.Result) {
 	for i := range res.Outputs {
 		res.Outputs[i].Record = owner
 	}
+	for i := range res.Changes {
+		res.Changes[i].Record = owner
+	}
 }
 
 // DecodeOutput reads one EntryOutput, as OpSend carries it. The Output owns its bytes.
 func DecodeOutput(buf []byte, topics []string) (record.Output, error) {
 	d := decoder{buf: buf}
-	outputs, headers, _, err := count(buf)
+	n, err := count(buf)
 	if err != nil {
 		return record.Output{}, err
 	}
-	if outputs != 1 || int(le.Uint32(buf)) != len(buf) {
+	if n.outputs != 1 || int(le.Uint32(buf)) != len(buf) {
 		return record.Output{}, d.errorf("not one output")
 	}
 	buf = bytes.Clone(buf)
 	d = decoder{buf: buf, entry: buf, topics: topics}
-	if headers > 0 {
-		d.headers = make([]record.Header, headers)
+	if n.headers > 0 {
+		d.headers = make([]record.Header, n.headers)
 	}
 	return d.output()
 }
 
+// counts is how many entries of each kind a buffer has, and how many headers its outputs have.
+type counts struct{ outputs, headers, changes, failures int }
+
 // count checks every entry's size and kind and the smallest size of what it announces, so that the decoder allocates
 // no more than the buffer's length allows.
-func count(buf []byte) (outputs, headers, failures int, err error) {
+func count(buf []byte) (n counts, err error) {
 	d := decoder{buf: buf}
 	for off := 0; off < len(buf); {
 		d.off = off
 		rest := buf[off:]
 		if len(rest) < EntryHeaderSize {
-			return 0, 0, 0, d.errorf("%d bytes left, too few for an entry", len(rest))
+			return n, d.errorf("%d bytes left, too few for an entry", len(rest))
 		}
 		size := uint64(le.Uint32(rest))
 		if size < EntryHeaderSize || size > uint64(len(rest)) {
-			return 0, 0, 0, d.errorf("entry of %d bytes, %d left", size, len(rest))
+			return n, d.errorf("entry of %d bytes, %d left", size, len(rest))
 		}
 		switch kind := le.Uint32(rest[4:]); kind {
 		case EntryOutput:
 			if size < OutputFixedSize {
-				return 0, 0, 0, d.errorf("output of %d bytes", size)
+				return n, d.errorf("output of %d bytes", size)
 			}
-			n := uint64(le.Uint32(rest[40:]))
-			if n > (size-OutputFixedSize)/8 {
-				return 0, 0, 0, d.errorf("output of %d bytes with %d headers", size, n)
+			headers := uint64(le.Uint32(rest[40:]))
+			if headers > (size-OutputFixedSize)/8 {
+				return n, d.errorf("output of %d bytes with %d headers", size, headers)
 			}
-			outputs++
-			headers += int(n)
+			n.outputs++
+			n.headers += int(headers)
+		case EntryChange:
+			if size < ChangeFixedSize {
+				return n, d.errorf("change of %d bytes", size)
+			}
+			n.changes++
 		case EntryFailure:
 			if size < FailureFixedSize {
-				return 0, 0, 0, d.errorf("failure of %d bytes", size)
+				return n, d.errorf("failure of %d bytes", size)
 			}
-			failures++
+			n.failures++
 		case EntryDone:
 		default:
-			return 0, 0, 0, d.errorf("unknown kind %d", kind)
+			return n, d.errorf("unknown kind %d", kind)
 		}
 		off += int(size)
 	}
-	return outputs, headers, failures, nil
+	return n, nil
 }
 
 // decoder reads one entry after another of a buffer whose entry sizes were checked by count.
 type decoder struct {
 	buf     []byte
 	topics  []string
+	tables  int
 	headers []record.Header // room for all headers of the buffer
 	off     int             // of entry in buf
 	entry   []byte
@@ -244,6 +274,33 @@ func (d *decoder) output() (record.Output, error) {
 		return out, d.errorf("%d bytes too many in an output", len(rest))
 	}
 	return out, nil
+}
+
+func (d *decoder) change() (record.Change, error) {
+	e := d.entry
+	c := record.Change{
+		Record: int32(le.Uint32(e[8:])), Table: int32(le.Uint32(e[12:])), Partition: int32(le.Uint32(e[16:])),
+		Expires: int64(le.Uint64(e[28:])),
+	}
+	keyLen, valueLen := int32(le.Uint32(e[20:])), int32(le.Uint32(e[24:]))
+	switch {
+	case c.Table < 0 || int(c.Table) >= d.tables:
+		return c, d.errorf("change of table %d of %d", c.Table, d.tables)
+	case c.Partition < record.RecordPartition:
+		return c, d.errorf("change in partition %d", c.Partition)
+	case c.Expires < 0:
+		return c, d.errorf("change that expires at %d", c.Expires)
+	case keyLen < 0:
+		return c, d.errorf("change without a key")
+	}
+	ok := true
+	rest := e[ChangeFixedSize:]
+	c.Key, rest = d.take(rest, int64(keyLen), &ok)
+	c.Value, rest = d.take(rest, int64(valueLen), &ok)
+	if !ok || len(rest) > 0 {
+		return c, d.errorf("lengths %d and %d do not add up to a change of %d bytes", keyLen, valueLen, len(e))
+	}
+	return c, nil
 }
 
 func (d *decoder) failure() (record.Failure, error) {

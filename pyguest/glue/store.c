@@ -1,0 +1,432 @@
+/* What the guest knows of tables: the changes of the running call, and values it has read or written, for as long as the host
+ * says that nobody else changed them (abi.go, cacheValid). One hash table holds both; an entry's value is what a read gives.
+ *
+ * A scope is one partition of one table. An entry whose era is not its scope's is not known any more: the host is asked.
+ * The undo log has one item for each entry the unit in progress has written; its order is that of the unit's changes. */
+#include "store.h"
+
+enum { CACHE_MAX = 24 << 20, BUCKETS_MIN = 1024, ENTRY_COST = sizeof(store_entry) + 32 };
+
+typedef struct {
+    uint32_t table;
+    int32_t partition;
+    uint32_t era;
+    int foreign; /* used in this call and not the batch's own partition: what is known is good for this call only */
+} scope_t;
+
+typedef struct {
+    store_entry *entry;
+    char *value; /* what it was */
+    int32_t value_len;
+    uint32_t value_cap;
+    uint32_t era;
+    int64_t expires;
+    int changed;
+} undo_t;
+
+static scope_t *scopes;
+static uint32_t scope_count, scope_cap, scope_last;
+static store_entry **buckets;
+static size_t bucket_count, entry_count, bytes_held;
+static undo_t *undo;
+static size_t undo_len, undo_cap;
+static store_entry **changed; /* of the call; an entry may stand here twice */
+static size_t changed_len, changed_cap;
+static int32_t own = -1;
+
+int32_t store_own(void) { return own; }
+
+static int grow(void **list, size_t *cap, size_t len, size_t size)
+{
+    if (len < *cap)
+        return 0;
+    size_t more = *cap < 64 ? 64 : *cap * 2;
+    void *p = realloc(*list, more * size);
+    if (p == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    *list = p;
+    *cap = more;
+    return 0;
+}
+
+static int find_scope(uint32_t table, int32_t partition, uint32_t *scope)
+{
+    if (scope_last < scope_count && scopes[scope_last].table == table && scopes[scope_last].partition == partition) {
+        *scope = scope_last;
+        return 0;
+    }
+    for (uint32_t i = 0; i < scope_count; i++)
+        if (scopes[i].table == table && scopes[i].partition == partition) {
+            *scope = scope_last = i;
+            return 0;
+        }
+    size_t cap = scope_cap;
+    if (grow((void **)&scopes, &cap, scope_count, sizeof *scopes) < 0)
+        return -1;
+    scope_cap = (uint32_t)cap;
+    scopes[scope_count] = (scope_t){.table = table, .partition = partition, .era = 1};
+    *scope = scope_last = scope_count++;
+    return 0;
+}
+
+static int scope_of(uint32_t table, int32_t partition, uint32_t *scope)
+{
+    if (find_scope(table, partition, scope) < 0)
+        return -1;
+    scope_t *s = &scopes[*scope];
+    if (partition != own && !s->foreign) {
+        s->foreign = 1;
+        s->era++;
+    }
+    return 0;
+}
+
+static uint32_t hash_of(uint32_t scope, const char *key, size_t len)
+{
+    uint64_t h = 0x9E3779B97F4A7C15u ^ (uint64_t)scope * 0xFF51AFD7ED558CCDu ^ len;
+    for (; len >= 8; key += 8, len -= 8) {
+        uint64_t word;
+        memcpy(&word, key, 8);
+        h = (h ^ word) * 0x9FB21C651E98DF25u;
+        h ^= h >> 32;
+    }
+    uint64_t tail = 0;
+    memcpy(&tail, key, len);
+    h = (h ^ tail) * 0x9FB21C651E98DF25u;
+    return (uint32_t)(h ^ h >> 29 ^ h >> 51);
+}
+
+static int rehash(void)
+{
+    size_t n = bucket_count == 0 ? BUCKETS_MIN : bucket_count * 2;
+    store_entry **fresh = calloc(n, sizeof *fresh);
+    if (fresh == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = 0; i < bucket_count; i++)
+        for (store_entry *e = buckets[i], *next; e != NULL; e = next) {
+            next = e->next;
+            e->next = fresh[e->hash & (n - 1)];
+            fresh[e->hash & (n - 1)] = e;
+        }
+    free(buckets);
+    buckets = fresh;
+    bucket_count = n;
+    return 0;
+}
+
+/* The entry of a key, made when there is none; a new one is not known. */
+static store_entry *entry_of(uint32_t scope, const char *key, size_t len)
+{
+    uint32_t h = hash_of(scope, key, len);
+    if (bucket_count > 0)
+        for (store_entry *e = buckets[h & (bucket_count - 1)]; e != NULL; e = e->next)
+            if (e->hash == h && e->scope == scope && (size_t)e->key_len == len && memcmp(e->key, key, len) == 0)
+                return e;
+    if (entry_count >= bucket_count && rehash() < 0)
+        return NULL;
+    store_entry *e = malloc(sizeof *e + len);
+    if (e == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    *e = (store_entry){.next = buckets[h & (bucket_count - 1)], .hash = h, .scope = scope, .key_len = (int32_t)len, .value_len = -1};
+    memcpy(e->key, key, len);
+    buckets[h & (bucket_count - 1)] = e;
+    entry_count++;
+    bytes_held += ENTRY_COST + len;
+    return e;
+}
+
+static int known(const store_entry *e) { return e->era == scopes[e->scope].era; }
+
+static int set_value(store_entry *e, const char *value, int32_t len)
+{
+    if (len > (int32_t)e->value_cap || e->value == NULL) {
+        uint32_t cap = len < 16 ? 16 : (uint32_t)len + (uint32_t)len / 4;
+        char *p = malloc(cap);
+        if (p == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        bytes_held += cap - e->value_cap;
+        free(e->value);
+        e->value = p;
+        e->value_cap = cap;
+    }
+    if (len > 0)
+        memcpy(e->value, value, (size_t)len);
+    e->value_len = len;
+    e->era = scopes[e->scope].era;
+    return 0;
+}
+
+/* ---- the host ---------------------------------------------------------------------------------------------------- */
+
+/* Asks the host; the answer, status byte included, is in *answer. 0, or -1 with an exception. */
+static int ask(int32_t op, const kbuf *req, kbuf *answer)
+{
+    answer->len = 0;
+    if (kbuf_reserve(answer, 4096) < 0)
+        return -1;
+    int32_t n = kaspr_host_call(op, req->data, (int32_t)req->len, answer->data, (int32_t)answer->cap);
+    if (n < 0 && n != KASPR_HOST_REFUSED) { /* -1 - needed: it is kept for us */
+        if (kbuf_reserve(answer, (size_t)(-1 - n)) < 0)
+            return -1;
+        n = kaspr_host_call(op, req->data, (int32_t)req->len, answer->data, (int32_t)answer->cap);
+    }
+    if (n < 1) {
+        PyErr_SetString(PyExc_RuntimeError, "the engine does not answer table reads here");
+        return -1;
+    }
+    answer->len = (size_t)n;
+    if (answer->data[0] == KASPR_TABLE_ERROR) {
+        PyObject *text = PyUnicode_DecodeUTF8(answer->data + 1, n - 1, "replace");
+        if (text != NULL)
+            PyErr_SetObject(PyExc_RuntimeError, text);
+        Py_XDECREF(text);
+        return -1;
+    }
+    return 0;
+}
+
+static int put_u32(kbuf *b, uint32_t v) { return kbuf_append(b, &v, 4); }
+
+static kbuf request, response; /* no user code runs between filling and reading them */
+
+/* Bounds what large reads leave behind. */
+static void trim(kbuf *b)
+{
+    if (b->cap > 1 << 20)
+        kbuf_free(b);
+}
+
+int store_others(uint32_t table, const char *key, size_t len, const char **value, int32_t *value_len)
+{
+    request.len = 0;
+    if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)KASPR_TABLE_OTHERS) < 0 || kbuf_append(&request, key, len) < 0 ||
+        ask(KASPR_OP_TABLE_GET, &request, &response) < 0)
+        return -1;
+    *value = response.data + 1;
+    *value_len = response.data[0] == KASPR_TABLE_FOUND ? (int32_t)response.len - 1 : -1;
+    return 0;
+}
+
+store_entry *store_read(uint32_t table, int32_t partition, const char *key, size_t len)
+{
+    uint32_t scope;
+    if (scope_of(table, partition, &scope) < 0)
+        return NULL;
+    store_entry *e = entry_of(scope, key, len);
+    if (e == NULL || known(e))
+        return e;
+    request.len = 0;
+    if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || kbuf_append(&request, key, len) < 0 ||
+        ask(KASPR_OP_TABLE_GET, &request, &response) < 0)
+        return NULL;
+    if (response.data[0] == KASPR_TABLE_FOUND) {
+        if (set_value(e, response.data + 1, (int32_t)response.len - 1) < 0)
+            return NULL;
+    } else {
+        e->value_len = -1;
+        e->era = scopes[scope].era;
+    }
+    trim(&response);
+    return e;
+}
+
+PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size_t prefix_len, const char *after, Py_ssize_t after_len)
+{
+    enum { PAGE = 128 << 10 };
+    request.len = 0;
+    if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || put_u32(&request, PAGE) < 0 ||
+        put_u32(&request, (uint32_t)prefix_len) < 0 || put_u32(&request, (uint32_t)(int32_t)after_len) < 0 ||
+        kbuf_append(&request, prefix, prefix_len) < 0 || (after_len > 0 && kbuf_append(&request, after, (size_t)after_len) < 0) ||
+        ask(KASPR_OP_TABLE_SCAN, &request, &response) < 0)
+        return NULL;
+    PyObject *list = PyList_New(0);
+    const char *p = response.data + 1, *end = response.data + response.len;
+    while (list != NULL && end - p >= 8) {
+        uint32_t k = get32(p), v = get32(p + 4);
+        p += 8;
+        if (k > (size_t)(end - p) || v > (size_t)(end - p) - k)
+            break;
+        PyObject *pair = Py_BuildValue("(y#y#)", p, (Py_ssize_t)k, p + k, (Py_ssize_t)v);
+        if (pair == NULL || PyList_Append(list, pair) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(pair);
+        p += (size_t)k + v;
+    }
+    if (list == NULL)
+        return NULL;
+    PyObject *r = Py_BuildValue("(NO)", list, response.data[0] == KASPR_TABLE_FOUND ? Py_True : Py_False);
+    trim(&response);
+    return r;
+}
+
+PyObject *store_pending(uint32_t table, int32_t partition)
+{
+    PyObject *d = PyDict_New();
+    for (size_t i = 0; d != NULL && i < changed_len; i++) {
+        store_entry *e = changed[i];
+        if (!e->changed || scopes[e->scope].table != table || scopes[e->scope].partition != partition)
+            continue;
+        PyObject *key = PyBytes_FromStringAndSize(e->key, e->key_len);
+        PyObject *value = e->value_len < 0 ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(e->value, e->value_len);
+        if (key == NULL || value == NULL || PyDict_SetItem(d, key, value) < 0)
+            Py_CLEAR(d);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    return d;
+}
+
+PyObject *store_info(uint32_t table)
+{
+    request.len = 0;
+    if (put_u32(&request, table) < 0 || ask(KASPR_OP_TABLE_INFO, &request, &response) < 0)
+        return NULL;
+    if (response.len < 13 || (response.len - 13) / 4 < get32(response.data + 9)) {
+        PyErr_SetString(PyExc_SystemError, "abi.go and store.c disagree");
+        return NULL;
+    }
+    uint32_t n = get32(response.data + 9);
+    PyObject *list = PyTuple_New(n);
+    for (uint32_t i = 0; list != NULL && i < n; i++) {
+        PyObject *p = PyLong_FromLong((int32_t)get32(response.data + 13 + 4 * (size_t)i));
+        if (p == NULL)
+            Py_CLEAR(list);
+        else
+            PyTuple_SET_ITEM(list, i, p);
+    }
+    return list == NULL ? NULL : Py_BuildValue("(LN)", (long long)get64(response.data + 1), list);
+}
+
+/* ---- changes ----------------------------------------------------------------------------------------------------- */
+
+int store_write(uint32_t table, int32_t partition, const char *key, size_t len, const char *value, int32_t value_len, int64_t expires)
+{
+    uint32_t scope;
+    if (scope_of(table, partition, &scope) < 0)
+        return -1;
+    store_entry *e = entry_of(scope, key, len);
+    if (e == NULL)
+        return -1;
+    if (!e->changed && grow((void **)&changed, &changed_cap, changed_len, sizeof *changed) < 0)
+        return -1;
+    if (!e->touched) {
+        if (grow((void **)&undo, &undo_cap, undo_len, sizeof *undo) < 0)
+            return -1;
+        undo_t u = {.entry = e, .value_len = e->value_len, .era = e->era, .expires = e->expires, .changed = e->changed};
+        /* The old value goes to the log as it is; the new one gets bytes of its own. */
+        u.value = e->value;
+        u.value_cap = e->value_cap;
+        e->value = NULL;
+        e->value_cap = 0;
+        if (value_len >= 0 && set_value(e, value, value_len) < 0) {
+            e->value = u.value;
+            e->value_cap = u.value_cap;
+            return -1;
+        }
+        undo[undo_len++] = u;
+        e->touched = 1;
+    } else if (value_len >= 0 && set_value(e, value, value_len) < 0) {
+        return -1;
+    }
+    if (value_len < 0)
+        e->value_len = -1;
+    e->era = scopes[scope].era;
+    e->expires = value_len < 0 ? 0 : expires;
+    if (!e->changed) {
+        e->changed = 1;
+        changed[changed_len++] = e;
+    }
+    return 0;
+}
+
+int store_emit(uint32_t unit)
+{
+    for (size_t i = 0; i < undo_len; i++) {
+        store_entry *e = undo[i].entry;
+        const scope_t *s = &scopes[e->scope];
+        size_t value_len = e->value_len < 0 ? 0 : (size_t)e->value_len, size = KASPR_CHANGE_FIXED_SIZE + (size_t)e->key_len + value_len;
+        if (kbuf_reserve(&kaspr_result, size) < 0)
+            return -1;
+        char *p = kaspr_result.data + kaspr_result.len;
+        put32(p, (uint32_t)size);
+        put32(p + 4, KASPR_ENTRY_CHANGE);
+        put32(p + 8, unit);
+        put32(p + 12, s->table);
+        put32(p + 16, s->partition == own ? (uint32_t)-1 : (uint32_t)s->partition);
+        put32(p + 20, (uint32_t)e->key_len);
+        put32(p + 24, (uint32_t)e->value_len);
+        put64(p + 28, e->expires);
+        memcpy(p + KASPR_CHANGE_FIXED_SIZE, e->key, (size_t)e->key_len);
+        if (value_len > 0)
+            memcpy(p + KASPR_CHANGE_FIXED_SIZE + e->key_len, e->value, value_len);
+        kaspr_result.len += size;
+    }
+    return 0;
+}
+
+void store_keep(void)
+{
+    for (size_t i = 0; i < undo_len; i++) {
+        undo[i].entry->touched = 0;
+        bytes_held -= undo[i].value_cap;
+        free(undo[i].value);
+    }
+    undo_len = 0;
+}
+
+void store_undo(void)
+{
+    while (undo_len > 0) {
+        undo_t *u = &undo[--undo_len];
+        store_entry *e = u->entry;
+        bytes_held -= e->value_cap;
+        free(e->value);
+        e->value = u->value;
+        e->value_cap = u->value_cap;
+        e->value_len = u->value_len;
+        e->era = u->era;
+        e->expires = u->expires;
+        e->changed = u->changed;
+        e->touched = 0;
+    }
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
+
+static void forget_all(void)
+{
+    for (size_t i = 0; i < bucket_count; i++)
+        for (store_entry *e = buckets[i], *next; e != NULL; e = next) {
+            next = e->next;
+            free(e->value);
+            free(e);
+        }
+    free(buckets);
+    buckets = NULL;
+    bucket_count = entry_count = bytes_held = 0;
+}
+
+void store_begin(int32_t partition, uint32_t valid)
+{
+    store_undo(); /* nothing is left of a call that ended well */
+    for (size_t i = 0; i < changed_len; i++)
+        changed[i]->changed = 0;
+    changed_len = 0;
+    own = partition;
+    if (bytes_held > CACHE_MAX)
+        forget_all();
+    for (uint32_t i = 0; i < scope_count; i++) {
+        scope_t *s = &scopes[i];
+        if (s->foreign || (s->partition == own && (s->table >= 32 || !(valid >> s->table & 1))))
+            s->era++;
+        s->foreign = 0;
+    }
+}

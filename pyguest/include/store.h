@@ -1,0 +1,45 @@
+/* The guest's view of its tables' bytes (glue/store.c); tables.c makes Python objects of them. */
+#ifndef KASPR_STORE_H
+#define KASPR_STORE_H
+
+#include "kaspr.h"
+
+/* One key of one partition of one table. Valid until the next store_begin. */
+typedef struct store_entry {
+    struct store_entry *next; /* in its bucket */
+    uint32_t hash, scope;
+    uint32_t era;          /* of the scope when the value was known; another one: it is not known */
+    int32_t key_len;
+    int32_t value_len;     /* -1: the key has no value */
+    uint32_t value_cap;
+    int64_t expires;
+    int changed, touched;  /* by this call, by the unit in progress */
+    char *value;
+    char key[];
+} store_entry;
+
+/* A call begins: the batch is of this partition number, and of it table i is as this instance left it if bit i of valid is set. */
+void store_begin(int32_t partition, uint32_t valid);
+/* Partition number of the running batch. */
+int32_t store_own(void);
+
+/* The entry of a key, with its value known; NULL with an exception. It moves with the next write of the key. */
+store_entry *store_read(uint32_t table, int32_t partition, const char *key, size_t len);
+/* The value of a key in the partitions of this process that are not the batch's; *value_len -1: none. Until the next read. */
+int store_others(uint32_t table, const char *key, size_t len, const char **value, int32_t *value_len);
+/* value_len -1 deletes. 0, or -1 with an exception and nothing changed. */
+int store_write(uint32_t table, int32_t partition, const char *key, size_t len, const char *value, int32_t value_len, int64_t expires);
+
+/* ([(key, value), ...], more) of what the host has, in key order, keys greater than after (after_len -1: from the start). */
+PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size_t prefix_len, const char *after, Py_ssize_t after_len);
+/* {key: value or None} of this call's changes. */
+PyObject *store_pending(uint32_t table, int32_t partition);
+/* (estimated entries, active partitions) */
+PyObject *store_info(uint32_t table);
+
+/* The unit's changes: appended to the result; then kept for the rest of the call, or taken back. */
+int store_emit(uint32_t unit);
+void store_keep(void);
+void store_undo(void);
+
+#endif
