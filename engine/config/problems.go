@@ -4,13 +4,13 @@ import "kaspr.io/kaspr/engine/manifest"
 
 // IDs of the problems settings can have. An ID keeps its meaning for good.
 const (
-	UnknownSetting  = "C001"
-	Unreadable      = "C002"
-	BadValue        = "C003"
-	OutOfRange      = "C004"
-	Contradiction   = "C005"
-	Missing         = "C006"
-	NotYet          = "C007"
+	UnknownSetting = "C001"
+	Unreadable     = "C002"
+	BadValue       = "C003"
+	OutOfRange     = "C004"
+	Contradiction  = "C005"
+	Missing        = "C006"
+	// Number 7 is retired: it said that exactly_once had not come yet.
 	SetTwice        = "C008"
 	NotForApp       = "C009"
 	NotUsed         = "C010"
@@ -30,7 +30,6 @@ var catalog = []struct {
 	{OutOfRange, manifest.LevelError, "A value is outside the setting's bounds."},
 	{Contradiction, manifest.LevelError, "Settings contradict each other."},
 	{Missing, manifest.LevelError, "A setting is needed because of another one."},
-	{NotYet, manifest.LevelError, "The value is valid but this version cannot do it."},
 	{SetTwice, manifest.LevelError, "A setting is written under two of its names in one place."},
 	{NotForApp, manifest.LevelError, "The setting is the engine's own; a KasprApp cannot hold it."},
 	{NotUsed, manifest.LevelWarning, "The setting has no effect, in this version or beside the others."},
