@@ -5,6 +5,12 @@ import (
 	"strings"
 )
 
+const (
+	hintsMax   = 100 // the search for what was meant goes through all names each time
+	circlesMax = 20  // a few agents that all read and feed one channel make a great many
+	circleMax  = 8   // components named of one circle
+)
+
 // check finds what is wrong between documents: names used twice, names of nothing, circles.
 func (s *Set) check(problems *Errors) {
 	report := func(level Level, at Pos, id, text, hint string) {
@@ -14,24 +20,27 @@ func (s *Set) check(problems *Errors) {
 	s.checkNames(fail)
 	s.checkRoutes(fail)
 
-	g := s.graph()
+	g, hints := s.graph(), hintsMax
 	for _, m := range g.nodes {
 		for _, ref := range g.refs[m] {
-			if len(ref.to) == 0 {
-				fail(ref.name.Pos, Undefined, ref.what+" "+quote(ref.name.V)+" "+ref.missing, didYouMean(ref.name.V, ref.among.names(m)))
+			if ref.to.first(m) != nil {
+				continue
 			}
+			hint := ""
+			if hints--; hints >= 0 {
+				hint = didYouMean(ref.name.V, g.alternatives(m, ref))
+			}
+			fail(ref.name.Pos, Undefined, ref.what+" "+quote(ref.name.V)+" "+ref.missing, hint)
 		}
 	}
+	circles := circlesMax
 	g.ordered(func(path []*Meta, closing reference) {
-		labels := make([]string, 0, len(path)+1)
-		for _, m := range append(slices.Clone(path), path[0]) {
-			labels = append(labels, m.Label())
+		if circles--; circles >= 0 {
+			fail(closing.name.Pos, Cycle, "channel "+quote(closing.name.V)+" closes a circle: "+circle(path), "send through a topic if records shall go round")
 		}
-		slices.Reverse(labels) // from the one that sends to the one that reads
-		fail(closing.name.Pos, Cycle, "channel "+quote(closing.name.V)+" closes a circle: "+strings.Join(labels, " → "), "send through a topic if records shall go round")
 	})
 	unread := func(m *Meta, at Pos, channel string) {
-		if !slices.ContainsFunc(g.readers[channel], func(reader *Meta) bool { return together(m, reader) }) {
+		if g.readers[channel].first(m) == nil {
 			report(LevelWarning, at, UnreadChannel, "no agent reads channel "+quote(channel)+" of "+m.Label(), "")
 		}
 	}
@@ -60,17 +69,17 @@ func (s *Set) checkNames(fail func(at Pos, id, text, hint string)) {
 		all = append(all, &a.Meta)
 	}
 	type key struct{ kind, name string }
-	seen := map[key][]*Meta{}
+	seen := directory[key]{}
 	for _, m := range append(all, s.Components()...) {
 		if !m.Name.Set() {
 			continue
 		}
 		k := key{m.Kind, m.Name.V}
-		if i := slices.IndexFunc(seen[k], func(other *Meta) bool { return together(m, other) }); i >= 0 {
-			fail(m.Name.Pos, DuplicateName, m.Label()+" is defined twice", "first at "+seen[k][i].Name.Pos.String())
+		if first := seen[k].first(m); first != nil {
+			fail(m.Name.Pos, DuplicateName, m.Label()+" is defined twice", "first at "+first.Name.Pos.String())
 			continue
 		}
-		seen[k] = append(seen[k], m)
+		seen.add(k, m)
 	}
 
 	// Without any KasprApp the labels stand for themselves; with one, a label that names another app is a mistake.
@@ -88,17 +97,31 @@ func (s *Set) checkNames(fail func(at Pos, id, text, hint string)) {
 // checkRoutes finds two web views that would answer the same requests.
 func (s *Set) checkRoutes(fail func(at Pos, id, text, hint string)) {
 	type key struct{ method, shape string }
-	seen := map[key][]*WebView{}
+	seen, places := directory[key]{}, map[*Meta]Pos{}
 	for _, w := range s.WebViews {
 		if w.Route == nil || !w.Method.Set() {
 			continue
 		}
 		k := key{w.Method.V, w.Route.Shape}
-		if i := slices.IndexFunc(seen[k], func(other *WebView) bool { return together(&w.Meta, &other.Meta) }); i >= 0 {
-			first := seen[k][i]
-			fail(w.Path.Pos, DuplicateRoute, w.Label()+" answers "+w.Method.V+" "+quote(w.Path.V)+", as does "+first.Label(), "first at "+first.Path.Pos.String())
+		if first := seen[k].first(&w.Meta); first != nil {
+			fail(w.Path.Pos, DuplicateRoute, w.Label()+" answers "+w.Method.V+" "+quote(w.Path.V)+", as does "+first.Label(), "first at "+places[first].String())
 			continue
 		}
-		seen[k] = append(seen[k], w)
+		seen.add(k, &w.Meta)
+		places[&w.Meta] = w.Path.Pos
 	}
+}
+
+// circle names the components of a circle, from one that sends to one that reads.
+func circle(path []*Meta) string {
+	var labels []string
+	for _, m := range path[:min(len(path), circleMax)] {
+		labels = append(labels, m.Label())
+	}
+	if len(path) > circleMax {
+		labels = append(labels, "…")
+	}
+	labels = append(labels, path[0].Label())
+	slices.Reverse(labels)
+	return strings.Join(labels, " → ")
 }

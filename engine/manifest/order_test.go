@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Components are built in one order whatever the order of files: a join before its tables must not stop a worker.
@@ -89,5 +90,29 @@ func TestRoute(t *testing.T) {
 		if (r.Text == "") == (len(r.Params) == 0) {
 			t.Errorf("%s: text %q, parameters %q", c.path, r.Text, r.Params)
 		}
+	}
+}
+
+// A directory of many manifests that all refer to each other is checked in moments, and the report can be read.
+func TestManyReferences(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("agents:\n")
+	for range 1000 {
+		b.WriteString("  - {name: a, input: {channel: {name: c}}, output: {channels: [{name: c}]}, " + strings.Replace(someProcessors, "map:", "tables: [{name: x, param_name: x}], map:", 1) + "}\n")
+	}
+	start := time.Now()
+	_, problems := Parse("f.yaml", []byte(b.String()))
+	if took := time.Since(start); took > time.Minute {
+		t.Errorf("checking took %v", took)
+	}
+	count := map[string]int{}
+	for _, p := range problems {
+		count[p.ID]++
+		if len(p.Text) > 1000 {
+			t.Errorf("a message of %d bytes", len(p.Text))
+		}
+	}
+	if count[Cycle] != circlesMax || count[DuplicateName] != 999 || count[Undefined] != 1000 {
+		t.Errorf("problems: %v", count)
 	}
 }
