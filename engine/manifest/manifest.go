@@ -328,31 +328,38 @@ func (c cursor) isDefinition() bool {
 func (c cursor) definition(set *Set) {
 	c.snake = true
 	meta := func(kind string, c cursor) Meta { return Meta{Kind: kind, Pos: c.at, Definition: true} }
-	list := func(name string, read func(cursor)) member {
-		return may(name, func(c cursor) { c.list(read) })
+	list := func(name, kind string, read func(cursor)) member {
+		return may(name, func(c cursor) {
+			c.list(func(c cursor) {
+				if c.sketching {
+					c.sketch.Key = kind + ".spec" // the same members, and a name
+				}
+				read(c)
+			})
+		})
 	}
 	c.object(
-		list("agents", func(c cursor) {
+		list("agents", KindAgent, func(c cursor) {
 			a := &Agent{Meta: meta(KindAgent, c)}
 			c.agent(a)
 			set.Agents = append(set.Agents, a)
 		}),
-		list("tables", func(c cursor) {
+		list("tables", KindTable, func(c cursor) {
 			t := &Table{Meta: meta(KindTable, c)}
 			c.table(t)
 			set.Tables = append(set.Tables, t)
 		}),
-		list("webviews", func(c cursor) {
+		list("webviews", KindWebView, func(c cursor) {
 			w := &WebView{Meta: meta(KindWebView, c)}
 			c.webView(w)
 			set.WebViews = append(set.WebViews, w)
 		}),
-		list("tasks", func(c cursor) {
+		list("tasks", KindTask, func(c cursor) {
 			t := &Task{Meta: meta(KindTask, c)}
 			c.task(t)
 			set.Tasks = append(set.Tasks, t)
 		}),
-		list("joins", func(c cursor) {
+		list("joins", KindJoin, func(c cursor) {
 			j := &Join{Meta: meta(KindJoin, c)}
 			c.join(j)
 			set.Joins = append(set.Joins, j)

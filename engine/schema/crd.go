@@ -1,0 +1,212 @@
+package schema
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"kaspr.io/kaspr/engine/manifest"
+)
+
+// resource is how Kubernetes calls a kind.
+type resource struct {
+	kind   string
+	short  []string
+	status bool
+	print  []column
+}
+
+type column struct{ name, kind, path string }
+
+// resources are the kinds as the original's CRDs name them.
+var resources = []resource{
+	{manifest.KindApp, []string{"kapps", "kapp"}, true, []column{
+		{"Version", "string", ".status.kasprVersion"},
+		{"Ready", "string", `.status.conditions[?(@.type=="Ready")].status`},
+		{"Members", "integer", ".status.availableMembers"},
+		{"Rebalancing", "integer", ".status.rebalancingMembers"},
+	}},
+	{manifest.KindAgent, []string{"kagents", "kagent"}, false, nil},
+	{manifest.KindTable, []string{"ktables", "ktable"}, false, nil},
+	{manifest.KindWebView, []string{"kwebviews", "kwebview"}, false, nil},
+	{manifest.KindTask, []string{"ktasks", "ktask"}, false, nil},
+	{manifest.KindJoin, []string{"kjoin", "kj"}, false, nil},
+}
+
+func (r resource) plural() string { return strings.ToLower(r.kind) + "s" }
+
+// CRDName is the name of a kind's CustomResourceDefinition; "" for a kind there is not.
+func CRDName(kind string) string {
+	for _, r := range resources {
+		if r.kind == kind {
+			return r.plural() + "." + group
+		}
+	}
+	return ""
+}
+
+var group, version, _ = strings.Cut(manifest.APIVersion, "/")
+
+// CRD is the CustomResourceDefinition of a kind, as YAML.
+func CRD(kind string) ([]byte, error) {
+	i := slices.IndexFunc(resources, func(r resource) bool { return r.kind == kind })
+	if i < 0 {
+		return nil, fmt.Errorf("there is no kind %q: it is one of %s", kind, strings.Join(manifest.Kinds(), ", "))
+	}
+	r := resources[i]
+	names := []pair{{"kind", r.kind}, {"listKind", r.kind + "List"}, {"plural", r.plural()}, {"singular", strings.ToLower(r.kind)}, {"shortNames", r.short}}
+	served := []pair{{"name", version}, {"served", true}, {"storage", true}}
+	if r.status {
+		served = append(served, pair{"subresources", object{{"status", object{}}}})
+	}
+	var columns []object
+	for _, c := range r.print {
+		columns = append(columns, object{{"name", c.name}, {"type", c.kind}, {"jsonPath", c.path}})
+	}
+	if len(columns) > 0 {
+		served = append(served, pair{"additionalPrinterColumns", columns})
+	}
+	served = append(served, pair{"schema", object{{"openAPIV3Schema", structural(manifest.Describe(kind))}}})
+	return blockYAML(object{
+		{"apiVersion", "apiextensions.k8s.io/v1"},
+		{"kind", "CustomResourceDefinition"},
+		{"metadata", object{{"name", CRDName(kind)}}},
+		{"spec", object{
+			{"group", group},
+			{"scope", "Namespaced"},
+			{"names", object(names)},
+			{"versions", []object{served}},
+		}},
+	})
+}
+
+// structural is the schema of a whole kind. Kubernetes demands a type for every value or none at all, and drops what has
+// no property; spec keeps what it does not know, so that the engine can say what is wrong with it.
+func structural(n *manifest.Node) *node {
+	root := &node{Type: "object", Description: n.Key + " of " + manifest.APIVersion + "."}
+	for _, m := range n.Members {
+		var value *node
+		switch m.Name {
+		case "apiVersion", "kind":
+			value = &node{Type: "string"}
+		case "metadata":
+			value = &node{Type: "object"}
+		case "status":
+			value = &node{Type: "object", Preserve: true}
+		default:
+			value = structuralValue(m.Value, n.Key+"."+m.Name)
+			value.Preserve = true
+			root.Required = append(root.Required, m.Name)
+		}
+		root.Properties = append(root.Properties, property{m.Name, value})
+	}
+	return root
+}
+
+func structuralValue(n *manifest.Node, key string) *node {
+	s := &node{Description: description(key)}
+	switch {
+	case n.Also != nil && slices.Equal(n.Types, n.Also.Types): // two lists of words
+		s.Type, s.Enum = n.Types[0], append(slices.Clone(n.Enum), n.Also.Enum...)
+	case n.Also != nil || len(n.Types) == 0:
+		s.Preserve = true
+	case len(n.Types) > 1:
+		s.IntOrText = true
+	default:
+		s.Type, s.Enum, s.Minimum, s.Maximum = n.Types[0], n.Enum, n.Minimum, n.Maximum
+		if n.NotBlank && n.Enum == nil {
+			s.Pattern = `\S`
+		}
+	}
+	if n.Items != nil {
+		s.Items = structuralValue(n.Items, n.Items.Key)
+	}
+	if s.Type != "object" {
+		return s
+	}
+	if n.Values != nil { // text, numbers and booleans, which no type has together
+		s.Others = &node{Preserve: true}
+		return s
+	}
+	b := &builder{}
+	for _, m := range n.Members {
+		value := &node{Preserve: true, Description: "Written " + m.Instead + "."}
+		if m.Instead == "" {
+			value = structuralValue(m.Value, n.Key+"."+m.Name)
+		} else if right := n.Find(m.Instead); right != nil {
+			value = structuralValue(right, "")
+			value.Description = "Written " + m.Instead + "."
+		}
+		s.Properties = append(s.Properties, property{m.Name, value})
+		if m.Required {
+			s.Required = append(s.Required, m.Name)
+		}
+	}
+	for _, r := range n.Rules {
+		s.AllOf = append(s.AllOf, b.rules(n, r)...)
+	}
+	return s
+}
+
+// object is a mapping that keeps its order.
+type object []pair
+
+type pair struct {
+	key   string
+	value any
+}
+
+func (o object) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i, p := range o {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		key, err := json.Marshal(p.key)
+		if err != nil {
+			return nil, err
+		}
+		value, err := json.Marshal(p.value)
+		if err != nil {
+			return nil, err
+		}
+		b.Write(key)
+		b.WriteByte(':')
+		b.Write(value)
+	}
+	b.WriteByte('}')
+	return b.Bytes(), nil
+}
+
+// blockYAML writes a value as YAML in block style, its members in order.
+func blockYAML(v any) ([]byte, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return nil, err
+	}
+	unflow(&doc)
+	var b bytes.Buffer
+	encoder := yaml.NewEncoder(&b)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(&doc); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), encoder.Close()
+}
+
+// unflow takes JSON's brackets and quotes away; empty collections keep theirs, and the encoder quotes what needs it.
+func unflow(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		unflow(c)
+	}
+}
