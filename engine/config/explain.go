@@ -7,17 +7,17 @@ import (
 
 // Explained is one setting as `kaspr config` shows it.
 type Explained struct {
-	Key     string
-	Value   string // as a user would write it; hidden for a secret that is set
-	Default string
-	Source  string // default, KasprApp app.yaml:9:3, file kaspr.yaml:4:1, environment K_WEB_PORT, flag webPort
-	Unused  string // why the setting has no effect in this version
+	Key       string `json:"key"`
+	Value     string `json:"value"`     // as a user would write it; hidden for a secret that is set
+	Effective string `json:"effective"` // Value, or what follows from other settings where it leaves that open
+	Default   string `json:"default"`
+	Source    string `json:"source"`           // default, KasprApp app.yaml:9:3, file kaspr.yaml:4:1, environment K_WEB_PORT, flag webPort
+	Unused    string `json:"unused,omitempty"` // why the setting has no effect in this version
 }
 
 const hidden = "***"
 
-// Explain lists every setting with its effective value and its source, in the order of docs/settings.md. Values are
-// as they were before what follows from other settings was filled in.
+// Explain lists every setting with its value and its source, in the order of docs/settings.md.
 func (c Config) Explain() []Explained { return c.values }
 
 func (c *Config) explain(from map[string]given, bad map[string]bool) {
@@ -34,6 +34,21 @@ func (c *Config) explain(from map[string]given, bad map[string]bool) {
 			e.Value = hidden
 		}
 		c.values = append(c.values, e)
+	}
+}
+
+// explainResolved adds what follows from other settings.
+func (c *Config) explainResolved() {
+	i := 0
+	for _, s := range settings {
+		if s.key == "" {
+			continue
+		}
+		e := &c.values[i]
+		if e.Effective = e.Value; s.get != nil && !s.secret {
+			e.Effective = s.format(c, "")
+		}
+		i++
 	}
 }
 

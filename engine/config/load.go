@@ -365,6 +365,7 @@ func (l *Layers) Config(app *manifest.App) (Config, manifest.Errors) {
 	if c.App == "" && app != nil {
 		c.App = app.Name.V
 	}
+	c.explainResolved()
 	files := []string{l.path}
 	if app != nil {
 		files = append(files, app.Pos.File)
