@@ -27,8 +27,11 @@ type Config struct {
 	ValueSerializer string
 	JSONValueStyle  string // JSONCompact, JSONOriginal
 
-	ProcessingGuarantee string // AtLeastOnce
-	Workers             int    // at least 1
+	ProcessingGuarantee string // AtLeastOnce, ExactlyOnce
+	OnOffsetLost        string // OffsetFail, OffsetEarliest, OffsetLatest
+	TransactionTimeout  time.Duration
+	StandbyReplicas     int
+	Workers             int // at least 1
 	Batch               Batch
 	CommitInterval      time.Duration
 	CommitEvery         int // records
@@ -56,6 +59,13 @@ var Processors = runtime.GOMAXPROCS(0)
 const (
 	AtLeastOnce = "at_least_once"
 	ExactlyOnce = "exactly_once"
+)
+
+// What to do when the records behind a stored position are gone.
+const (
+	OffsetFail     = "fail"
+	OffsetEarliest = "earliest"
+	OffsetLatest   = "latest"
 )
 
 // Styles of JSON values; keys always have the original's bytes.
@@ -178,6 +188,7 @@ type Scheduler struct {
 
 // Store is RocksDB.
 type Store struct {
+	MemoryMax                int64 // 0: a third of the container's
 	WriteBufferSize          int64
 	MaxWriteBufferNumber     int
 	TargetFileSizeBase       int64

@@ -13,7 +13,6 @@ import (
 
 const (
 	laterScheduler = "the message scheduler is not part of this version"
-	laterTables    = "tables are not part of this version"
 	laterWeb       = "the HTTP server is not part of this version"
 	laterWorkers   = "nothing is labelled with it in this version"
 	notNeeded      = "the engine needs no such limit"
@@ -35,7 +34,7 @@ var settings = []setting{
 	pathSetting("dataDir", ".", "Directory that other relative directories are below.",
 		func(c *Config) *string { return &c.DataDir }, process()),
 	textSetting("tableDir", "tables", "Directory of the table stores; a relative one is below dataDir.",
-		func(c *Config) *string { return &c.TableDir }, later(laterTables), quiet()),
+		func(c *Config) *string { return &c.TableDir }, quiet()),
 	pathSetting("cacheDir", "", "Directory of compiled modules; the user's cache directory when empty.",
 		func(c *Config) *string { return &c.CacheDir }, process()),
 	listSetting("codeEnv", "", "list of names", "Variables of the process's environment that Code sees in `os.environ`, beside those the KasprApp declares.",
@@ -129,8 +128,14 @@ var settings = []setting{
 		1, 10_000_000, func(c *Config) *int { return &c.QueueRecordsMax }, alias("streamBufferMaxsize")),
 	durationSetting("shutdownTimeout", "30s", "How long a stop may take to finish what is running, commit and leave the group.",
 		0, time.Hour, func(c *Config) *time.Duration { return &c.ShutdownTimeout }, process()),
+	wordSetting("onOffsetLost", OffsetFail, "When the records behind the stored position are gone (retention, or a topic made anew): stop, or go on with the earliest or latest record.",
+		[]string{OffsetFail, OffsetEarliest, OffsetLatest}, func(c *Config) *string { return &c.OnOffsetLost }),
+	durationSetting("transactionTimeout", "60s", "The broker aborts a transaction after this time, also that of a process which died. A call with topicSend and ack must end within it.",
+		time.Second, 15*time.Minute, func(c *Config) *time.Duration { return &c.TransactionTimeout }),
+	intSetting("standbyReplicas", "0", "Warm copies of every table partition on other workers.",
+		0, 100, func(c *Config) *int { return &c.StandbyReplicas }),
 	durationSetting("streamRecoveryDelay", "10s", "Settle time between a rebalance and the recovery of tables.",
-		0, time.Hour, func(c *Config) *time.Duration { return &c.RecoveryDelay }, later(laterTables)),
+		0, time.Hour, func(c *Config) *time.Duration { return &c.RecoveryDelay }, later("recovery begins at once: the broker tells where a changelog ends")),
 	boolSetting("streamWaitEmpty", "true", "Finish records in work before a rebalance or stop.",
 		func(c *Config) *bool { return &c.WaitEmpty }, later("they are always finished")),
 
@@ -188,20 +193,22 @@ var settings = []setting{
 		func(c *Config) *time.Duration { return &c.Scheduler.CronMinInterval }, later(laterScheduler)),
 
 	group("Table store"),
+	sizeSetting("storeMemoryMax", "0", "Memory that all stores of the process take together, outside of Go and Python; 0 is a third of the container's memory.",
+		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.MemoryMax }),
 	sizeSetting("storeRocksdbWriteBufferSize", "64MiB", "Size of a memtable.",
-		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.WriteBufferSize }, later(laterTables)),
+		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.WriteBufferSize }),
 	intSetting("storeRocksdbMaxWriteBufferNumber", "3", "Memtables of a store.",
-		1, math.MaxInt32, func(c *Config) *int { return &c.Store.MaxWriteBufferNumber }, later(laterTables)),
+		1, math.MaxInt32, func(c *Config) *int { return &c.Store.MaxWriteBufferNumber }),
 	sizeSetting("storeRocksdbTargetFileSizeBase", "64MiB", "Size of a file of level 1.",
-		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.TargetFileSizeBase }, later(laterTables)),
+		64<<10, math.MaxInt64, func(c *Config) *int64 { return &c.Store.TargetFileSizeBase }),
 	sizeSetting("storeRocksdbBlockCacheSize", "0", "Block cache, shared by all stores; 0 is a share of the container's memory.",
-		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheSize }, later(laterTables)),
-	sizeSetting("storeRocksdbBlockCacheCompressedSize", "256MiB", "Cache of compressed blocks.",
-		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheCompressedSize }, later(laterTables)),
-	intSetting("storeRocksdbBloomFilterSize", "3", "Bits of the bloom filter for each key.",
-		0, 100, func(c *Config) *int { return &c.Store.BloomFilterSize }, later(laterTables)),
+		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheSize }),
+	sizeSetting("storeRocksdbBlockCacheCompressedSize", "256MiB", "Cache of compressed blocks, beside storeMemoryMax. Made only when it is asked for: the default stands for none.",
+		0, math.MaxInt64, func(c *Config) *int64 { return &c.Store.BlockCacheCompressedSize }),
+	intSetting("storeRocksdbBloomFilterSize", "3", "Bits of the bloom filter for each key; 0 is no filter. With 3 one lookup in four of a missing key reads a block, with 10 one in a hundred.",
+		0, 100, func(c *Config) *int { return &c.Store.BloomFilterSize }),
 	boolSetting("storeRocksdbSetCacheIndexAndFilterBlocks", "false", "Keep index and filter blocks in the block cache.",
-		func(c *Config) *bool { return &c.Store.CacheIndexAndFilter }, later(laterTables)),
+		func(c *Config) *bool { return &c.Store.CacheIndexAndFilter }),
 }
 
 var serializers = []string{"raw", "json", "pickle", "binary"}
