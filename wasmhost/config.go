@@ -67,8 +67,9 @@ type Tables interface {
 	// TableScan calls each with entries in key order, those with the prefix and greater than after (nil: from the start),
 	// until it returns false. Each must not keep the slices.
 	TableScan(own int32, table int, partition int32, prefix, after []byte, each func(key, value []byte) bool) error
-	// TableInfo lists the partitions that are active here, in order, and estimates the number of their entries.
-	TableInfo(table int) (active []int32, entries int64, err error)
+	// TableInfo is how many partitions the table has, which of them are active here, in order, and about how many entries
+	// those have.
+	TableInfo(table int) (partitions int32, active []int32, entries int64, err error)
 }
 
 func (o Options) withDefaults(d Options) Options {
@@ -134,4 +135,4 @@ func (refuseAll) TableScan(int32, int, int32, []byte, []byte, func(key, value []
 	return errNoTables
 }
 
-func (refuseAll) TableInfo(int) ([]int32, int64, error) { return nil, 0, errNoTables }
+func (refuseAll) TableInfo(int) (int32, []int32, int64, error) { return 0, nil, 0, errNoTables }

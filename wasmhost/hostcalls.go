@@ -192,12 +192,12 @@ func (in *Instance) tableInfo(request []byte) ([]byte, bool) {
 	if len(request) != 4 || int64(le.Uint32(request)) >= int64(in.program.tables()) {
 		return nil, false
 	}
-	active, entries, err := in.program.Tables.TableInfo(int(le.Uint32(request)))
+	partitions, active, entries, err := in.program.Tables.TableInfo(int(le.Uint32(request)))
 	if err != nil {
 		return in.tableError(err), true
 	}
 	in.scratch = le.AppendUint64(append(in.scratch[:0], abi.TableFound), uint64(entries))
-	in.scratch = le.AppendUint32(in.scratch, uint32(len(active)))
+	in.scratch = le.AppendUint32(le.AppendUint32(in.scratch, uint32(partitions)), uint32(len(active)))
 	for _, p := range active {
 		in.scratch = le.AppendUint32(in.scratch, uint32(p))
 	}

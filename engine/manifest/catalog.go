@@ -47,6 +47,7 @@ const (
 	EnvironmentUnset = "M047"
 	NameTooLong      = "M048"
 	EmptyApp         = "M049"
+	PartitionCount   = "M050"
 )
 
 // Entry of the catalogue of problems: docs/manifest-errors.md is made of it.
@@ -102,4 +103,5 @@ var catalog = []catalogEntry{
 	{EnvironmentUnset, "A variable of the app's environment has no value here.", "Set it in the environment of the process.", LevelWarning},
 	{NameTooLong, "A name the engine makes is too long for Kafka.", "Shorten the names it is made of.", LevelError},
 	{EmptyApp, "The app has no components: it would run and do nothing.", "Check the label kaspr.io/app of the components.", LevelWarning},
+	{PartitionCount, "A table and the topic whose records write to it have different numbers of partitions.", "A record's partition is that of its table writes: create one of them anew with the other's number.", LevelError},
 }

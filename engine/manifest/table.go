@@ -18,6 +18,7 @@ type Table struct {
 	ExtraTopicConfigs []Entry
 	Options           []Entry
 	Window            *Window
+	TTL               Value[time.Duration] // an extension of ours: an entry is deleted this long after its last write
 }
 
 // Window cuts a table into time windows: exactly one of Tumbling and Hopping.
@@ -55,7 +56,11 @@ func (c cursor) table(t *Table) {
 		may("extraTopicConfigs", func(c cursor) { c.texts(&t.ExtraTopicConfigs) }),
 		may("options", func(c cursor) { c.texts(&t.Options) }),
 		may("window", func(c cursor) { c.window(&t.Window) }),
+		may("ttl", func(c cursor) { c.span(&t.TTL) }),
 	)...)
+	if t.TTL.Set() && t.Window != nil {
+		c.failAt(t.TTL.Pos, Contradiction, c.name()+" has both ttl and window", "windows have expires")
+	}
 }
 
 func (c cursor) window(dst **Window) {

@@ -29,17 +29,13 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 			a.Program.Ops = append(a.Program.Ops, b.operation(&a, op))
 		}
 	}
-	for _, op := range m.Processors.Operations {
-		for _, ref := range op.Tables {
-			b.fail(ref.Pos, manifest.NotSupported, fmt.Sprintf("%s, operation %q: tables are not supported yet by this version", a.Label, op.Name.V), "")
-		}
-	}
 	for i, o := range m.Outputs {
 		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, outputName(o, i)))
 	}
 	for _, o := range m.Channels {
 		b.fail(o.Pos, manifest.NotSupported, a.Label+": output to a channel is not supported yet by this version", "")
 	}
+	b.use(&a, m)
 	a.OnError = b.policy(&a, m)
 	return a
 }

@@ -41,8 +41,10 @@ type Agent struct {
 	Take     *Take
 	Isolated bool // isolatedPartitions: accepted, partitions are isolated anyway
 	Program  abi.Program
-	// Tables are the tables its code may touch: Program.Tables by the same index, as names of Plan.Tables.
-	Tables  []TableUse
+	// Tables are the tables its code may touch, by the same index as Program.Tables.
+	Tables []TableUse
+	// Group is the number of the group it belongs to: agents that may touch the same tables.
+	Group   int
 	OnError Policy
 	// OutputTopics are the target topics known beforehand, by name, each once; selectors may name others at any time.
 	OutputTopics []string
@@ -78,6 +80,7 @@ type builder struct {
 	info     abi.AppInfo
 	env      map[string]string
 	topics   topics
+	tables   []Table
 	problems manifest.Errors
 }
 
@@ -114,18 +117,25 @@ func (b *builder) plan() *Plan {
 			continue
 		}
 		components++
-		if m.Kind != manifest.KindAgent {
+		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable {
 			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
 		}
 	}
 	if components == 0 {
 		b.warn(b.app.Pos, manifest.EmptyApp, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
 	}
+	for _, t := range b.set.Tables {
+		if t.Of(b.app.Name.V) {
+			b.tables = append(b.tables, b.table(t))
+		}
+	}
 	for _, a := range b.set.Agents {
 		if a.Of(b.app.Name.V) {
 			p.Agents = append(p.Agents, b.agent(a))
 		}
 	}
+	p.Tables = b.tables
+	group(p.Agents)
 	p.Topics = b.topics.resolve(b.cfg)
 	return p
 }

@@ -22,7 +22,8 @@ import (
 var rewrite = flag.Bool("rewrite", false, "rewrite the expected text in testdata")
 
 // What the engine runs is exactly what the manifests and settings say. testdata/NAME.yaml begins with comments that
-// hold settings ("# set key=value") and variables ("# env NAME=value"); NAME.golden is the problems and the plan.
+// hold settings ("# set key=value"), variables ("# env NAME=value") and partitions of topics that exist ("# exists
+// TOPIC=N"); NAME.golden is the problems and the plan.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {
@@ -35,12 +36,13 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out strings.Builder
-			p, problems := make(t, filepath.Base(file), string(content))
+			p, problems := planOf(t, filepath.Base(file), string(content))
 			for _, e := range problems {
 				fmt.Fprintln(&out, e)
 			}
 			if p != nil {
 				show(t, &out, p)
+				showTables(&out, p, string(content))
 			}
 			golden := strings.TrimSuffix(file, ".yaml") + ".golden"
 			if *rewrite {
@@ -60,8 +62,38 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// make reads a manifest with the settings in its first lines and plans the app.
-func make(t *testing.T, name, content string) (*Plan, manifest.Errors) {
+// showTables shows a plan's tables and what becomes of their partitions.
+func showTables(out *strings.Builder, p *Plan, content string) {
+	if len(p.Tables) == 0 {
+		return
+	}
+	exist := map[string]int32{}
+	for line := range strings.Lines(content) {
+		var n int32
+		if rest, ok := strings.CutPrefix(line, "# exists "); ok {
+			topic, count, _ := strings.Cut(strings.TrimSpace(rest), "=")
+			fmt.Sscan(count, &n)
+			exist[topic] = n
+		}
+	}
+	cfg, _ := config.Read(config.Sources{}).Config(nil)
+	counts, problems := p.Partitions(cfg, exist)
+	for i, t := range p.Tables {
+		text, _ := json.Marshal(t.Guest)
+		fmt.Fprintf(out, "%s: %d partitions, changelog %s, %d replicas, %v, options %v\n  %s\n", t.Label, counts[i], t.Changelog.Name,
+			t.Changelog.Replicas, t.Changelog.Config, t.Options, text)
+	}
+	for _, a := range p.Agents {
+		fmt.Fprintf(out, "%s: group %d, tables %v\n", a.Label, a.Group, a.Tables)
+	}
+	fmt.Fprintf(out, "together: %q\n", p.Copartition())
+	for _, e := range problems {
+		fmt.Fprintln(out, e)
+	}
+}
+
+// planOf reads a manifest with the settings in its first lines and plans the app.
+func planOf(t *testing.T, name, content string) (*Plan, manifest.Errors) {
 	t.Helper()
 	src := config.Sources{Flags: map[string]string{}}
 	for line := range strings.Lines(content) {

@@ -1,25 +1,28 @@
 package plan
 
 import (
-	"time"
+	"fmt"
+	"maps"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
 
+	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
-// Table is one KasprTable, resolved. Its Program entry is what guests see of it.
+// Table is one KasprTable, resolved.
 type Table struct {
-	Name      string
-	Label     string // table "users", for messages
-	Pos       manifest.Pos
-	Changelog Topic // <id>-<table>-changelog, to be created when it does not exist
-	// Writes is the internal topic that takes writes to the partition's owner (partitionBy: key, writes from elsewhere); its
-	// name is always set, it is created only when something needs it.
-	Writes  Topic
-	Guest   abi.Table
-	Options map[string]string // RocksDB options of this table, as state.Options.Tables takes them
-	// Retention is how long an entry lives after its last write; 0: for ever.
-	Retention time.Duration
+	Name  string
+	Label string // table "users", for messages
+	Pos   manifest.Pos
+	// Changelog is created when it does not exist. Its Partitions are 0 when the manifest leaves them open: then they are
+	// those of the topics whose agents declare the table (Partitions).
+	Changelog Topic
+	Guest     abi.Table         // what guests see of it
+	Options   map[string]string // of RocksDB, as state.Options.Tables takes them
 }
 
 // TableUse is a table an agent's code may touch.
@@ -27,4 +30,234 @@ type TableUse struct {
 	Table int // index into Plan.Tables
 	// Declared: an operation names it. Otherwise the code reaches it, if at all, through app.tables.
 	Declared bool
+	Pos      manifest.Pos // where it is declared
+}
+
+// ChangelogTopic is the name of a table's changelog.
+func ChangelogTopic(appID, table string) string { return appID + "-" + table + "-changelog" }
+
+func (b *builder) table(m *manifest.Table) Table {
+	t := Table{
+		Name: m.Name.V, Label: m.Label(), Pos: m.Pos,
+		Changelog: Topic{
+			Name: ChangelogTopic(b.info.ID, m.Name.V), Partitions: int32(m.Partitions.V), Replicas: int16(b.cfg.Topics.ReplicationFactor),
+			Config: map[string]string{"cleanup.policy": "compact"}, For: m.Label() + ", changelog", Pos: m.Pos,
+		},
+		Options: entries(m.Options),
+	}
+	maps.Copy(t.Changelog.Config, entries(m.ExtraTopicConfigs))
+	t.Guest = abi.Table{
+		Name: t.Name, Help: m.Description.V, Changelog: t.Changelog.Name,
+		KeySerializer: m.KeySerializer.Or("json"), ValueSerializer: m.ValueSerializer.Or("json"),
+		Global: m.Global.V, TTL: m.TTL.V.Milliseconds(),
+		Default: code(m.DefaultSelector, m.Label()+", defaultSelector"),
+	}
+	if w := m.Window; w != nil {
+		g := &abi.Window{RelativeTo: w.RelativeTo.Or("stream"), Selector: code(w.RelativeToSelector, m.Label()+", relativeToSelector")}
+		if w.Tumbling != nil {
+			g.Size, g.Expires = w.Tumbling.Size.V.Milliseconds(), w.Tumbling.Expires.V.Milliseconds()
+			g.Step = g.Size
+		} else {
+			g.Size, g.Step, g.Expires = w.Hopping.Size.V.Milliseconds(), w.Hopping.Step.V.Milliseconds(), w.Hopping.Expires.V.Milliseconds()
+		}
+		if g.Selector != nil {
+			g.RelativeTo = "custom"
+		}
+		t.Guest.Window = g
+	}
+	return t
+}
+
+func entries(list []manifest.Entry) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
+	m := map[string]string{}
+	for _, e := range list {
+		m[e.Key.V] = e.Value.V
+	}
+	return m
+}
+
+// mentionsTables finds code that may use app.tables. It errs on the safe side: who only mentions the word is scheduled together
+// with the tables' other agents, and nothing else.
+var mentionsTables = regexp.MustCompile(`\btables\b`)
+
+// use gives an agent the tables its code may touch: those its operations name, or all if its code mentions app.tables.
+func (b *builder) use(a *Agent, m *manifest.Agent) {
+	declared := map[string]manifest.Pos{}
+	for _, op := range m.Processors.Operations {
+		for _, ref := range op.Tables {
+			if _, again := declared[ref.Name.V]; !again {
+				declared[ref.Name.V] = ref.Pos
+			}
+		}
+	}
+	all := mentionsTables.MatchString(sources(&a.Program))
+	for i := range b.tables {
+		t := &b.tables[i]
+		pos, ok := declared[t.Name]
+		if !ok && !all {
+			continue
+		}
+		a.Tables = append(a.Tables, TableUse{Table: i, Declared: ok, Pos: pos})
+		a.Program.Tables = append(a.Program.Tables, t.Guest)
+	}
+}
+
+// sources is all Python of a program.
+func sources(p *abi.Program) string {
+	var text strings.Builder
+	add := func(blocks ...*abi.Code) {
+		for _, c := range blocks {
+			if c != nil {
+				text.WriteString(c.Python)
+				text.WriteByte('\n')
+			}
+		}
+	}
+	output := func(o *abi.Output) {
+		add(o.NameSelector, o.KeySelector, o.ValueSelector, o.PartitionSelector, o.HeadersSelector, o.Predicate)
+	}
+	add(p.Init)
+	for i := range p.Ops {
+		add(p.Ops[i].Map, p.Ops[i].Filter)
+		if p.Ops[i].Send != nil {
+			output(p.Ops[i].Send)
+		}
+	}
+	for i := range p.Outputs {
+		output(&p.Outputs[i])
+	}
+	return text.String()
+}
+
+// group numbers the agents' groups: agents that may touch the same table, directly or by way of others, are one group.
+func group(agents []Agent) {
+	parent := make([]int, len(agents))
+	for i := range parent {
+		parent[i] = i
+	}
+	find := func(i int) int {
+		for parent[i] != i {
+			i = parent[i]
+		}
+		return i
+	}
+	first := map[int]int{} // agent by table
+	for i := range agents {
+		for _, u := range agents[i].Tables {
+			if j, ok := first[u.Table]; ok {
+				a, b := find(i), find(j)
+				parent[max(a, b)] = min(a, b)
+			} else {
+				first[u.Table] = i
+			}
+		}
+	}
+	numbers := map[int]int{}
+	for i := range agents {
+		root := find(i)
+		if _, ok := numbers[root]; !ok {
+			numbers[root] = len(numbers)
+		}
+		agents[i].Group = numbers[root]
+	}
+}
+
+// Copartition is the sets of topics whose partitions of one number must be read by one process: the inputs of each group
+// of agents with tables.
+func (p *Plan) Copartition() [][]string {
+	sets := map[int][]string{}
+	var order []int
+	for i := range p.Agents {
+		a := &p.Agents[i]
+		if len(a.Tables) == 0 {
+			continue
+		}
+		if _, ok := sets[a.Group]; !ok {
+			order = append(order, a.Group)
+		}
+		for _, topic := range a.Topics {
+			if !slices.Contains(sets[a.Group], topic) {
+				sets[a.Group] = append(sets[a.Group], topic)
+			}
+		}
+	}
+	var list [][]string
+	for _, g := range order {
+		list = append(list, sets[g])
+	}
+	return list
+}
+
+// Partitions decides how many partitions each table has, given the partition counts of the topics that exist. A changelog that exists
+// keeps its count; otherwise the manifest decides, then the input topics of the agents that declare the table, then the
+// setting. A record of partition n writes to partition n of a table, so counts that differ are problems: all of them are
+// reported, before the first record.
+func (p *Plan) Partitions(cfg config.Config, exist map[string]int32) ([]int32, manifest.Errors) {
+	counts := make([]int32, len(p.Tables))
+	planned := map[string]int32{}
+	for _, t := range p.Topics {
+		planned[t.Name] = t.Partitions
+	}
+	of := func(topic string) (int32, bool) {
+		if n, ok := exist[topic]; ok {
+			return n, true
+		}
+		n, ok := planned[topic]
+		return n, ok && n > 0
+	}
+	type reader struct {
+		agent *Agent
+		topic string
+		count int32
+		pos   manifest.Pos
+	}
+	readers := make([][]reader, len(p.Tables))
+	for i := range p.Agents {
+		a := &p.Agents[i]
+		for _, u := range a.Tables {
+			if !u.Declared {
+				continue
+			}
+			for _, topic := range a.Topics {
+				if n, ok := of(topic); ok {
+					readers[u.Table] = append(readers[u.Table], reader{a, topic, n, u.Pos})
+				}
+			}
+		}
+	}
+	var problems manifest.Errors
+	for i := range p.Tables {
+		t := &p.Tables[i]
+		n, why := t.Changelog.Partitions, "as its manifest says"
+		switch have, ok := exist[t.Changelog.Name]; {
+		case ok:
+			n, why = have, "as its changelog "+t.Changelog.Name+" has"
+			if t.Changelog.Partitions != 0 && t.Changelog.Partitions != have {
+				problems = append(problems, manifest.Error{Pos: t.Pos, ID: manifest.PartitionCount,
+					Text: fmt.Sprintf("%s: the manifest says %d partitions, its changelog %s has %d", t.Label, t.Changelog.Partitions, t.Changelog.Name, have),
+					Hint: "a table's partitions cannot be changed: its keys are where they are"})
+			}
+		case n == 0 && len(readers[i]) > 0:
+			n = math.MaxInt32
+			for _, r := range readers[i] {
+				if r.count < n {
+					n, why = r.count, "as "+r.topic
+				}
+			}
+		case n == 0:
+			n, why = int32(cfg.Topics.Partitions), "as topicPartitions says"
+		}
+		counts[i] = n
+		for _, r := range readers[i] {
+			if r.count != n {
+				problems = append(problems, manifest.Error{Pos: r.pos, ID: manifest.PartitionCount,
+					Text: fmt.Sprintf("%s: its input %s has %d partitions, %s has %d (%s)", r.agent.Label, r.topic, r.count, t.Label, n, why),
+					Hint: "a record's partition is that of its table writes: give both the same number"})
+			}
+		}
+	}
+	return counts, problems
 }

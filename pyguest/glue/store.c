@@ -289,20 +289,28 @@ PyObject *store_info(uint32_t table)
     request.len = 0;
     if (put_u32(&request, table) < 0 || ask(KASPR_OP_TABLE_INFO, &request, &response) < 0)
         return NULL;
-    if (response.len < 13 || (response.len - 13) / 4 < get32(response.data + 9)) {
+    if (response.len < 17 || (response.len - 17) / 4 < get32(response.data + 13)) {
         PyErr_SetString(PyExc_SystemError, "abi.go and store.c disagree");
         return NULL;
     }
-    uint32_t n = get32(response.data + 9);
+    uint32_t n = get32(response.data + 13);
     PyObject *list = PyTuple_New(n);
     for (uint32_t i = 0; list != NULL && i < n; i++) {
-        PyObject *p = PyLong_FromLong((int32_t)get32(response.data + 13 + 4 * (size_t)i));
+        PyObject *p = PyLong_FromLong((int32_t)get32(response.data + 17 + 4 * (size_t)i));
         if (p == NULL)
             Py_CLEAR(list);
         else
             PyTuple_SET_ITEM(list, i, p);
     }
     return list == NULL ? NULL : Py_BuildValue("(LN)", (long long)get64(response.data + 1), list);
+}
+
+int32_t store_partitions(uint32_t table)
+{
+    request.len = 0;
+    if (put_u32(&request, table) < 0 || ask(KASPR_OP_TABLE_INFO, &request, &response) < 0)
+        return -1;
+    return response.len < 17 ? 0 : (int32_t)get32(response.data + 9);
 }
 
 /* ---- changes ----------------------------------------------------------------------------------------------------- */

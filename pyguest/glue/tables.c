@@ -9,7 +9,7 @@ typedef struct {
     PyObject_HEAD
     int index, key_codec, value_codec;
     int global, by_key;
-    int partitions;
+    int partitions; /* 0: not asked yet */
     long long ttl; /* milliseconds, 0: none */
     PyObject *name, *help, *changelog;
     PyObject *factory; /* called for the value of a missing key; NULL: a missing key is a KeyError */
@@ -92,10 +92,19 @@ static int32_t murmur2(const char *data, size_t n)
 
 /* ---- reads and writes -------------------------------------------------------------------------------------------- */
 
-static int usable(const TableObject *t)
+/* Whether t can be used now; then its number of partitions is known. */
+static int usable(TableObject *t)
 {
-    if (kaspr_unit.active)
-        return 1;
+    if (kaspr_unit.active) {
+        if (t->partitions > 0)
+            return 1;
+        int32_t n = store_partitions((uint32_t)t->index);
+        if (n > 0)
+            t->partitions = n;
+        else if (n == 0)
+            PyErr_SetString(PyExc_SystemError, "the engine does not know the table's partitions");
+        return n > 0;
+    }
     PyErr_Format(PyExc_RuntimeError, "table %s can be used only while a record is processed, not from init or afterwards", name_of(t));
     return 0;
 }
@@ -363,6 +372,13 @@ static PyObject *table_info(TableObject *t, PyObject *unused)
     return usable(t) ? store_info((uint32_t)t->index) : NULL;
 }
 
+/* _count(): how many partitions the table has. */
+static PyObject *table_count(TableObject *t, PyObject *unused)
+{
+    (void)unused;
+    return usable(t) ? PyLong_FromLong(t->partitions) : NULL;
+}
+
 static PyObject *table_own(TableObject *t, PyObject *unused)
 {
     (void)unused;
@@ -405,6 +421,7 @@ static PyMethodDef table_methods[] = {
     {"_page", (PyCFunction)table_page, METH_VARARGS, NULL},
     {"_pending", (PyCFunction)table_pending, METH_O, NULL},
     {"_info", (PyCFunction)table_info, METH_NOARGS, NULL},
+    {"_count", (PyCFunction)table_count, METH_NOARGS, NULL},
     {"_own", (PyCFunction)table_own, METH_NOARGS, NULL},
     {"_time", (PyCFunction)table_time, METH_NOARGS, NULL},
     {"_set_default", (PyCFunction)table_set_default, METH_O, NULL},
@@ -416,7 +433,6 @@ static PyMemberDef table_members[] = {
     {"name", T_OBJECT, offsetof(TableObject, name), READONLY, NULL},
     {"help", T_OBJECT, offsetof(TableObject, help), READONLY, NULL},
     {"changelog_topic_name", T_OBJECT, offsetof(TableObject, changelog), READONLY, NULL},
-    {"partitions", T_INT, offsetof(TableObject, partitions), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -427,17 +443,17 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *name, *help, *changelog;
     if (t == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "iUUUiippiL", &t->index, &name, &help, &changelog, &t->key_codec, &t->value_codec, &t->global, &t->by_key,
-                          &t->partitions, &t->ttl)) {
+    if (!PyArg_ParseTuple(args, "iUUUiippL", &t->index, &name, &help, &changelog, &t->key_codec, &t->value_codec, &t->global, &t->by_key,
+                          &t->ttl)) {
         Py_DECREF(t);
         return NULL;
     }
     t->name = Py_NewRef(name);
     t->help = Py_NewRef(help);
     t->changelog = Py_NewRef(changelog);
-    if (t->index < 0 || t->partitions < 1 || (t->key_codec != CODEC_RAW && t->key_codec != CODEC_JSON) ||
+    if (t->index < 0 || (t->key_codec != CODEC_RAW && t->key_codec != CODEC_JSON) ||
         (t->value_codec != CODEC_RAW && t->value_codec != CODEC_JSON)) {
-        PyErr_Format(PyExc_ValueError, "table %U: a table has at least one partition, and the serializers raw or json", name);
+        PyErr_Format(PyExc_ValueError, "table %U: a table has the serializers raw or json", name);
         Py_DECREF(t);
         return NULL;
     }

@@ -36,6 +36,8 @@ PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size
 PyObject *store_pending(uint32_t table, int32_t partition);
 /* (estimated entries, active partitions) */
 PyObject *store_info(uint32_t table);
+/* How many partitions the table has, or -1 with an exception. */
+int32_t store_partitions(uint32_t table);
 
 /* The unit's changes: appended to the result; then kept for the rest of the call, or taken back. */
 int store_emit(uint32_t unit);

@@ -80,7 +80,7 @@ class Table(_kaspr.Table):
     def _partitions(self):
         own = self._own()
         active = self._info()[1]
-        return active if own in active or own < 0 or own >= self.partitions else tuple(sorted((*active, own)))
+        return active if own in active or own < 0 or own >= self._count() else tuple(sorted((*active, own)))
 
     def _scan_all(self, prefix=b""):
         for partition in self._partitions():
@@ -510,7 +510,7 @@ def make(program):
         codecs = [_kaspr.codec(t.get(side) or "json") for side in ("keySerializer", "valueSerializer")]
         table = (WindowedTable if window else Table)(
             index, t["name"], t.get("help") or "", t.get("changelog") or "", *codecs, bool(t.get("global")),
-            bool(t.get("partitionByKey")), t.get("partitions") or 1, t.get("ttl") or 0)
+            bool(t.get("partitionByKey")), t.get("ttl") or 0)
         if window:
             table._size, table._step, table._expires = window["size"], window.get("step") or window["size"], window.get("expires") or 0
             table._moment = _now if window.get("relativeTo") == "now" else table._time

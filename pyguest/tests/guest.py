@@ -313,7 +313,7 @@ class Tables:
     def info(self, request):
         table, = struct.unpack("<I", request)
         active = sorted(p for t, p in self.data if t == table)
-        return b"\1" + struct.pack("<QI", sum(len(self.of(table, p)) for p in active), len(active)) + struct.pack(f"<{len(active)}i", *active)
+        return b"\1" + struct.pack("<QII", sum(len(self.of(table, p)) for p in active), self.partitions, len(active)) + struct.pack(f"<{len(active)}i", *active)
 
     def apply(self, result, own=0):
         for c in result.changes:
@@ -328,7 +328,7 @@ def table(name="t", default=None, window=None, selector=None, **more):
     """A table of a program; default and selector are sources."""
     def code(source, where):
         return {"python": source, "file": "table.yaml", "line": 5, "where": where}
-    t = {"name": name, "help": "what it is", "changelog": f"shop-app-{name}-changelog", "partitions": 4, "keySerializer": "json",
+    t = {"name": name, "help": "what it is", "changelog": f"shop-app-{name}-changelog", "keySerializer": "json",
          "valueSerializer": "json", **more}
     if default is not None:
         t["default"] = code(default, f'table "{name}", defaultSelector')

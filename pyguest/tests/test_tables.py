@@ -165,7 +165,7 @@ class Partitions(TableCase):
         self.assertEqual(host.of(0, 3), {b'"k"': b"1"})
 
     def test_more_partitions_than_the_table(self):  # 3.3
-        g, host = self.tables("def f(v, t):\n  t['k'] = 1", table(partitions=2))
+        g, host = self.tables("def f(v, t):\n  t['k'] = 1", table(), partitions=2)
         f = self.failure(g.process(user(0, partition=2)))
         self.assertEqual((f.type, f.kind), ("ValueError", "code"))
         self.assertIn("table t has 2 partitions, and the record comes from partition 2", f.message)
@@ -389,7 +389,7 @@ def f(v, t):
   out = []
   for step in (lambda: t._read(0, 5), lambda: t._write(-1, b'x', b'1'), lambda: t._write(9, b'x', b'1'), lambda: t._page(0, b'', 1),
                lambda: t.get(), lambda: t.get(1, 2, 3), lambda: t._unkey(b'{'), lambda: t._unvalue(None), lambda: t.prefix_scan(5),
-               lambda: _kaspr.Table(0), lambda: _kaspr.Table(-1, 'a', 'b', 'c', 1, 1, 0, 0, 1, 0), lambda: setattr(t, 'name', 'x'),
+               lambda: _kaspr.Table(0), lambda: _kaspr.Table(-1, 'a', 'b', 'c', 1, 1, 0, 0, 0), lambda: setattr(t, 'name', 'x'),
                lambda: t._pending('x'), lambda: t.update(5), lambda: t.update_for_partition({'a': 1})):
     try: out.append(repr(step()))
     except Exception as e: out.append(type(e).__name__)
@@ -398,7 +398,7 @@ def f(v, t):
                          "TypeError", "TypeError", "TypeError", "ValueError", "AttributeError", "TypeError", "TypeError", "TypeError"]])
 
     def test_a_made_up_table(self):
-        g, host = self.tables("import _kaspr\ndef f(v, t):\n  x = _kaspr.Table(99, 'a', 'b', 'c', 1, 1, 0, 0, 4, 0)\n  x['k'] = 1\n  return 1")
+        g, host = self.tables("import _kaspr\ndef f(v, t):\n  x = _kaspr.Table(99, 'a', 'b', 'c', 1, 1, 0, 0, 0)\n  x['k'] = 1\n  return 1")
         r = g.process(user(0))
         self.assertEqual([c.table for c in r.changes], [99])  # which the host refuses: the guest's word counts for nothing
 

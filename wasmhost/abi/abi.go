@@ -112,7 +112,8 @@ const (
 	OpTableScan = 6 // req: u32 table, i32 partition, u32 most (bytes), u32 prefixLen, i32 afterLen (-1: from the start), prefix, after;
 	// resp: status (TableFound: there may be more, TableMissing: this is the end), then for each entry u32 keyLen, u32 valueLen,
 	// key, value, in key order, keys greater than after. At least one entry, if there is one, however large
-	OpTableInfo = 7 // req: u32 table; resp: status, u64 size estimate, u32 count, i32 partitions that are active here, in order
+	OpTableInfo = 7 // req: u32 table; resp: status, u64 size estimate, u32 partitions of the table, u32 count,
+	// i32 partitions that are active here, in order
 )
 
 // TableOthers as the partition of OpTableGet: every partition that is here but the batch's own, in order.

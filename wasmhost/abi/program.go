@@ -65,7 +65,6 @@ type Table struct {
 	Name            string  `json:"name"` // metadata.name
 	Help            string  `json:"help"` // description
 	Changelog       string  `json:"changelog"`
-	Partitions      int32   `json:"partitions"`
 	KeySerializer   string  `json:"keySerializer"` // raw, json
 	ValueSerializer string  `json:"valueSerializer"`
 	Global          bool    `json:"global,omitempty"`
