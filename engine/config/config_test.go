@@ -147,7 +147,10 @@ func TestResolved(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	for _, e := range c.Explain() {
-		if e.Key == "schedulerTopicPartitions" && (e.Value != "0" || e.Source != "default") {
+		if e.Key == "schedulerTopicPartitions" && (e.Value != "0" || e.Effective != "9" || e.Source != "default") {
+			t.Errorf("explained as %+v", e)
+		}
+		if e.Key == "tableDir" && (e.Value != "t" || e.Effective != "/data/t" || e.Source != "environment K_TABLE_DIR") {
 			t.Errorf("explained as %+v", e)
 		}
 	}

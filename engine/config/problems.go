@@ -4,12 +4,13 @@ import "kaspr.io/kaspr/engine/manifest"
 
 // IDs of the problems settings can have. An ID keeps its meaning for good.
 const (
-	UnknownSetting  = "C001"
-	Unreadable      = "C002"
-	BadValue        = "C003"
-	OutOfRange      = "C004"
-	Contradiction   = "C005"
-	Missing         = "C006"
+	UnknownSetting = "C001"
+	Unreadable     = "C002"
+	BadValue       = "C003"
+	OutOfRange     = "C004"
+	Contradiction  = "C005"
+	Missing        = "C006"
+	// Number 7 is retired: it said that exactly_once had not come yet.
 	SetTwice        = "C008"
 	NotForApp       = "C009"
 	NotUsed         = "C010"
