@@ -84,8 +84,10 @@ func benchmarkApp(b *testing.B, text string, n int) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		b.Fatal(err)
 	}
-	rt, err := wasmhost.New(b.Context(), wasmhost.Config{Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: cache,
-		Gate: wasmhost.NewGate(engine.Turns(cfg))})
+	rt, err := wasmhost.New(b.Context(), wasmhost.Config{
+		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: cache,
+		Gate: wasmhost.NewGate(engine.Turns(cfg)),
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -98,8 +98,10 @@ func (a *agent) logFailure(level slog.Level, r *record.Record, f *record.Failure
 	if policy == string(plan.DeadLetter) {
 		policy += " -> " + a.plan.OnError.DeadLetterTopic
 	}
-	attrs := []any{"operation", f.Operation, "topic", r.Topic, "partition", r.Partition, "offset", r.Offset,
-		"attempt", r.Attempt, "kind", f.Kind.String(), "policy", policy, "err", strings.TrimSuffix(f.Type+": "+f.Message, ": ")}
+	attrs := []any{
+		"operation", f.Operation, "topic", r.Topic, "partition", r.Partition, "offset", r.Offset,
+		"attempt", r.Attempt, "kind", f.Kind.String(), "policy", policy, "err", strings.TrimSuffix(f.Type+": "+f.Message, ": "),
+	}
 	if f.Traceback != "" {
 		attrs = append(attrs, "traceback", f.Traceback)
 	}

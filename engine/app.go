@@ -314,8 +314,6 @@ func (a *App) fail(err error) {
 	a.stop()
 }
 
-func (a *agent) fail(err error) { a.app.fail(err) }
-
 // reachCluster waits for a broker. A cluster that is not up yet is not an error; the log says what is waited for.
 func (a *App) reachCluster(ctx context.Context) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
@@ -670,8 +668,10 @@ func (a *App) brokerOptions() (broker.Options, error) {
 	}
 	var err error
 	if k.UsesTLS() {
-		t := broker.TLS{CAFile: k.TLS.CAFile, CAPath: k.TLS.CAPath, CAData: k.TLS.CAData,
-			CertFile: k.TLS.CertFile, KeyFile: k.TLS.KeyFile, ServerName: k.TLS.ServerName}
+		t := broker.TLS{
+			CAFile: k.TLS.CAFile, CAPath: k.TLS.CAPath, CAData: k.TLS.CAData,
+			CertFile: k.TLS.CertFile, KeyFile: k.TLS.KeyFile, ServerName: k.TLS.ServerName,
+		}
 		if o.TLS, err = t.Config(); err != nil {
 			return o, err
 		}
@@ -680,9 +680,11 @@ func (a *App) brokerOptions() (broker.Options, error) {
 		s := k.SASL
 		o.SASL, err = broker.Mechanism(s.Mechanism, broker.Login{
 			User: s.Username, Password: s.Password, PasswordFile: s.PasswordFile,
-			OAuth: broker.OAuth{Token: s.OAuth.Token, TokenFile: s.OAuth.TokenFile, Endpoint: s.OAuth.TokenEndpoint,
+			OAuth: broker.OAuth{
+				Token: s.OAuth.Token, TokenFile: s.OAuth.TokenFile, Endpoint: s.OAuth.TokenEndpoint,
 				ClientID: s.OAuth.ClientID, ClientSecret: s.OAuth.ClientSecret, ClientSecretFile: s.OAuth.ClientSecretFile,
-				Scope: s.OAuth.Scope, Extensions: s.OAuth.Extensions},
+				Scope: s.OAuth.Scope, Extensions: s.OAuth.Extensions,
+			},
 		})
 	}
 	return o, err

@@ -210,8 +210,10 @@ func testLane(t *testing.T, code caller, p plan.Agent, lim limits, exactlyOnce b
 		lim = limits{records: 10, bytes: 1 << 20}
 	}
 	b := &bench{kafka: &fakeBroker{ack: time.Millisecond, plain: !exactlyOnce, got: map[string][]string{}, positions: map[record.Partition]broker.Position{}}}
-	b.app = &App{cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{}, log: slog.New(slog.DiscardHandler),
-		intake: newIntake(1000), feeds: map[record.Partition][]laneFeed{}, stop: func() {}}
+	b.app = &App{
+		cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{}, log: slog.New(slog.DiscardHandler),
+		intake: newIntake(1000), feeds: map[record.Partition][]laneFeed{}, stop: func() {},
+	}
 	ctx := context.Background()
 	b.app.commits = &committer{
 		exactlyOnce: exactlyOnce, producer: fakeEnds{b.kafka}, member: fakeGroup{b.kafka}, sending: ctx,
@@ -356,8 +358,10 @@ func TestLaneRetryHoldsOnlyItsPartition(t *testing.T) {
 			}
 			return false
 		}}
-		l := testLane(t, code, plan.Agent{OnError: plan.Policy{Attempts: 5, InitialBackoff: time.Second,
-			MaxBackoff: time.Minute, Multiplier: 2, Action: plan.Skip}}, limits{}, exactlyOnce)
+		l := testLane(t, code, plan.Agent{OnError: plan.Policy{
+			Attempts: 5, InitialBackoff: time.Second,
+			MaxBackoff: time.Minute, Multiplier: 2, Action: plan.Skip,
+		}}, limits{}, exactlyOnce)
 		f0, f1 := l.open(in0), l.open(in1)
 		l.feed(f0, records(0, 0, 8))
 		l.feed(f1, records(1, 0, 50))
@@ -439,8 +443,10 @@ func TestLaneTakeRetry(t *testing.T) {
 			}
 			return false
 		}}
-		p := plan.Agent{Take: &plan.Take{Max: 3, Within: 100 * time.Millisecond}, OnError: plan.Policy{Attempts: 4, InitialBackoff: time.Second,
-			MaxBackoff: time.Second, Multiplier: 1, Action: plan.Skip}}
+		p := plan.Agent{Take: &plan.Take{Max: 3, Within: 100 * time.Millisecond}, OnError: plan.Policy{
+			Attempts: 4, InitialBackoff: time.Second,
+			MaxBackoff: time.Second, Multiplier: 1, Action: plan.Skip,
+		}}
 		l := testLane(t, code, p, limits{}, exactlyOnce)
 		f := l.open(in0)
 		l.feed(f, records(0, 0, 6))

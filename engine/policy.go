@@ -161,8 +161,10 @@ func (a *agent) knownFailure(batch *record.Batch, v *verdict, r broker.SendFailu
 	out := &v.outputs[r.Index]
 	rec := &batch.Records[out.Record]
 	if !isDeadLetter(out) || out.Topic != a.plan.OnError.DeadLetterTopic {
-		return known{failure: record.Failure{Kind: record.FailureSend, Type: "SendError",
-			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output"}}, nil
+		return known{failure: record.Failure{
+			Kind: record.FailureSend, Type: "SendError",
+			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
+		}}, nil
 	}
 	for _, f := range v.failed {
 		if t := trimmed(*out); f.Record == out.Record && r.TooLarge() && len(t.Headers) < len(out.Headers) {
@@ -218,8 +220,10 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 			continue // one dead letter for a record, however many of its outputs were refused
 		}
 		done[out.Record] = true
-		f := record.Failure{Record: out.Record, Kind: record.FailureSend, Type: "SendError",
-			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output"}
+		f := record.Failure{
+			Record: out.Record, Kind: record.FailureSend, Type: "SendError",
+			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
+		}
 		a.stats.Failed.Add(1)
 		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
 		switch a.plan.OnError.Action {

@@ -30,8 +30,10 @@ func outputs(of ...int32) []record.Output {
 }
 
 func failure(i int32) record.Failure {
-	return record.Failure{Record: i, Kind: record.FailureCode, Type: "KeyError", Message: "'id'",
-		Traceback: "    a.yaml:3, in f\n", Operation: `operation "enrich"`}
+	return record.Failure{
+		Record: i, Kind: record.FailureCode, Type: "KeyError", Message: "'id'",
+		Traceback: "    a.yaml:3, in f\n", Operation: `operation "enrich"`,
+	}
 }
 
 // order is the outputs' records and topics in short form.
@@ -101,8 +103,10 @@ func TestStopKeepsTheFailedRecordUnread(t *testing.T) {
 
 // A retried record must be tried again before the ones behind it, after a growing pause, and in the end dead-lettered.
 func TestRetryThenDeadLetter(t *testing.T) {
-	p := plan.Policy{Attempts: 3, InitialBackoff: time.Second, MaxBackoff: 10 * time.Second, Multiplier: 2,
-		Action: plan.DeadLetter, DeadLetterTopic: "dlq"}
+	p := plan.Policy{
+		Attempts: 3, InitialBackoff: time.Second, MaxBackoff: 10 * time.Second, Multiplier: 2,
+		Action: plan.DeadLetter, DeadLetterTopic: "dlq",
+	}
 	for attempt := int32(1); attempt <= 3; attempt++ {
 		b := batchOf(3, attempt)
 		b.StopOnFailure = true

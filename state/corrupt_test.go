@@ -20,7 +20,7 @@ func stored(t *testing.T, d *state.Dir, number int32) (folder string, folds map[
 	s := open(t, d, "t", number)
 	folds = map[int64]map[string]string{}
 	for range 3 {
-		_, f := fill(t, s, s.Offset()+4)
+		f, _ := fill(t, s, s.Offset()+4)
 		maps.Copy(folds, f)
 		if err := s.Flush(); err != nil {
 			t.Fatal(err)
@@ -254,7 +254,7 @@ func TestClassify(t *testing.T) {
 	} {
 		err := state.Classify(text)
 		for _, is := range []error{state.ErrCorrupt, state.ErrDisk, state.ErrInUse} {
-			if errors.Is(err, is) != (is == want) {
+			if errors.Is(err, is) != errors.Is(want, is) {
 				t.Errorf("%q: %v is %v: %v", text, err, is, errors.Is(err, is))
 			}
 		}

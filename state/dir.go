@@ -291,6 +291,7 @@ func (d *Dir) readPosition(h *handle) (position, error) {
 	return position{}, nil
 }
 
+// SetAside moves the closed, corrupt store of a partition out of the way and says where it is now; empty if there was none.
 func (d *Dir) SetAside(table string, number int32) (string, error) {
 	i := id{table, number}
 	fail := func(err error) error { return fmt.Errorf("set aside table %s/%d: %w", table, number, err) }
@@ -315,6 +316,7 @@ func (d *Dir) SetAside(table string, number int32) (string, error) {
 
 var globQuote = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace
 
+// Destroy deletes the closed store of a partition.
 func (d *Dir) Destroy(table string, number int32) error {
 	i := id{table, number}
 	if err := d.reserve(i); err != nil {
@@ -390,6 +392,7 @@ type Memory struct {
 	WriteBuffers, WriteBuffersSize int64
 }
 
+// Memory is what all stores of the directory use together.
 func (d *Dir) Memory() Memory {
 	m := Memory{BlockCacheSize: d.opts.BlockCacheSize, WriteBuffersSize: d.opts.WriteBuffersSize, WriteBuffers: d.memory.Load()}
 	if d.gate.enter() {

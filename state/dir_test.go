@@ -258,7 +258,7 @@ func TestTableOptions(t *testing.T) {
 	}
 	d := openDir(t, state.Options{Tables: map[string]map[string]string{"t": good}})
 	s := open(t, d, "t", 0)
-	_, folds := fill(t, s, 5)
+	folds, _ := fill(t, s, 5)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

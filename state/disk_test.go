@@ -38,8 +38,8 @@ func noise(rnd *rand.Rand, n int) []byte {
 	return b
 }
 
-// fill applies batches until the store refuses, at most to offset most. It returns the refusal and the folds by offset.
-func fill(t *testing.T, s state.Store, most int64) (err error, folds map[int64]map[string]string) {
+// fill applies batches until the store refuses, at most to offset most. It returns the folds by offset and the refusal.
+func fill(t *testing.T, s state.Store, most int64) (folds map[int64]map[string]string, refused error) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(uint64(s.Offset()), 9))
 	now := map[string]string{}
@@ -64,14 +64,14 @@ func fill(t *testing.T, s state.Store, most int64) (err error, folds map[int64]m
 			changes = append(changes, state.Change{Key: fmt.Appendf(nil, "k%04d", rnd.IntN(3000)), Value: noise(rnd, 1000)})
 		}
 		if err := s.Apply(changes, s.Offset()+1); err != nil {
-			return err, folds
+			return folds, err
 		}
 		for _, c := range changes {
 			now[string(c.Key)] = string(c.Value)
 		}
 		folds[s.Offset()] = copied()
 	}
-	return nil, folds
+	return folds, nil
 }
 
 // same compares a store with the fold at its offset.
@@ -102,7 +102,7 @@ func TestDiskFull(t *testing.T) {
 	d := openDir(t, state.Options{Dir: disk, WriteBufferSize: 1 << 20})
 	s := open(t, d, "t", 0)
 	begun := time.Now()
-	err, folds := fill(t, s, 5000)
+	folds, err := fill(t, s, 5000)
 	t.Logf("after %v, offset %d, durable %d: %v", time.Since(begun), s.Offset(), s.Metrics().Durable, err)
 	if !errors.Is(err, state.ErrDisk) || !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("want ErrDisk and ENOSPC, got %v", err)
@@ -137,7 +137,7 @@ func TestDiskFull(t *testing.T) {
 	s = open(t, d, "t", 0)
 	t.Logf("reopened at offset %d", s.Offset())
 	same(t, s, folds)
-	if err, _ := fill(t, s, s.Offset()+50); err != nil {
+	if _, err := fill(t, s, s.Offset()+50); err != nil {
 		t.Fatalf("with room again: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -154,7 +154,7 @@ func TestFileSizeLimit(t *testing.T) {
 		}
 		d := openDir(t, state.Options{Dir: dir, WriteBufferSize: 4 << 20, TargetFileSizeBase: 8 << 20})
 		s := open(t, d, "t", 0)
-		err, folds := fill(t, s, 5000)
+		folds, err := fill(t, s, 5000)
 		if !errors.Is(err, state.ErrDisk) || !errors.Is(err, syscall.EFBIG) {
 			t.Fatalf("want ErrDisk and EFBIG, got %v", err)
 		}
@@ -180,7 +180,7 @@ func TestReadOnly(t *testing.T) {
 	disk := smallDisk(t, "32m")
 	d := openDir(t, state.Options{Dir: disk})
 	s := open(t, d, "t", 0)
-	_, folds := fill(t, s, 20)
+	folds, _ := fill(t, s, 20)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -264,7 +264,7 @@ func (h *handle) freeIterator(it *cIterator) { C.kst_iter_free(it) }
 // snapshot keeps the database as it is now, for reads with the options that come with it.
 func (h *handle) snapshot() (*cReadOptions, *cSnapshot) {
 	s := C.rocksdb_create_snapshot(h.c)
-	return C.kst_readoptions(s), (*cSnapshot)(s)
+	return C.kst_readoptions(s), s
 }
 
 func (h *handle) freeSnapshot(ro *cReadOptions, s *cSnapshot) {

@@ -138,8 +138,10 @@ func (s *Staged) Stage(changes []Change) {
 	}
 }
 
-// Len and Bytes tell how much is staged and not frozen yet: keys, and bytes of keys and values.
-func (s *Staged) Len() int     { return len(s.next.Load().changes) }
+// Len tells how many keys are staged and not frozen yet.
+func (s *Staged) Len() int { return len(s.next.Load().changes) }
+
+// Bytes tells how many bytes of keys and values are staged and not frozen yet.
 func (s *Staged) Bytes() int64 { return s.next.Load().bytes }
 
 // Freeze ends a generation and hands it out; nil when nothing is staged. At most one is frozen at a time.
@@ -193,6 +195,7 @@ func lookup(over [2]*generation, key []byte) (Change, bool) {
 	return over[1].get(key)
 }
 
+// Get is the value of a key with what is staged; nil when there is none.
 func (s *Staged) Get(key []byte) ([]byte, error) {
 	if c, ok := lookup(s.generations(), key); ok {
 		return c.Value, nil
@@ -200,6 +203,7 @@ func (s *Staged) Get(key []byte) ([]byte, error) {
 	return s.store.Get(key)
 }
 
+// MultiGet is Get for many keys at once.
 func (s *Staged) MultiGet(keys [][]byte) ([][]byte, error) {
 	over := s.generations()
 	values := make([][]byte, len(keys))
@@ -247,6 +251,7 @@ func (s *Staged) over(r Range) []Change {
 	return append(append(list, frozen...), next...)
 }
 
+// Scan reads a range with what is staged. The caller closes the iterator.
 func (s *Staged) Scan(r Range) Iterator {
 	over := s.over(r)
 	if len(over) == 0 {
@@ -316,7 +321,7 @@ func (s *Staged) SizeEstimate() int64 {
 		return 0
 	}
 	it := s.Scan(Range{})
-	defer it.Close()
+	defer func() { _ = it.Close() }() // an estimate: what is wrong shows in a read
 	if it.Next() {
 		return n
 	}

@@ -201,7 +201,7 @@ func (r *runner) records(records []record.Record) error {
 				most = max(n/2, 1) // it is not known whose fault it was
 			case unit == first+n:
 				// all had finished
-			case ended.Err == ErrDeadline || fresh && unit == first:
+			case errors.Is(ended.Err, ErrDeadline) || fresh && unit == first:
 				r.fail(ended)
 			case r.early():
 				// its own call tells whose fault it was
@@ -319,15 +319,15 @@ func (r *runner) fail(ended *CallError) {
 	if ended.Detail != "" {
 		f.Message += ": " + ended.Detail
 	}
-	switch ended.Err {
-	case ErrDeadline:
+	switch {
+	case errors.Is(ended.Err, ErrDeadline):
 		f.Kind, f.Type = record.FailureDeadline, "DeadlineExceeded"
-	case ErrMemoryLimit:
+	case errors.Is(ended.Err, ErrMemoryLimit):
 		f.Kind, f.Type = record.FailureMemory, "MemoryError"
 		f.Message = fmt.Sprintf("%v of %d MiB: %s", ended.Err, r.snapshot.program.MemoryMax>>20, ended.Detail)
-	case ErrStackOverflow:
+	case errors.Is(ended.Err, ErrStackOverflow):
 		f.Type = "StackOverflow"
-	case ErrExit:
+	case errors.Is(ended.Err, ErrExit):
 		f.Type = "SystemExit"
 	default:
 		f.Type = "Trap"

@@ -38,7 +38,7 @@ func (r *Runtime) instantiateHost(ctx context.Context) error {
 // keepPanic lets a panic of ours pass through the guest: wazero would make it a trap.
 func (in *Instance) keepPanic() {
 	if p := recover(); p != nil {
-		if p != errDie {
+		if p != any(errDie) { // panicked with, never wrapped
 			in.call.panicked = p
 		}
 		panic(p)

@@ -419,7 +419,7 @@ func (in *Instance) callError(err error) *CallError {
 	switch {
 	case errors.Is(err, errDie) && in.call.cause != nil:
 		e.Err = in.call.cause
-		if e.Err == ErrDeadline {
+		if errors.Is(e.Err, ErrDeadline) {
 			e.Detail = in.call.deadline.String()
 		}
 		return e

@@ -85,7 +85,7 @@ func TestCallEnds(t *testing.T) {
 			var res record.Result
 			var err error
 			most := time.Minute // only the deadline has to do with time
-			if test.want == ErrDeadline {
+			if errors.Is(test.want, ErrDeadline) {
 				most = 2 * testDeadline
 			}
 			within(t, 0, most, func() {
@@ -103,7 +103,7 @@ func TestCallEnds(t *testing.T) {
 			if got, want := show(res), "0:echo 1!code done=2"; got != want {
 				t.Errorf("got %s, want %s", got, want)
 			}
-			if test.want == ErrDeadline {
+			if errors.Is(test.want, ErrDeadline) {
 				want := "    agents/orders.yaml:42, in enrich\n        while True:\n    agents/orders.yaml:47, in helper\n"
 				if ended.Traceback != want {
 					t.Errorf("traceback %q", ended.Traceback)

@@ -229,7 +229,7 @@ func codeProblems(set *manifest.Set, err error) (manifest.Errors, bool) {
 
 // flatten undoes errors.Join.
 func flatten(err error) []error {
-	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost join is meant
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []error
 		for _, e := range many.Unwrap() {
 			out = append(out, flatten(e)...)

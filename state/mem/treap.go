@@ -56,17 +56,17 @@ func (n *node) with(key string, value []byte, expires int64) *node {
 	}
 	switch strings.Compare(key, n.key) {
 	case -1:
-		if l := n.left.with(key, value, expires); l.rank > n.rank {
+		l := n.left.with(key, value, expires)
+		if l.rank > n.rank {
 			return l.over(l.left, n.over(l.right, n.right))
-		} else {
-			return n.over(l, n.right)
 		}
+		return n.over(l, n.right)
 	case 1:
-		if r := n.right.with(key, value, expires); r.rank > n.rank {
+		r := n.right.with(key, value, expires)
+		if r.rank > n.rank {
 			return r.over(n.over(n.left, r.left), r.right)
-		} else {
-			return n.over(n.left, r)
 		}
+		return n.over(n.left, r)
 	}
 	c := *n
 	c.value, c.expires = value, expires

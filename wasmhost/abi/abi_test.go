@@ -263,8 +263,10 @@ func TestResultRoundTrip(t *testing.T) {
 func TestResultCutShort(t *testing.T) {
 	res := record.Result{
 		Outputs: []record.Output{
-			{Record: 0, Topic: "alpha", Value: []byte("a")}, {Record: 1, Topic: "beta", Value: []byte("b")},
-			{Record: 2, Topic: "beta", Value: []byte("c")}, {Record: 2, Topic: "other", Value: []byte("d")},
+			{Record: 0, Topic: "alpha", Value: []byte("a")},
+			{Record: 1, Topic: "beta", Value: []byte("b")},
+			{Record: 2, Topic: "beta", Value: []byte("c")},
+			{Record: 2, Topic: "other", Value: []byte("d")},
 		},
 		Failures: []record.Failure{{Record: 3, Kind: record.FailureCode, Type: "ValueError"}},
 	}
