@@ -145,7 +145,7 @@ func (g *graph) alternatives(from *Meta, ref reference) []string {
 func (g *graph) ordered(cycle func(path []*Meta, closing reference)) []*Meta {
 	const done = -1
 	var path, list []*Meta
-	state := map[*Meta]int{} // 0: not seen; done; else its place in path, from 1
+	state := map[*Meta]int{}      // 0: not seen; done; else its place in path, from 1
 	past := map[*namesakes]bool{} // all of them are done: many may refer to many
 	var visit func(m *Meta)
 	visit = func(m *Meta) {
