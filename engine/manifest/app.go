@@ -17,7 +17,9 @@ type App struct {
 	TLS              Value[bool] // V is true when the member is there, also as {}
 	Authentication   *Authentication
 	Config           []Setting // spec.config in file order; names and values are checked by engine/config
-	Packages         []Value[string]
+	Liveness         *Probe
+	Readiness        *Probe
+	Packages         *Packages
 	Env              []EnvVar // template.kasprContainer.env
 	Storage          *Storage
 	OnError          *OnError // default of the app's agents
@@ -43,6 +45,16 @@ type EnvVar struct {
 	Name  Value[string]
 	Value Value[string]
 	From  Value[string] // secretKeyRef, configMapKeyRef or fieldRef
+}
+
+// Probe is how Kubernetes looks after a worker. Times are seconds.
+type Probe struct {
+	Pos              Pos
+	InitialDelay     Value[int]
+	Period           Value[int]
+	Timeout          Value[int]
+	FailureThreshold Value[int]
+	SuccessThreshold Value[int]
 }
 
 // Storage is the disk of a worker.
@@ -78,8 +90,8 @@ func (c cursor) app(a *App) {
 			c.settings(&a.Config)
 		}),
 		may("resources", func(c cursor) { c.object(ignored("requests", "limits", "claims")...) }),
-		may("livenessProbe", func(c cursor) { c.probe() }),
-		may("readinessProbe", func(c cursor) { c.probe() }),
+		may("livenessProbe", func(c cursor) { c.probe(&a.Liveness) }),
+		may("readinessProbe", func(c cursor) { c.probe(&a.Readiness) }),
 		may("storage", func(c cursor) { c.storage(&a.Storage) }),
 		may("pythonPackages", func(c cursor) { c.packages(&a.Packages) }),
 		may("template", func(c cursor) { c.template(a) }),
@@ -103,8 +115,17 @@ func (c cursor) authentication(dst **Authentication) {
 	}
 }
 
-func (c cursor) probe() {
-	c.object(ignored("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold")...)
+func (c cursor) probe(dst **Probe) {
+	p := &Probe{Pos: c.at}
+	if c.object(
+		may("initialDelaySeconds", func(c cursor) { whole(c, &p.InitialDelay, 0, math.MaxInt32) }),
+		may("periodSeconds", func(c cursor) { whole(c, &p.Period, 1, math.MaxInt32) }),
+		may("timeoutSeconds", func(c cursor) { whole(c, &p.Timeout, 1, math.MaxInt32) }),
+		may("failureThreshold", func(c cursor) { whole(c, &p.FailureThreshold, 1, math.MaxInt32) }),
+		may("successThreshold", func(c cursor) { whole(c, &p.SuccessThreshold, 1, math.MaxInt32) }),
+	) != nil {
+		*dst = p
+	}
 }
 
 func (c cursor) storage(dst **Storage) {
@@ -112,34 +133,11 @@ func (c cursor) storage(dst **Storage) {
 	if c.object(
 		must("type", func(c cursor) { c.word(&s.Type, "ephemeral", "persistent-claim") }),
 		may("class", func(c cursor) { c.named(&s.Class) }),
-		may("size", func(c cursor) {
-			if c.sketching {
-				c.sketch.Types = []string{"string", "integer", "number"}
-				return
-			}
-			if text, ok := c.scalarText(); ok { // a quantity may be a bare number of bytes
-				s.Size = At(text, c.pos(c.node))
-			} else {
-				c.fail(WrongType, c.name()+" must be a quantity, not "+c.kind(), "such as 2Gi")
-			}
-		}),
+		may("size", func(c cursor) { c.quantity(&s.Size) }),
 		may("deleteClaim", func(c cursor) { c.boolean(&s.DeleteClaim) }),
 	) != nil {
 		*dst = s
 	}
-}
-
-func (c cursor) packages(dst *[]Value[string]) {
-	c.object(append(ignored("indexUrl", "extraIndexUrls", "trustedHosts", "credentials", "cache", "installPolicy", "resources"),
-		must("packages", func(c cursor) {
-			c.list(func(c cursor) {
-				var name Value[string]
-				if c.named(&name) {
-					*dst = append(*dst, name)
-				}
-			})
-		}),
-	)...)
 }
 
 var variableName = regexp.MustCompile(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)

@@ -36,6 +36,7 @@ const (
 	UnreadChannel   = "M032"
 	BadPath         = "M033"
 	DuplicateRoute  = "M034"
+	BadRequirement  = "M035"
 
 	UnknownApp       = "M040"
 	WhichApp         = "M041"
@@ -92,6 +93,7 @@ var catalog = []catalogEntry{
 	{UnreadChannel, "No agent reads a channel.", "Add the agent, or remove what sends to the channel.", LevelWarning},
 	{BadPath, "The path of a web view is not valid.", "Write text, `{name}` and `{name:pattern}`, such as `/orders/{id}`.", LevelError},
 	{DuplicateRoute, "Two web views answer the same method on the same path.", "Change the path or the method of one.", LevelError},
+	{BadRequirement, "A Python package or the URL of an index is not written as the installer takes it.", "One requirement an item, without blanks; an http or https URL.", LevelError},
 
 	{UnknownApp, "A component's app, or the app asked for, has no KasprApp manifest.", "Correct the label, or add the KasprApp.", LevelError},
 	{WhichApp, "The manifests hold several apps.", "Say which with the setting app.", LevelError},
