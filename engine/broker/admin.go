@@ -19,7 +19,7 @@ type Admin struct {
 
 // NewAdmin returns an Admin with a connection of its own. Close it.
 func NewAdmin(o Options) (*Admin, error) {
-	cl, err := kgo.NewClient(o.clientOptions()...)
+	cl, err := kgo.NewClient(append(o.clientOptions(), topicsByName())...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}

@@ -1,4 +1,5 @@
-// Package broker is the engine's Kafka: one group member that fetches, produces and commits, and topic administration.
+// Package broker is the engine's Kafka: one group member that fetches and commits, a producer, a tail that reads changelogs, and
+// topic administration.
 package broker
 
 import (
@@ -11,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"github.com/twmb/franz-go/pkg/kversion"
 
 	"kaspr.io/kaspr/engine/record"
 )
@@ -39,10 +39,8 @@ type Member struct {
 // The handler is called from Start on.
 func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	m := &Member{opts: opts, started: make(chan struct{})}
-	versions := kversion.Stable()
-	versions.SetMaxKeyVersion(int16(kmsg.OffsetFetch), 9) // later ones name topics by id
 	kopts := append(opts.clientOptions(),
-		kgo.MaxVersions(versions),
+		topicsByName(),
 		kgo.ConsumerGroup(opts.Group),
 		kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -253,67 +251,7 @@ func (m *Member) Commit(ctx context.Context, offsets map[record.Partition]Positi
 // Committed is the positions the group has stored; partitions without one are left out. It waits until no transaction is
 // about to change them (KIP-447), such as that of a member which just died.
 func (m *Member) Committed(ctx context.Context, ps []record.Partition) (map[record.Partition]Position, error) {
-	req := kmsg.NewPtrOffsetFetchRequest()
-	req.Group, req.RequireStable = m.opts.Group, true
-	group := kmsg.NewOffsetFetchRequestGroup()
-	group.Group = m.opts.Group
-	for topic, numbers := range byTopic(ps) {
-		t := kmsg.NewOffsetFetchRequestTopic()
-		t.Topic, t.Partitions = topic, numbers
-		req.Topics = append(req.Topics, t)
-		gt := kmsg.NewOffsetFetchRequestGroupTopic()
-		gt.Topic, gt.Partitions = topic, numbers
-		group.Topics = append(group.Topics, gt)
-	}
-	req.Groups = append(req.Groups, group)
-	var at map[record.Partition]Position
-	err := retried(ctx, func() error {
-		resp, err := req.RequestWith(ctx, m.cl)
-		if err != nil {
-			return err
-		}
-		at = map[record.Partition]Position{}
-		note := func(topic string, number int32, offset int64, metadata *string, code int16) error {
-			if err := kerr.ErrorForCode(code); err != nil {
-				return fmt.Errorf("%s/%d: %w", topic, number, err)
-			}
-			if offset >= 0 {
-				p := Position{Offset: offset}
-				if metadata != nil {
-					p.Metadata = *metadata
-				}
-				at[record.Partition{Topic: topic, Number: number}] = p
-			}
-			return nil
-		}
-		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-			return err
-		}
-		for _, t := range resp.Topics {
-			for _, p := range t.Partitions {
-				if err := note(t.Topic, p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
-					return err
-				}
-			}
-		}
-		for _, g := range resp.Groups {
-			if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
-				return err
-			}
-			for _, t := range g.Topics {
-				for _, p := range t.Partitions {
-					if err := note(t.Topic, p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
-						return err
-					}
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("fetch offsets of group %s: %w", m.opts.Group, err)
-	}
-	return at, nil
+	return stableOffsets(ctx, m.cl, m.opts.Group, ps)
 }
 
 func positionsByTopic(offsets map[record.Partition]Position) map[string]map[int32]Position {
