@@ -112,10 +112,7 @@ func (b *builder) plan() *Plan {
 		return p
 	}
 	components := 0
-	for _, m := range b.set.Components() {
-		if !m.Of(b.app.Name.V) {
-			continue
-		}
+	for _, m := range b.set.Ordered(b.app.Name.V) {
 		components++
 		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable {
 			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
