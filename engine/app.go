@@ -423,22 +423,26 @@ func (a *App) discoverLoop(ctx context.Context) {
 // pollLoop hands fetched records to the lanes while the intake has room.
 func (a *App) pollLoop(ctx context.Context) {
 	for ctx.Err() == nil {
+		polling, done := a.intake.polling(ctx) // before the look at paused feeds: one that drains after it ends the poll
 		a.resumeMoving()
-		if !a.intake.wait(ctx, stallAfter) {
-			a.pauseStalled()
-			continue
-		}
-		err := a.member.Poll(ctx, pollRecordsMax, func(f broker.Fetched) {
-			a.mu.Lock()
-			feeds := a.feeds[f.Partition]
-			a.mu.Unlock()
-			for _, lf := range feeds {
-				lf.lane.put(lf.feed, f.Records, f.Next)
+		if a.intake.wait(ctx, stallAfter) {
+			err := a.member.Poll(polling, pollRecordsMax, a.put)
+			if err != nil && ctx.Err() == nil {
+				a.fail(err)
 			}
-		})
-		if err != nil && ctx.Err() == nil {
-			a.fail(err)
+		} else {
+			a.pauseStalled()
 		}
+		done()
+	}
+}
+
+func (a *App) put(f broker.Fetched) {
+	a.mu.Lock()
+	feeds := a.feeds[f.Partition]
+	a.mu.Unlock()
+	for _, lf := range feeds {
+		lf.lane.put(lf.feed, f.Records, f.Next)
 	}
 }
 
@@ -461,7 +465,7 @@ func (a *App) pauseStalled() {
 // resumeMoving takes paused feeds back that have drained.
 func (a *App) resumeMoving() {
 	a.eachFeed(func(p record.Partition, l *lane, f *feed) {
-		if f.paused && f.queued < a.cfg.QueueRecordsMax/8 {
+		if f.paused && a.intake.drained(f.queued) {
 			n := f.queued
 			f.paused, f.queued = false, 0
 			l.count(f, n)

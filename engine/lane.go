@@ -372,6 +372,8 @@ func (l *lane) count(f *feed, n int) {
 	f.queued += n
 	if !f.paused {
 		l.intake.add(n)
+	} else if n < 0 && l.intake.drained(f.queued) {
+		l.intake.interrupt()
 	}
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -92,5 +93,21 @@ func TestDevReloads(t *testing.T) {
 	_ = input.Close()
 	if n := strings.Count(out.String(), "\n"); n != 3 {
 		t.Errorf("%d output lines for 3 records:\n%s", n, &out)
+	}
+}
+
+// An agent whose code once took its time has its partition set aside, so as not to hold up the others; it must get the rest
+// of its records all the same, also when nothing else is fetched that would wake the engine.
+func TestSlowAgentIsFedAgain(t *testing.T) {
+	manifest := strings.Replace(greeter, "def greet(name): return 'Hello, ' + name",
+		`import time\ndef greet(name):\n  if name == '0': time.sleep(1.5)\n  return {'n': int(name)}`, 1)
+	const n = 25_000 // more than one fetch
+	var input strings.Builder
+	for i := range n {
+		fmt.Fprintf(&input, "\"%d\"\n", i)
+	}
+	lines, code := runDev(t, manifest, "names", input.String(), "--set", "queueRecordsMax=1000")
+	if got := len(lines["greetings"]); code != exitOK || got != n {
+		t.Errorf("%d of %d records came out, exit code %d", got, n, code)
 	}
 }
