@@ -343,7 +343,17 @@ func (a *App) ensure(ctx context.Context, t broker.Topic) error {
 	if created {
 		a.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions, "replicas", t.Replicas)
 	}
-	return err
+	if created || err != nil {
+		return err
+	}
+	drift, err := a.admin.Drift(ctx, t)
+	if err != nil { // it is only for the log, and may need a right that producing does not
+		a.log.Debug("cannot compare a topic with its declaration", "topic", t.Name, "err", err)
+	}
+	for _, d := range drift {
+		a.log.Warn("a topic is not as declared; it is left as it is", "topic", t.Name, "option", d.Option, "declared", d.Declared, "is", d.Is)
+	}
+	return nil
 }
 
 // subscriptions is every topic the agents read by now: those they name and those their patterns match.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -67,6 +70,51 @@ func (a *Admin) Ensure(ctx context.Context, t Topic) (bool, error) {
 			t.Name, t.Replicas, err)
 	}
 	return false, fmt.Errorf("create topic %s: %w", t.Name, err)
+}
+
+// Drift is one option of an existing topic that is not as declared.
+type Drift struct{ Option, Declared, Is string }
+
+// Drift compares an existing topic with what was declared: its partitions, and each option of Config.
+func (a *Admin) Drift(ctx context.Context, t Topic) ([]Drift, error) {
+	var drift []Drift
+	details, err := a.adm.ListTopics(ctx, t.Name)
+	if err == nil {
+		err = details[t.Name].Err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("describe topic %s: %w", t.Name, err)
+	}
+	if is := len(details[t.Name].Partitions); t.Partitions > 0 && int(t.Partitions) != is {
+		drift = append(drift, Drift{"partitions", strconv.Itoa(int(t.Partitions)), strconv.Itoa(is)})
+	}
+	if len(t.Config) == 0 {
+		return drift, nil
+	}
+	resources, err := a.adm.DescribeTopicConfigs(ctx, t.Name)
+	if err != nil {
+		return drift, fmt.Errorf("describe the options of topic %s: %w", t.Name, err)
+	}
+	for _, r := range resources {
+		if r.Err != nil {
+			return drift, fmt.Errorf("describe the options of topic %s: %w", t.Name, r.Err)
+		}
+		for _, c := range r.Configs {
+			if declared, ok := t.Config[c.Key]; ok && c.Value != nil && !sameOption(declared, *c.Value) {
+				drift = append(drift, Drift{c.Key, declared, *c.Value})
+			}
+		}
+	}
+	slices.SortFunc(drift, func(a, b Drift) int { return strings.Compare(a.Option, b.Option) })
+	return drift, nil
+}
+
+// sameOption compares lists, such as cleanup policies, in any order.
+func sameOption(a, b string) bool {
+	x, y := strings.Split(a, ","), strings.Split(b, ",")
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
 }
 
 // Topics lists the topics of the cluster with their partition counts, internal ones left out. It asks the broker, never
