@@ -160,6 +160,9 @@ func resolve(set *manifest.Set, layers *config.Layers, app string, adapt func(co
 	chosen, problems := set.ChooseApp(app)
 	p.problems = problems
 	if problems.Fatal() {
+		// What is wrong with the settings may be why: a settings file that cannot be read names no manifests.
+		_, problems = layers.Config(nil)
+		p.problems = append(p.problems, problems...)
 		return p
 	}
 	p.cfg, problems = layers.Config(chosen)
