@@ -347,6 +347,35 @@ func TestLaneBatchBytes(t *testing.T) {
 	})
 }
 
+// With batchLinger a batch waits for more records, no longer than that, and not at all once it is full.
+func TestLaneLinger(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		code := &fakeCode{}
+		l := testLane(t, code, plan.Agent{}, limits{records: 4, bytes: 1 << 20, linger: 50 * time.Millisecond}, exactlyOnce)
+		f := l.open(in0)
+		stop := l.start()
+		for o := range int64(3) {
+			l.feed(f, records(0, o, o+1))
+			time.Sleep(10 * time.Millisecond)
+		}
+		if got := code.history(); got != "[]" {
+			t.Fatalf("calls %s after 30 of 50 ms", got)
+		}
+		time.Sleep(25 * time.Millisecond)
+		if got := code.history(); got != "[[0 1 2]]" {
+			t.Fatalf("calls %s after 55 of 50 ms", got)
+		}
+		l.feed(f, records(0, 3, 7))
+		time.Sleep(time.Millisecond)
+		if got := code.history(); got != "[[0 1 2] [3 4 5 6]]" {
+			t.Fatalf("calls %s, although a batch was full", got)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // A record that waits for its retry holds back its own partition only, and the order stays.
 func TestLaneRetryHoldsOnlyItsPartition(t *testing.T) {
 	both(t, func(t *testing.T, exactlyOnce bool) {

@@ -419,6 +419,83 @@ func TestStopPolicy(t *testing.T) {
 	}
 }
 
+// Topics are created as declared, those an operation or an output declares too; one that exists is left as it is, and the
+// log says what about it is not as declared.
+func TestDeclaredTopics(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("decl-old", 2)
+	const options = "partitions: 5, retention: 3600, compacting: true, deleting: true, replicas: 1, config: {max.message.bytes: \"2000000\"}"
+	app := strings.Replace(relay("declare", "name: \"decl-in, decl-old\", "+options, "decl-out"), "input: {topic", "input: {declare: true, topic", 1)
+	app = strings.Replace(app, "- name: decl-out\n", "- name: decl-out\n        declare: true\n        partitions: 4\n        compacting: true\n", 1)
+	a := k.engine(app, nil)
+	a.waitLog("partitions assigned")
+	k.produce("decl-in", 0, 5)
+	if got := k.outputs(time.Minute, count(5), "decl-out"); len(got) != 5 {
+		t.Fatalf("%d of 5 outputs", len(got))
+	}
+	a.stop()
+	topics, err := k.adm.ListTopics(t.Context(), "decl-in", "decl-old", "decl-out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for topic, want := range map[string]int{"decl-in": 5, "decl-old": 2, "decl-out": 4} {
+		if got := len(topics[topic].Partitions); got != want {
+			t.Errorf("%s has %d partitions, want %d", topic, got, want)
+		}
+	}
+	for topic, want := range map[string]map[string]string{
+		"decl-in":  {"retention.ms": "3600000", "cleanup.policy": "compact,delete", "max.message.bytes": "2000000"},
+		"decl-old": {"cleanup.policy": "delete"},
+		"decl-out": {"cleanup.policy": "compact"},
+	} {
+		configs, err := k.adm.DescribeTopicConfigs(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range configs[0].Configs {
+			if w, ok := want[c.Key]; ok && c.MaybeValue() != w {
+				t.Errorf("%s of %s is %q, want %q", c.Key, topic, c.MaybeValue(), w)
+			}
+		}
+	}
+	for _, want := range []string{"topic=decl-old option=partitions declared=5 is=2", "topic=decl-old option=cleanup.policy", "topic=decl-old option=retention.ms declared=3600000"} {
+		if !strings.Contains(a.log.String(), want) {
+			t.Errorf("no %q in the log", want)
+		}
+	}
+	if strings.Contains(a.log.String(), "topic=decl-in option=") {
+		t.Error("the log says that a topic just created is not as declared")
+	}
+}
+
+// A stop takes no longer than its limit, although a record never ends; that record is not lost, and what came before it is
+// committed.
+func TestStopIsBounded(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("bound-in", 1)
+	k.topic("bound-out", 1)
+	app := strings.Replace(relay("bound", "name: bound-in", "bound-out"), "for _ in range(200): pass", "while value['n'] == 5: print('it spins')", 1)
+	k.produce("bound-in", 0, 5)
+	a := k.engine(app, map[string]string{"sandboxDeadline": "10m", "shutdownTimeout": "2s"})
+	if got := k.outputs(time.Minute, count(5), "bound-out"); len(got) != 5 {
+		t.Fatalf("%d of 5 outputs", len(got))
+	}
+	k.produce("bound-in", 5, 6)
+	a.waitLog("it spins")
+	began := time.Now()
+	a.stop()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the stop took %v, its limit is 2 s", took)
+	}
+	offsets, err := k.adm.FetchOffsets(t.Context(), "bound-app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, ok := offsets.Lookup("bound-in", 0); !ok || o.At != 5 {
+		t.Errorf("committed %v, want 5", o.At)
+	}
+}
+
 // Every way to log in works against a real broker, with its own CA and with client certificates.
 func TestSecureConnections(t *testing.T) {
 	broker := realkafka.New(t, realkafka.Options{
