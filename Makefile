@@ -79,6 +79,12 @@ integration: pyguest ## Tests against a real Apache Kafka, started by them
 	$(GO) vet -tags integration $(INTEGRATION)
 	$(GO) test -tags integration -p 1 -count 1 -timeout 40m -skip '^(TestConformance|TestExamples)$$' $(INTEGRATION)
 
+.PHONY: crash-test
+crash-test: pyguest ## Kill engines and the broker under load: make crash-test KILLS=100 RESTARTS=5 RECORDS=1000000
+	@scripts/deps.sh build kafka
+	KASPR_CRASH_KILLS=$(or $(KILLS),20) KASPR_CRASH_RESTARTS=$(or $(RESTARTS),3) KASPR_CRASH_RECORDS=$(or $(RECORDS),200000) \
+	$(if $(filter-out on,$(SEED)),KASPR_CRASH_SEED=$(SEED)) $(GO) test -tags integration -count 1 -v -timeout 3h -run '^TestCrash$$' ./engine/cli
+
 .PHONY: test-guest
 test-guest: pyguest ## CPython's own tests inside the guest
 	$(GO) test -count 1 -timeout 60m ./pyguest/tests/regrtest -full

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
@@ -22,8 +24,9 @@ type agent struct {
 	plan      *plan.Agent
 	component string // "KasprAgent/orders", as dead letters name it
 	code      caller
-	group     int     // of agents that may touch the same tables
-	lanes     []*lane // by slot; shared with the other agents of its group
+	view      wasmhost.Tables // its tables; nil while its code is loaded
+	group     int             // of agents that may touch the same tables
+	lanes     []*lane         // by slot; shared with the other agents of its group
 	log       *slog.Logger
 	// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
 	stopOnFailure bool
@@ -71,7 +74,7 @@ func (s *Stats) add(t *tally) {
 
 func newAgent(app *App, p *plan.Agent) *agent {
 	return &agent{
-		app: app, plan: p, component: "KasprAgent/" + p.Name,
+		app: app, plan: p, group: p.Group, component: "KasprAgent/" + p.Name,
 		log:           app.log.With("agent", p.Name),
 		noisy:         sampler{burst: 20, rate: 1},
 		print:         sampler{burst: 1000, rate: 100},
@@ -208,4 +211,42 @@ func (a *agent) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {
 		b.Replicas = int16(a.app.cfg.Topics.ReplicationFactor)
 	}
 	return a.app.ensure(ctx, b)
+}
+
+// agentTables is what an agent's code may read of tables (wasmhost.Tables): those of its program, once there are some.
+type agentTables struct{ *agent }
+
+var errLoading = errors.New("tables cannot be read while code is loaded")
+
+func (t agentTables) TableGet(own int32, table int, partition int32, key []byte) ([]byte, error) {
+	if t.view == nil {
+		return nil, errLoading
+	}
+	return t.view.TableGet(own, table, partition, key)
+}
+
+func (t agentTables) TableScan(own int32, table int, partition int32, prefix, after []byte, each func(key, value []byte) bool) error {
+	if t.view == nil {
+		return errLoading
+	}
+	return t.view.TableScan(own, table, partition, prefix, after, each)
+}
+
+func (t agentTables) TableInfo(table int) (int32, []int32, int64, error) {
+	if t.view == nil {
+		return 0, nil, 0, errLoading
+	}
+	return t.view.TableInfo(table)
+}
+
+// tables is the agent's tables as indexes of the plan's.
+func (a *agent) tables() []int {
+	if len(a.plan.Tables) == 0 {
+		return nil
+	}
+	list := make([]int, len(a.plan.Tables))
+	for i, u := range a.plan.Tables {
+		list[i] = u.Table
+	}
+	return list
 }

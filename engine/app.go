@@ -20,6 +20,7 @@ import (
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
 )
 
@@ -36,6 +37,10 @@ type App struct {
 	admin    *broker.Admin
 	commits  *committer
 	intake   *intake
+	tables   *tables // nil until Run knows their partitions
+	tail     *broker.Tail
+	stores   *state.Dir // nil without tables, or when they are elsewhere (Options.Stores)
+	instance string     // names this process among those of the app
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -57,6 +62,8 @@ type laneFeed struct {
 type Options struct {
 	// Delivered is told of every output the broker acknowledged.
 	Delivered func(broker.Delivered)
+	// Stores are where tables are kept; nil: in the state directory. They are not closed.
+	Stores state.Opener
 	// ReplicasMax lowers the replicas of topics the app creates, for a cluster smaller than the one meant; 0: as asked.
 	ReplicasMax int16
 }
@@ -67,7 +74,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{},
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(),
 	}
 	slots := cfg.Workers
 	var problems error
@@ -75,7 +82,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		ag := newAgent(a, &p.Agents[i])
 		began := time.Now()
 		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
-			Host: ag, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+			Host: ag, Tables: agentTables{ag}, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		})
 		if err != nil {
 			problems = errors.Join(problems, loadProblem(ag.plan, err))
@@ -124,6 +131,19 @@ func (a *App) Close() {
 	if a.producer != nil {
 		a.producer.Close()
 	}
+	if a.tables != nil {
+		if err := a.tables.Close(context.Background()); err != nil {
+			a.log.Error("close the tables", "err", err)
+		}
+	}
+	if a.tail != nil {
+		a.tail.Close()
+	}
+	if a.stores != nil {
+		if err := a.stores.Close(); err != nil {
+			a.log.Error("close the tables", "err", err)
+		}
+	}
 	if a.admin != nil {
 		a.admin.Close()
 	}
@@ -162,6 +182,9 @@ func (a *App) Run(ctx context.Context) error {
 		if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: t.Replicas, Config: t.Config}); err != nil {
 			return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
 		}
+	}
+	if err := a.openTables(ctx); err != nil {
+		return err
 	}
 	topics, err := a.subscriptions(ctx)
 	if err != nil {
@@ -217,12 +240,75 @@ func (a *App) Run(ctx context.Context) error {
 	return a.failed
 }
 
+// openTables decides the tables' partitions, makes their changelogs and opens where they are kept.
+func (a *App) openTables(ctx context.Context) error {
+	exist := map[string]int32{}
+	if len(a.plan.Tables) > 0 {
+		var err error
+		if exist, err = a.admin.Topics(ctx); err != nil {
+			return err
+		}
+	}
+	counts, problems := a.plan.Partitions(a.cfg, exist)
+	if len(problems) > 0 {
+		return problems
+	}
+	var missing error
+	for i := range a.plan.Tables {
+		t := a.plan.Tables[i].Changelog
+		switch _, ok := exist[t.Name]; {
+		case ok:
+		case !a.cfg.Topics.AllowDeclare:
+			missing = errors.Join(missing, fmt.Errorf("%s: %s: topic %s does not exist, and topicAllowDeclare is false: create it with %d partitions and cleanup.policy=compact",
+				t.Pos, t.For, t.Name, counts[i]))
+		default:
+			if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: counts[i], Replicas: t.Replicas, Config: t.Config}); err != nil {
+				return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
+			}
+		}
+	}
+	if missing != nil {
+		return missing
+	}
+	stores := a.opts.Stores
+	if stores == nil && len(a.plan.Tables) > 0 {
+		var err error
+		if a.stores, err = openStores(a.cfg, a.plan, a.log); err != nil {
+			return err
+		}
+		if a.instance, err = instanceOf(a.cfg.TableDir); err != nil {
+			return err
+		}
+		stores = a.stores
+	}
+	return a.startTables(stores, counts)
+}
+
+// startTables begins to keep the tables' partitions, as they are acquired.
+func (a *App) startTables(stores state.Opener, counts []int32) error {
+	opts, err := a.brokerOptions()
+	if err != nil {
+		return err
+	}
+	if len(a.plan.Tables) > 0 {
+		if a.tail, err = broker.NewTail(opts); err != nil {
+			return err
+		}
+	}
+	a.tables = newTables(stores, brokerLogs{a.admin, a.tail}, a.plan.App.ID, a.plan.Tables, a.log, a.tablesReady)
+	a.tables.Start(counts)
+	for _, ag := range a.agents {
+		ag.view = a.tables.view(ag.plan.Tables)
+	}
+	return nil
+}
+
 // startCommitter opens the producer and, with exactly_once, its first transaction.
 func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) error {
 	c := &committer{
 		exactlyOnce: a.cfg.ProcessingGuarantee == config.ExactlyOnce,
 		member:      a.member, group: a.member, sending: hard,
-		feeds: a.assigned, fail: a.fail, released: a.signal, log: a.log,
+		feeds: a.assigned, lanes: a.allLanes, shareFailed: a.shareFailed, fail: a.fail, released: a.signal, log: a.log,
 		running: make(chan struct{}, 1), committed: map[record.Partition]broker.Position{},
 		now: make(chan struct{}, 1), every: int64(a.cfg.CommitEvery),
 	}
@@ -257,7 +343,7 @@ func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) err
 func (a *App) transactionalID() string {
 	instance := a.cfg.Kafka.GroupInstanceID
 	if instance == "" {
-		instance = rand.Text()
+		instance = a.instance
 	}
 	return a.plan.App.ID + "-" + instance
 }
@@ -284,11 +370,15 @@ func (a *App) startLanes() []*lane {
 	return all
 }
 
-// signal wakes every lane.
-func (a *App) signal() {
+func (a *App) allLanes() []*lane {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, l := range a.lanes {
+	return a.lanes
+}
+
+// signal wakes every lane.
+func (a *App) signal() {
+	for _, l := range a.allLanes() {
 		l.signal()
 	}
 }
@@ -554,8 +644,13 @@ func (a *App) Assigned(ps []record.Partition) {
 	a.preparing.Go(func() { a.prepare(ps, feeds) })
 }
 
-// prepare finds out where the agents go on in newly assigned partitions, and lets them begin.
+// prepare finds out where the agents go on in newly assigned partitions, and has their tables restored.
 func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
+	for _, lf := range feeds {
+		if len(lf.feed.agent.plan.Tables) > 0 {
+			a.tables.Acquire(lf.feed.partition.Number, lf.feed.agent.tables(), []record.Partition{lf.feed.partition})
+		}
+	}
 	ctx := a.commits.sending
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		at, err := a.member.Committed(ctx, ps)
@@ -565,8 +660,9 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 				if p, ok := at[lf.feed.partition]; ok {
 					next = nextOf(p, lf.feed.agent.plan.Name)
 				}
-				lf.lane.begin(lf.feed, next)
+				lf.lane.position(lf.feed, next)
 			}
+			a.begin(feeds)
 			return
 		}
 		if ctx.Err() != nil {
@@ -583,6 +679,52 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// begin lets steps of feeds begin whose positions are known and whose tables are restored.
+func (a *App) begin(feeds []laneFeed) {
+	for _, lf := range feeds {
+		uses, number := lf.feed.agent.tables(), lf.feed.partition.Number
+		if len(uses) > 0 && !a.tables.Ready(number, uses) {
+			continue // tablesReady comes back to it
+		}
+		tables := make(map[int]func() *share, len(uses))
+		for _, t := range uses {
+			tables[t] = func() *share { return a.share(t, number) }
+		}
+		lf.lane.begin(lf.feed, tables)
+	}
+}
+
+// share takes an active, restored partition of a table into a lane's hands; nil when it is not restored any more.
+func (a *App) share(table int, number int32) *share {
+	p := a.tables.part(table, number)
+	_, staged := p.Store()
+	if staged == nil {
+		return nil
+	}
+	t := &a.plan.Tables[table]
+	return &share{table: table, label: t.Label, changelog: p.changelog, staged: staged, seen: map[*agent]uint64{},
+		expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0}
+}
+
+// tablesReady goes on with the feeds of a partition number, some of whose tables were restored.
+func (a *App) tablesReady(number int32) {
+	var feeds []laneFeed
+	for _, lf := range a.assigned() {
+		if lf.feed.partition.Number == number {
+			feeds = append(feeds, lf)
+		}
+	}
+	a.begin(feeds)
+}
+
+// shareFailed takes a share away from its lane until it is restored.
+func (a *App) shareFailed(s *share, err error) {
+	for _, l := range a.allLanes() {
+		l.hold(s)
+	}
+	a.tables.Failed(s.table, s.changelog.Number, err)
 }
 
 // Revoked finishes the steps under way, commits, and forgets the partitions. It takes no longer than the rebalance timeout
@@ -648,6 +790,12 @@ func (a *App) release(ps []record.Partition, byLane map[*lane][]*feed) {
 	a.mu.Unlock()
 	for l, feeds := range byLane {
 		l.remove(feeds)
+		l.release()
+		for _, f := range feeds {
+			if uses := f.agent.tables(); len(uses) > 0 {
+				a.tables.Release(f.partition.Number, uses)
+			}
+		}
 	}
 	a.commits.forget(ps)
 	a.member.Resume(ps) // a pause would outlive the assignment
@@ -677,7 +825,7 @@ func (a *App) brokerOptions() (broker.Options, error) {
 	o := broker.Options{
 		Brokers: k.BootstrapServers, ClientID: a.plan.App.ID, Group: a.plan.App.ID, InstanceID: k.GroupInstanceID,
 		SessionTimeout: k.SessionTimeout, HeartbeatInterval: k.HeartbeatInterval, RequestTimeout: k.RequestTimeout,
-		RebalanceTimeout: rebalanceTimeout, MetadataMaxAge: metadataMaxAge,
+		RebalanceTimeout: rebalanceTimeout, MetadataMaxAge: metadataMaxAge, TransactionTimeout: a.cfg.TransactionTimeout,
 		Log: a.log, Delivered: a.opts.Delivered,
 	}
 	var err error

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state"
 )
 
 // committer makes steps durable: it ends one epoch after the other.
@@ -33,8 +35,10 @@ type committer struct {
 	group       broker.Grouped    // member, as the producer wants it
 	sending     context.Context   // of everything that is sent: it outlives the lanes
 	feeds       func() []laneFeed // of assigned partitions
-	fail        func(error)       // stops the app
-	released    func()            // outputs go out again: lanes that waited for it go on
+	lanes       func() []*lane
+	shareFailed func(s *share, err error) // its store cannot be used any more; nothing is staged over it
+	fail        func(error)               // stops the app
+	released    func()                    // outputs go out again: lanes that waited for it go on
 	log         *slog.Logger
 
 	running chan struct{} // capacity 1; full while somebody ends an epoch: one at a time
@@ -65,6 +69,7 @@ type CommitStats struct {
 type sender interface {
 	Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure))
 	SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error)
+	Append(ctx context.Context, to record.Partition, n int, entry func(int) broker.Entry, done func(int64, error))
 	Begin() error
 	Commit(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
 	Committed()
@@ -134,6 +139,7 @@ func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
 		c.cut.RUnlock()
 		return false
 	}
+	l.stage(f, v.changes)
 	e := c.current
 	d := delivery{l, f, &w.batch, v}
 	out := e.begin(d)
@@ -145,6 +151,19 @@ func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
 		c.poke()
 	}
 	return true
+}
+
+// change makes changes that come from no step part of the epoch, unless the feed's partition is being given up.
+func (c *committer) change(l *lane, f *feed, do func() error) error {
+	c.cut.RLock()
+	defer c.cut.RUnlock()
+	l.mu.Lock()
+	ok := f.ready && !f.dropped
+	l.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return do()
 }
 
 // begin takes a delivery into the epoch and says whether to send it now.
@@ -357,6 +376,7 @@ type closing struct {
 	epoch     *epoch
 	positions map[record.Partition]broker.Position // those that moved
 	feeds     map[*feed]int64                      // how far each came
+	sets      []changes
 	began     time.Time
 }
 
@@ -371,6 +391,13 @@ func (c *committer) lock(ctx context.Context) error {
 }
 
 func (c *committer) unlock() { <-c.running }
+
+// changes are one table partition's share of an epoch.
+type changes struct {
+	share *share
+	set   *state.ChangeSet
+	next  int64 // offset behind them in the changelog, once they are there
+}
 
 // commit ends the running epoch. Without anything in it nothing happens. The error says why not all that was applied
 // before is committed now; the records are then processed, or committed, again.
@@ -402,9 +429,16 @@ func (c *committer) close(ctx context.Context) (*closing, error) {
 	cl := &closing{epoch: e, feeds: map[*feed]int64{}, began: time.Now()}
 	var moved bool
 	cl.positions, moved = c.positions(cl.feeds)
+	for _, l := range c.lanes() {
+		for _, s := range l.owned() {
+			if set := s.staged.Freeze(); set != nil {
+				cl.sets = append(cl.sets, changes{share: s, set: set})
+			}
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !moved && e.left == 0 && e.sent == 0 && len(e.pending) == 0 && e.broken == nil {
+	if !moved && len(cl.sets) == 0 && e.left == 0 && e.sent == 0 && len(e.pending) == 0 && e.broken == nil {
 		return nil, nil
 	}
 	e.closed = true
@@ -467,6 +501,7 @@ const commitTimeout = time.Minute
 // settle makes a cut epoch durable, or rolls it back. running is held.
 func (c *committer) settle(ctx context.Context, cl *closing) error {
 	e := cl.epoch
+	c.writeChangelogs(cl)
 	e.mu.Lock()
 	e.await(ctx, func() bool { return e.left == 0 || e.broken != nil })
 	left, refused, sent, broken := e.left, e.refused, e.sent, e.broken
@@ -481,14 +516,19 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		err = c.blame(refused)
 	}
 	if !c.exactlyOnce {
-		if err == nil {
-			err = c.broken
-		} else if broken != nil {
+		if broken != nil {
 			c.broken = broken // positions only grow: none behind this may be committed either
 		}
 		if err == nil {
-			err = c.store(ctx, cl)
+			err = c.broken
 		}
+		if err != nil { // what went out is out and will be repeated; changes are made anew
+			c.undo(e)
+			c.release()
+			return err
+		}
+		err = c.store(ctx, cl)
+		c.applyChanges(cl) // they are in the changelog, wherever the position is
 		return err
 	}
 	if err == nil && sent == 0 { // nothing in the transaction: it goes on as the next epoch's
@@ -508,7 +548,78 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		return errors.Join(err, c.rollBack(ctx, e))
 	}
 	c.done(cl)
+	c.applyChanges(cl)
 	return c.begin(ctx)
+}
+
+// writeChangelogs sends the epoch's table changes, in the same transaction as its outputs. Several writes of one key are one record.
+func (c *committer) writeChangelogs(cl *closing) {
+	e := cl.epoch
+	e.mu.Lock()
+	e.left += len(cl.sets)
+	e.sending += len(cl.sets)
+	for _, s := range cl.sets {
+		e.sent += len(s.set.Changes)
+	}
+	e.mu.Unlock()
+	for i := range cl.sets {
+		s := &cl.sets[i]
+		c.producer.Append(e.ctx, s.share.changelog, len(s.set.Changes), func(j int) broker.Entry { return entryOf(&s.set.Changes[j]) },
+			func(next int64, err error) {
+				s.next = next
+				if err == nil {
+					e.finish(nil)
+					return
+				}
+				err = fmt.Errorf("changes of %s: write to %s/%d: %w", s.share.label, s.share.changelog.Topic, s.share.changelog.Number, err)
+				if (broker.SendFailure{Err: err}).OfMessage() {
+					c.fail(err) // a second pass would make the same change
+				}
+				e.finish(err)
+			})
+		e.sentAll()
+	}
+}
+
+// applyChanges puts committed changes into the stores. A store that refuses them falls behind its changelog: what was applied on
+// top is taken back, and the partition is restored from the changelog before it goes on. running is held.
+func (c *committer) applyChanges(cl *closing) {
+	failed := map[*share]error{}
+	for i := range cl.sets {
+		s := &cl.sets[i]
+		if err := s.share.staged.Commit(s.set, s.next); err != nil {
+			failed[s.share] = err
+		}
+	}
+	if len(failed) > 0 {
+		c.undo(nil)
+	}
+	for s, err := range failed {
+		c.shareFailed(s, err)
+	}
+	if len(failed) > 0 && !c.exactlyOnce {
+		c.release()
+	}
+}
+
+// giveUp takes back what was made of a share whose store cannot be read, and has it restored.
+func (c *committer) giveUp(ctx context.Context, l *lane, s *share, why error) {
+	if err := c.lock(ctx); err != nil {
+		return
+	}
+	defer c.unlock()
+	if !slices.Contains(l.owned(), s) {
+		return // somebody has seen to it
+	}
+	if c.exactlyOnce {
+		if err := c.rollBack(ctx, nil); err != nil && ctx.Err() == nil {
+			c.log.Warn("roll back", "err", err)
+		}
+	} else {
+		c.undo(nil)
+		c.release()
+	}
+	c.shareFailed(s, why)
 }
 
 // store commits the positions without a transaction, of what is still assigned: a commit for another member's partition could
@@ -624,12 +735,15 @@ func (c *committer) undo(closed *epoch) {
 	c.stats.Rollbacks.Add(1)
 	c.cut.Lock()
 	dropped := c.current
-	c.current = newEpoch(c.sending, false)
+	c.current = newEpoch(c.sending, false) // released by begin, or at once when there are no transactions
 	for _, lf := range c.feeds() {
 		lf.lane.mu.Lock()
 		lf.lane.rewind(lf.feed)
 		lf.lane.mu.Unlock()
 		lf.lane.signal()
+	}
+	for _, l := range c.lanes() {
+		l.takeBack()
 	}
 	c.cut.Unlock()
 	for _, e := range []*epoch{closed, dropped} {
@@ -695,6 +809,7 @@ func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error
 	}
 	c.producer.Committed()
 	c.done(cl)
+	c.applyChanges(cl)
 	return c.begin(ctx)
 }
 

@@ -26,6 +26,11 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 		l.commits.unpin(w)
 		return err
 	}
+	if s, err := l.trouble(f, w); err != nil {
+		l.commits.unpin(w)
+		l.commits.giveUp(ctx, l, s, err) // what the code saw is not what is there: no fault of its records
+		return nil
+	}
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
 	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)
@@ -46,6 +51,9 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	// 3. What is finished leaves the feed and becomes part of the running epoch; the rest goes back to the feed's head.
 	if l.commits.apply(l, f, w, &v) {
 		a.note(batch, &v)
+		if err := l.expire(f, w.shares, batch); err != nil {
+			a.log.Warn("look for entries that expire", "err", err) // the store's next read or commit fails, too
+		}
 		return v.stop
 	}
 	return nil // rolled back, or another member owns the partition by now: the records are read again
@@ -57,6 +65,23 @@ func (l *lane) call(ctx context.Context, f *feed, w *work) (record.Result, error
 		return record.Result{Failures: []record.Failure{w.known.failure}, Done: 1}, nil
 	}
 	return f.agent.code.Call(context.WithValue(ctx, workKey{}, w), l.slot, &w.batch)
+}
+
+// trouble is a share whose store failed while it was read.
+func (l *lane) trouble(f *feed, w *work) (*share, error) {
+	if len(w.shares) == 0 {
+		return nil, nil
+	}
+	table, err := f.agent.app.tables.Trouble(f.partition.Number, f.agent.tables())
+	if err == nil {
+		return nil, nil
+	}
+	for _, s := range w.shares {
+		if s.table == table {
+			return s, err
+		}
+	}
+	panic("BUG: trouble with a table the agent does not use")
 }
 
 // workKey is the context key under which code that runs finds its step's work.

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,11 +20,18 @@ type lane struct {
 	intake  *intake
 	limits  limits
 
-	mu    sync.Mutex
-	feeds []*feed       // guarded by mu
-	turn  int           // guarded by mu; feed to look at first
-	wake  chan struct{} // capacity 1: there may be something to do
-	idle  *sync.Cond    // on mu; broadcast when a step is over
+	mu     sync.Mutex
+	feeds  []*feed            // guarded by mu
+	shares map[shareOf]*share // guarded by mu; of tables
+	turn   int                // guarded by mu; feed to look at first
+	wake   chan struct{}      // capacity 1: there may be something to do
+	idle   *sync.Cond         // on mu; broadcast when a step is over
+}
+
+// shareOf names a share.
+type shareOf struct {
+	table  int
+	number int32
 }
 
 // limits bound what one call takes.
@@ -37,26 +46,28 @@ type limits struct {
 //
 // Invariant: done, taken and chunks are the records from committed on, in offset order, without a gap.
 type feed struct {
-	agent     *agent
-	partition record.Partition
-	ready     bool            // where the agent begins is known; until then no step begins
-	chunks    []chunk         // in offset order
-	queued    int             // records in chunks
-	taken     chunk           // of the step under way
-	done      []chunk         // applied, not committed
-	first     int64           // offset of the first record ever queued; -1 before it
-	applied   int64           // everything below is applied; -1 for nothing yet
-	committed int64           // what applied was at the last commit
-	known     map[int64]known // records that failed in a way that only showed after their call, by offset
-	notBefore time.Time       // a retry waits until then
-	busy      bool            // a step is running
-	era       int             // how often the feed was rewound: what a step began before must not count
-	flush     bool            // what is queued is due now, however little it is
-	draining  bool            // begin no further step: the partition is being revoked, or the engine stops
-	dropped   bool            // another member may own the partition: a running step throws its result away
-	paused    bool            // not fetched, and not counted by the intake, until it moves again
-	moved     int64           // records taken so far
-	seen      int64           // moved when the intake was last found full, to tell a stalled feed
+	agent      *agent
+	partition  record.Partition
+	positioned bool            // where the agent goes on is known
+	ready      bool            // where the agent begins is known, and its tables are restored; until then no step begins
+	shares     []*share        // of the agent's tables, by the program's index; there while ready
+	chunks     []chunk         // in offset order
+	queued     int             // records in chunks
+	taken      chunk           // of the step under way
+	done       []chunk         // applied, not committed
+	first      int64           // offset of the first record ever queued; -1 before it
+	applied    int64           // everything below is applied; -1 for nothing yet
+	committed  int64           // what applied was at the last commit
+	known      map[int64]known // records that failed in a way that only showed after their call, by offset
+	notBefore  time.Time       // a retry waits until then
+	busy       bool            // a step is running
+	era        int             // how often the feed was rewound: what a step began before must not count
+	flush      bool            // what is queued is due now, however little it is
+	draining   bool            // begin no further step: the partition is being revoked, or the engine stops
+	dropped    bool            // another member may own the partition: a running step throws its result away
+	paused     bool            // not fetched, and not counted by the intake, until it moves again
+	moved      int64           // records taken so far
+	seen       int64           // moved when the intake was last found full, to tell a stalled feed
 }
 
 // chunk is a run of records and the offset behind them, which may be higher than the last one's: ends of transactions and
@@ -74,7 +85,7 @@ type known struct {
 }
 
 func newLane(slot int, c *committer, in *intake, lim limits) *lane {
-	ln := &lane{slot: slot, commits: c, intake: in, limits: lim, wake: make(chan struct{}, 1)}
+	ln := &lane{slot: slot, commits: c, intake: in, limits: lim, wake: make(chan struct{}, 1), shares: map[shareOf]*share{}}
 	ln.idle = sync.NewCond(&ln.mu)
 	return ln
 }
@@ -86,7 +97,7 @@ func (l *lane) signal() {
 	}
 }
 
-// assign adds a partition. Its records wait until begin says where the agent goes on.
+// assign adds a partition. Its records wait for begin.
 func (l *lane) assign(a *agent, p record.Partition) *feed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,29 +106,91 @@ func (l *lane) assign(a *agent, p record.Partition) *feed {
 	return f
 }
 
-// begin lets steps of the feed begin, at offset next; -1 is where its records begin.
-func (l *lane) begin(f *feed, next int64) {
+// position says where the agent goes on: at offset next; -1 is where its records begin.
+func (l *lane) position(f *feed, next int64) {
 	l.mu.Lock()
-	if next >= 0 {
-		f.applied, f.committed = next, next
-		for len(f.chunks) > 0 && f.chunks[0].next <= next {
-			l.count(f, -len(f.chunks[0].records))
-			f.chunks = f.chunks[1:]
+	defer l.mu.Unlock()
+	f.positioned = true
+	if next < 0 {
+		return
+	}
+	f.applied, f.committed = next, next
+	for len(f.chunks) > 0 && f.chunks[0].next <= next {
+		l.count(f, -len(f.chunks[0].records))
+		f.chunks = f.chunks[1:]
+	}
+	if len(f.chunks) > 0 {
+		c := &f.chunks[0]
+		n := 0
+		for n < len(c.records) && c.records[n].Offset < next {
+			n++
 		}
-		if len(f.chunks) > 0 {
-			c := &f.chunks[0]
-			n := 0
-			for n < len(c.records) && c.records[n].Offset < next {
-				n++
+		l.count(f, -n)
+		c.records = c.records[n:]
+	}
+}
+
+// begin lets steps of the feed begin, if its position is known. The agent's tables are restored, and given by the plan's index.
+func (l *lane) begin(f *feed, tables map[int]func() *share) {
+	l.mu.Lock()
+	defer l.signal()
+	defer l.mu.Unlock()
+	if !f.positioned || f.ready || f.dropped {
+		return
+	}
+	for _, u := range f.agent.plan.Tables {
+		at := shareOf{u.Table, f.partition.Number}
+		s := l.shares[at]
+		if s == nil {
+			if s = tables[u.Table](); s == nil {
+				f.shares = nil
+				return // it is not ready any more
 			}
-			l.count(f, -n)
-			c.records = c.records[n:]
+			l.shares[at] = s
 		}
+		f.shares = append(f.shares, s)
 	}
 	f.ready = true
 	l.pass(f)
-	l.mu.Unlock()
-	l.signal()
+}
+
+// hold keeps steps of the feeds that use a share from beginning until begin, and ends the share. What is staged over it, and
+// steps under way, must not count by then.
+func (l *lane) hold(s *share) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.feeds {
+		if slices.Contains(f.shares, s) {
+			f.ready, f.shares = false, nil
+		}
+	}
+	maps.DeleteFunc(l.shares, func(_ shareOf, other *share) bool { return other == s })
+}
+
+// release ends the shares that no feed uses any more.
+func (l *lane) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.shares, func(_ shareOf, s *share) bool {
+		return !slices.ContainsFunc(l.feeds, func(f *feed) bool { return slices.Contains(f.shares, s) })
+	})
+}
+
+// owned is the shares in the lane's hands.
+func (l *lane) owned() []*share {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Values(l.shares))
+}
+
+// takeBack drops what is staged over the lane's shares. The committer's cut is held for writing.
+func (l *lane) takeBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.shares {
+		s.staged.Abort()
+		s.version++
+	}
 }
 
 // put queues fetched records. It never blocks: the intake polls only while there is room.
@@ -131,10 +204,10 @@ func (l *lane) put(f *feed, records []record.Record, next int64) {
 			f.first = records[0].Offset
 		}
 	}
-	if f.ready && next <= f.applied {
+	if f.positioned && next <= f.applied {
 		return
 	}
-	for f.ready && len(records) > 0 && records[0].Offset < f.applied {
+	for f.positioned && len(records) > 0 && records[0].Offset < f.applied {
 		records = records[1:]
 	}
 	if last := len(f.chunks) - 1; len(records) == 0 && last >= 0 {
@@ -160,7 +233,7 @@ func (f *feed) position() int64 {
 	if f.applied >= 0 {
 		return f.applied
 	}
-	if f.ready {
+	if f.positioned {
 		return f.first
 	}
 	return -1
@@ -299,8 +372,9 @@ type work struct {
 	known  *known // the batch is one record that has failed already
 	lane   *lane
 	feed   *feed
-	era    int    // of the feed, when the step began
-	pinned *epoch // the step has sent in this epoch ahead of its result
+	era    int      // of the feed, when the step began
+	shares []*share // of the feed, when the step began
+	pinned *epoch   // the step has sent in this epoch ahead of its result
 }
 
 // takeBytesMax bounds a take batch: authors count on its number of records, so only the sandbox's memory sets a limit.
@@ -308,7 +382,7 @@ const takeBytesMax = 64 << 20
 
 // take removes the next batch from the feed. l.mu is held.
 func (l *lane) take(f *feed) work {
-	w := work{batch: record.Batch{StopOnFailure: f.agent.stopOnFailure}, lane: l, feed: f, era: f.era}
+	w := work{batch: record.Batch{StopOnFailure: f.agent.stopOnFailure, CacheValid: f.cacheValid()}, lane: l, feed: f, era: f.era, shares: f.shares}
 	b := &w.batch
 	most, bytesMax := l.limits.records, l.limits.bytes
 	if t := f.agent.plan.Take; t != nil {

@@ -109,6 +109,10 @@ func (s *fakeBroker) SendSync(ctx context.Context, o record.Output) (broker.Deli
 	return broker.Delivered{Topic: o.Topic, Key: o.Key}, time.Now(), nil
 }
 
+func (s *fakeBroker) Append(_ context.Context, _ record.Partition, _ int, _ func(int) broker.Entry, _ func(int64, error)) {
+	panic("BUG: no tables in this test")
+}
+
 func (s *fakeBroker) Begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +221,7 @@ func testLane(t *testing.T, code caller, p plan.Agent, lim limits, exactlyOnce b
 	ctx := context.Background()
 	b.app.commits = &committer{
 		exactlyOnce: exactlyOnce, producer: fakeEnds{b.kafka}, member: fakeGroup{b.kafka}, sending: ctx,
-		feeds: b.app.assigned, fail: func(err error) { b.failed = err }, released: b.app.signal, log: b.app.log,
+		feeds: b.app.assigned, lanes: b.app.allLanes, fail: func(err error) { b.failed = err }, released: b.app.signal, log: b.app.log,
 		running: make(chan struct{}, 1), committed: map[record.Partition]broker.Position{},
 		now: make(chan struct{}, 1), every: 1 << 40, current: newEpoch(ctx, !exactlyOnce),
 	}
@@ -272,7 +276,8 @@ func (b *bench) open(p record.Partition) *feed {
 	b.app.mu.Lock()
 	b.app.feeds[p] = []laneFeed{{b.lane, f}}
 	b.app.mu.Unlock()
-	b.begin(f, -1)
+	b.position(f, -1)
+	b.begin(f, nil)
 	return f
 }
 

@@ -15,6 +15,7 @@ import (
 // verdict is what becomes of one call's batch under an agent's failure policy. It is pure data; step acts on it.
 type verdict struct {
 	outputs  []record.Output // to send, in record order, dead letters in the place of their records
+	changes  []record.Change // to stage, of the records that are finished
 	consumed int             // records of the batch that are finished once outputs are acked
 	retry    int             // attempts the record at consumed has had, when it is to be retried; else 0
 	pause    time.Duration   // before the retry
@@ -27,7 +28,7 @@ type verdict struct {
 
 // judge applies the policy to a call's failures. Records that did not fail keep their outputs, whatever befalls others.
 func judge(p plan.Policy, component string, b *record.Batch, res *record.Result) verdict {
-	v := verdict{consumed: res.Done}
+	v := verdict{consumed: res.Done, changes: res.Changes}
 	if len(res.Failures) == 0 {
 		v.outputs = res.Outputs
 		return v
@@ -66,6 +67,12 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 	if v.stop != nil && b.Take {
 		// A list that does not get through is not begun: nothing of it is sent, all of it is read again after the repair.
 		v.outputs, v.consumed, v.dead, v.skipped = nil, 0, 0, 0
+	}
+	for i := range v.changes {
+		if int(v.changes[i].Record) >= v.consumed {
+			v.changes = v.changes[:i]
+			break
+		}
 	}
 	return v
 }

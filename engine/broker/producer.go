@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,18 +95,17 @@ func (f SendFailure) Abandoned() bool {
 func (f SendFailure) TooLarge() bool { return errors.Is(f.Err, kerr.MessageTooLarge) }
 
 // OfMessage tells a refusal that is about this message and would be repeated: its size, its topic or partition, the
-// right to write there. Anything else is about the producer or the transaction.
+// right to write there. Anything else is about the connection, the producer or the transaction.
 func (f SendFailure) OfMessage() bool {
 	return slices.ContainsFunc([]error{
-		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.CorruptMessage, kerr.InvalidTimestamp,
+		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp,
 		kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, kerr.InvalidTopicException, kerr.TopicAuthorizationFailed, kerr.PolicyViolation,
-	}, func(e error) bool { return errors.Is(f.Err, e) }) || !isKafka(f.Err) && !f.Abandoned()
+	}, func(e error) bool { return errors.Is(f.Err, e) }) ||
+		f.Err != nil && strings.Contains(f.Err.Error(), noPartition)
 }
 
-func isKafka(err error) bool {
-	var k *kerr.Error
-	return errors.As(err, &k)
-}
+// noPartition is the client's text for a partition that the topic does not have; it has no error value for it.
+const noPartition = "invalid record partitioning choice"
 
 // Send hands the outputs to the producer, which keeps their order per partition, and returns once they are queued; it
 // blocks while the producer's buffer is full. done is called once, when the broker has acknowledged or refused each
@@ -223,7 +223,9 @@ func (p *Producer) Append(ctx context.Context, to record.Partition, n int, entry
 	promise := func(r *kgo.Record, err error) {
 		mu.Lock()
 		if err != nil {
-			failed = errors.Join(failed, err)
+			if failed == nil { // one connection that breaks fails them all
+				failed = err
+			}
 		} else {
 			next = max(next, r.Offset+1)
 		}

@@ -86,7 +86,9 @@ func (k *kafka) outputs(limit time.Duration, done func([]*kgo.Record) bool, topi
 	defer cancel()
 	var got []*kgo.Record
 	for ctx.Err() == nil && !done(got) {
-		cl.PollFetches(ctx).EachRecord(func(r *kgo.Record) { got = append(got, r) })
+		poll, cancel := context.WithTimeout(ctx, 500*time.Millisecond) // done may wait for nothing to come
+		cl.PollFetches(poll).EachRecord(func(r *kgo.Record) { got = append(got, r) })
+		cancel()
 	}
 	return got
 }

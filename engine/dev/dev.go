@@ -22,6 +22,7 @@ import (
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state/mem"
 	"kaspr.io/kaspr/wasmhost"
 )
 
@@ -100,7 +101,7 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 		return err
 	}
 	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10)}
-	app, err := engine.New(ctx, cfg, p, rt, o.Log, engine.Options{Delivered: out.print, ReplicasMax: 1})
+	app, err := engine.New(ctx, cfg, p, rt, o.Log, engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New()})
 	if err != nil {
 		return err
 	}
