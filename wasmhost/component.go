@@ -26,6 +26,9 @@ type slot struct {
 	instance *Instance    // nil until the next call
 	memory   atomic.Int64 // of instance, for others to read
 	used     bool         // instance has run a call
+	// doubted has the partition numbers of calls whose result was not taken: what the instance remembers of their tables
+	// counts for nothing, whatever record.Batch.CacheValid says.
+	doubted map[int32]struct{}
 }
 
 // NewComponent takes over s: Close of the Component closes it too.
@@ -42,6 +45,9 @@ func NewComponent(s *Snapshot, slots int) *Component {
 //     that cannot be decoded fail alone and without that. With StopOnFailure they are halved too: no list may hold
 //     records behind the failed one.
 //   - Order is kept, and StopOnFailure is respected.
+//   - With tables in the program, a call that ended abnormally returns what was finished: Done may be less than the batch
+//     without an error, but never 0 for a batch that is not empty. Records behind must see the changes of those before, so the
+//     caller applies the Result and calls again with the rest.
 //
 // What is run again repeats its effects outside of the Result: messages that were sent and waited for, and log lines.
 //
@@ -56,7 +62,10 @@ func (c *Component) Call(ctx context.Context, slot int, b *record.Batch) (record
 	if c.closed.Load() {
 		return record.Result{}, ErrClosed
 	}
-	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure}
+	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure, own: -1, valid: b.CacheValid}
+	if len(b.Records) > 0 {
+		r.own = b.Records[0].Partition
+	}
 	var err error
 	if b.Take {
 		err = r.take(b.Records)
@@ -99,7 +108,7 @@ func (s *slot) drop() error {
 		return nil
 	}
 	err := s.instance.Close()
-	s.instance, s.used = nil, false
+	s.instance, s.used, s.doubted = nil, false, nil
 	s.memory.Store(0)
 	return err
 }
@@ -109,7 +118,9 @@ type runner struct {
 	*Component
 	*slot
 	ctx    context.Context
-	stop   bool // at the first failure
+	stop   bool   // at the first failure
+	own    int32  // partition number of the batch
+	valid  uint32 // its CacheValid
 	result record.Result
 	reruns int // of records behind one that ran out of memory
 }
@@ -129,6 +140,7 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 		}
 	}
 	fresh, r.used = !r.used, true
+	b.CacheValid = r.doubt()
 	res, err = r.instance.Call(r.ctx, b)
 	r.memory.Store(r.instance.MemoryBytes())
 	switch {
@@ -140,6 +152,21 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 		r.lose("holds too much memory", nil)
 	}
 	return res, fresh, err
+}
+
+// doubt says which tables the instance may remember, and doubts it from now on unless merge takes the attempt's result.
+func (r *runner) doubt() (valid uint32) {
+	if r.snapshot.program.tables() == 0 {
+		return 0
+	}
+	if _, doubted := r.doubted[r.own]; !doubted {
+		valid = r.valid
+	}
+	if r.doubted == nil {
+		r.doubted = map[int32]struct{}{}
+	}
+	r.doubted[r.own] = struct{}{}
+	return valid
 }
 
 // memoryKept is how much memory an instance may hold between calls: three quarters of the limit, or, when its image
@@ -211,7 +238,7 @@ func (r *runner) records(records []record.Record) error {
 				}
 			}
 		}
-		if r.stopped() || err != nil && r.early() {
+		if r.stopped() || r.early() {
 			return nil
 		}
 	}
@@ -307,6 +334,7 @@ func (r *runner) merge(res *record.Result) {
 	r.result.Changes = append(r.result.Changes, res.Changes...)
 	r.result.Failures = append(r.result.Failures, res.Failures...)
 	r.result.Done += res.Done
+	delete(r.doubted, r.own)
 	r.result.Elapsed += res.Elapsed
 }
 

@@ -3,11 +3,14 @@ package wasmhost
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // Every record ends in outputs or in a failure, in order, whatever the ones beside it do.
@@ -100,6 +103,141 @@ func TestComponentTake(t *testing.T) {
 		t.Errorf("%s, %v", show(res), err)
 	}
 }
+
+// Records behind one that ended its instance see the table changes of those before it, because the caller comes in between:
+// each call makes progress, and in the end every record has ended as it does without tables, with its changes once.
+func TestComponentTables(t *testing.T) {
+	program := testProgram("")
+	program.Tables = []abi.Table{{Name: "t"}}
+	for _, test := range []struct{ name, values, want, calls string }{
+		{"well", "u1 u2 u3", "0:u1 1:u2 2:u3 done=3", "3"},
+		{"raises", "u1 f u3", "0:u1 1!code 2:u3 done=3", "3"},
+		{"trap", "u1 t u3", "0:u1 1!trap 2:u3 done=3", "1 1 1"},
+		{"trap first", "t u2", "0!trap 1:u2 done=2", "1 1"},
+		{"innocent trap", "u1 T u3", "0:u1 1:T 2:u3 done=3", "1 2"},
+		{"deadline", "u1 l u3", "0:u1 1!deadline 2:u3 done=3", "2 1"},
+		{"polite deadline", "u1 p u3", "0:u1 1!deadline 2:u3 done=3", "3"},
+		{"memory error", "u1 N u3", "0:u1 1!memory 2:u3 done=3", "1 2"},
+		{"innocent memory error", "u1 M u3", "0:u1 1:M 2:u3 done=3", "1 2"},
+		{"protocol", "u1 o u3", "0:u1 1!trap 2:u3 done=3", "1 1 1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, err := newTestRuntime(t, Config{}).Load(t.Context(), program, Options{Deadline: 60 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := NewComponent(s, 1)
+			defer c.Close()
+			b := batch(strings.Fields(test.values)...)
+			var all record.Result
+			var calls []string
+			for all.Done < len(b.Records) {
+				first := all.Done
+				res, err := c.Call(t.Context(), 0, &record.Batch{Records: b.Records[first:]})
+				if err != nil || res.Done == 0 {
+					t.Fatalf("after %s: %s, %v", show(all), show(res), err)
+				}
+				calls = append(calls, fmt.Sprint(res.Done))
+				merge(&all, &res, int32(first))
+			}
+			if show(all) != test.want {
+				t.Errorf("got  %s\nwant %s", show(all), test.want)
+			}
+			if got := strings.Join(calls, " "); got != test.calls {
+				t.Errorf("done in calls of %s, want %s", got, test.calls)
+			}
+			var changed []int32
+			for _, ch := range all.Changes {
+				changed = append(changed, ch.Record)
+			}
+			var want []int32
+			for i, v := range strings.Fields(test.values) {
+				if v[0] == 'u' {
+					want = append(want, int32(i))
+				}
+			}
+			if !slices.Equal(changed, want) {
+				t.Errorf("changes of records %v, want %v", changed, want)
+			}
+		})
+	}
+}
+
+// merge adds a Result whose batch began at record first.
+func merge(all, res *record.Result, first int32) {
+	for _, o := range res.Outputs {
+		o.Record += first
+		all.Outputs = append(all.Outputs, o)
+	}
+	for _, c := range res.Changes {
+		c.Record += first
+		all.Changes = append(all.Changes, c)
+	}
+	for _, f := range res.Failures {
+		f.Record += first
+		all.Failures = append(all.Failures, f)
+	}
+	all.Done += res.Done
+}
+
+// What an instance remembers of tables is used only when the caller says so and every result was taken: a list that is thrown away
+// and halved must not leave its changes in the instance's memory.
+func TestComponentCacheValid(t *testing.T) {
+	program := testProgram("")
+	program.Tables = []abi.Table{{Name: "t"}}
+	s, err := newTestRuntime(t, Config{Tick: 200 * time.Millisecond}).Load(t.Context(), program, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewComponent(s, 1)
+	defer c.Close()
+	for i, step := range []struct {
+		values    string
+		partition int32
+		take      bool
+		want      string
+	}{
+		{"v", 0, false, "0:1 done=1"},
+		{"v v", 1, true, "0:1 0:1 done=2"},
+		{"v k v", 0, true, "0:0 done=1"}, // the whole list ran with 1, and was thrown away
+		{"v", 0, false, "0:1 done=1"},
+		{"v", 1, false, "0:1 done=1"},
+		{"v t", 0, false, "0:1 done=1"},
+		{"t", 0, false, "0!trap done=1"},
+		{"v", 0, false, "0:1 done=1"}, // a new instance remembers nothing
+	} {
+		b := batch(strings.Fields(step.values)...)
+		b.Take, b.StopOnFailure, b.CacheValid = step.take, step.take, 1
+		for j := range b.Records {
+			b.Records[j].Partition = step.partition
+		}
+		if res, err := c.Call(t.Context(), 0, b); err != nil || show(res) != step.want {
+			t.Errorf("%d: got %s, %v, want %s", i, show(res), err, step.want)
+		}
+	}
+	// Between a list that was thrown away and the next attempt the engine may stop.
+	ctx, cancel := context.WithCancel(t.Context())
+	c.snapshot.program.Host = cancelOnLog{&fakeHost{}, cancel}
+	b := batch("L", "k")
+	b.Take, b.StopOnFailure, b.CacheValid = true, true, 1
+	if res, err := c.Call(ctx, 0, b); !errors.Is(err, context.Canceled) || res.Done != 0 {
+		t.Fatalf("%s, %v", show(res), err)
+	}
+	b = batch("v")
+	b.CacheValid = 1
+	for _, want := range []string{"0:0 done=1", "0:1 done=1"} {
+		if res, err := c.Call(t.Context(), 0, b); err != nil || show(res) != want {
+			t.Errorf("after the stop: %s, %v, want %s", show(res), err, want)
+		}
+	}
+}
+
+type cancelOnLog struct {
+	*fakeHost
+	cancel func()
+}
+
+func (h cancelOnLog) Log(int, string) { h.cancel() }
 
 // An instance keeps its state from call to call, and loses it when it holds too much memory or ends.
 func TestComponentState(t *testing.T) {

@@ -68,6 +68,9 @@ func (in *Instance) host(op, req, reqLen, resp, respCap uint32) int32 {
 		}
 	}
 	in.pending = pendingAnswer{}
+	if cap(in.scratch) > scratchKept {
+		defer func() { in.scratch = nil }()
+	}
 	if len(answer) > len(room) {
 		in.pending = pendingAnswer{op: op, request: bytes.Clone(request), answer: bytes.Clone(answer)}
 		return -1 - int32(len(answer))
@@ -203,6 +206,9 @@ func (in *Instance) tableInfo(request []byte) ([]byte, bool) {
 	}
 	return in.scratch, true
 }
+
+// scratchKept bounds what a large answer leaves behind.
+const scratchKept = 2 << 20
 
 // scanBytesMax bounds one answer to a scan, unless it is one large entry.
 const scanBytesMax = 1 << 20

@@ -109,11 +109,11 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 		clear(in.functions)
 	}
 	in.begin()
-	in.own = -1
 	if len(b.Records) > 0 {
 		in.own = b.Records[0].Partition
 	}
 	code, err := in.process(b, size)
+	in.own = -1
 	in.end()
 	res, err := in.answer(b, code, err)
 	res.Elapsed = time.Since(begin) - in.call.waited

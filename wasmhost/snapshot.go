@@ -79,7 +79,7 @@ func (r *Runtime) restore(ctx context.Context, img *image, p *program) (*Instanc
 
 // instantiate makes an instance over mem, which it owns from here on. Nothing of the guest runs.
 func (r *Runtime) instantiate(ctx context.Context, mem *memory, globals []uint64, p *program) (*Instance, error) {
-	in := &Instance{r: r, program: p, mem: mem}
+	in := &Instance{r: r, program: p, mem: mem, own: -1}
 	stdout := &lineWriter{log: func(line string) { p.Host.Log(20, line) }}
 	stderr := &lineWriter{log: func(line string) { p.Host.Log(30, line) }}
 	config := r.module.WithStdout(stdout).WithStderr(stderr).WithRandSource(rand.Reader).

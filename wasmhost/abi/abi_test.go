@@ -352,14 +352,18 @@ func TestResultRefused(t *testing.T) {
 	}
 }
 
-// The outputs a unit made before it failed must not be sent.
-func TestFailureDropsTheUnitsOutputs(t *testing.T) {
-	buf := appendOutput(nil, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
-	buf = appendFailure(buf, record.Failure{Record: 0, Kind: record.FailureEncode})
-	buf = appendOutput(buf, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
+// The outputs and changes a unit made before it failed must neither be sent nor stored.
+func TestFailureDropsWhatTheUnitDid(t *testing.T) {
+	buf := appendChange(nil, record.Change{Record: 0, Key: []byte("before"), Value: []byte("1")})
 	buf = append(buf, 12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0)
-	res, err := DecodeResult(buf, outputTopics, tables, 1, false)
-	if err != nil || len(res.Outputs) != 0 || len(res.Failures) != 1 || res.Done != 1 {
+	buf = appendOutput(buf, record.Output{Record: 1, Topic: "alpha"}, outputTopics)
+	buf = appendChange(buf, record.Change{Record: 1, Key: []byte("k")})
+	buf = appendFailure(buf, record.Failure{Record: 1, Kind: record.FailureEncode})
+	buf = appendOutput(buf, record.Output{Record: 1, Topic: "alpha"}, outputTopics)
+	buf = appendChange(buf, record.Change{Record: 1, Key: []byte("k")})
+	buf = append(buf, 12, 0, 0, 0, EntryDone, 0, 0, 0, 1, 0, 0, 0)
+	res, err := DecodeResult(buf, outputTopics, tables, 2, false)
+	if err != nil || len(res.Outputs) != 0 || len(res.Changes) != 1 || res.Changes[0].Record != 0 || len(res.Failures) != 1 || res.Done != 2 {
 		t.Fatalf("%+v, %v", res, err)
 	}
 }
@@ -370,17 +374,18 @@ func TestTakeResult(t *testing.T) {
 		return appendFailure(nil, record.Failure{Record: int32(unit), Kind: kind})
 	}
 	output := appendOutput(nil, record.Output{Record: 0, Topic: "alpha"}, outputTopics)
+	change := appendChange(nil, record.Change{Record: 0, Key: []byte("k"), Value: []byte{}})
 	done := []byte{12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0}
 	for name, test := range map[string]struct {
 		entries [][]byte
 		want    string
 	}{
-		"all well":              {[][]byte{output, output, done}, "done 5 outputs [0 0] failures []"},
-		"single records":        {[][]byte{entry(0, 2), entry(1, 3), entry(4, 2), output, done}, "done 5 outputs [2] failures [0/2 1/3 4/2]"},
-		"the list":              {[][]byte{output, entry(0, 1), done}, "done 5 outputs [] failures [0/1]"},
-		"both":                  {[][]byte{entry(0, 2), entry(0, 1), done}, "done 5 outputs [] failures [0/2 0/1]"},
-		"memory while decoding": {[][]byte{entry(3, 6), done}, "done 5 outputs [] failures [0/6]"},
-		"not done":              {[][]byte{entry(1, 2), output}, "done 0 outputs [] failures []"},
+		"all well":              {[][]byte{output, change, output, done}, "done 5 outputs [0 0] changes [0] failures []"},
+		"single records":        {[][]byte{entry(0, 2), entry(1, 3), entry(4, 2), output, change, done}, "done 5 outputs [2] changes [2] failures [0/2 1/3 4/2]"},
+		"the list":              {[][]byte{output, change, entry(0, 1), done}, "done 5 outputs [] changes [] failures [0/1]"},
+		"both":                  {[][]byte{entry(0, 2), entry(0, 1), done}, "done 5 outputs [] changes [] failures [0/2 0/1]"},
+		"memory while decoding": {[][]byte{entry(3, 6), done}, "done 5 outputs [] changes [] failures [0/6]"},
+		"not done":              {[][]byte{entry(1, 2), output, change}, "done 0 outputs [] changes [] failures []"},
 		"out of order":          {[][]byte{entry(1, 2), entry(0, 2), done}, "error"},
 		"record unknown":        {[][]byte{entry(5, 2), done}, "error"},
 		"list twice":            {[][]byte{entry(0, 1), entry(0, 1), done}, "error"},
@@ -388,14 +393,17 @@ func TestTakeResult(t *testing.T) {
 		"after the end":         {[][]byte{done, entry(1, 2)}, "error"},
 	} {
 		res, err := DecodeResult(bytes.Join(test.entries, nil), outputTopics, tables, 5, true)
-		outputs, failures := []int32{}, []string{}
+		outputs, changes, failures := []int32{}, []int32{}, []string{}
 		for _, o := range res.Outputs {
 			outputs = append(outputs, o.Record)
+		}
+		for _, c := range res.Changes {
+			changes = append(changes, c.Record)
 		}
 		for _, f := range res.Failures {
 			failures = append(failures, fmt.Sprintf("%d/%d", f.Record, f.Kind))
 		}
-		got := fmt.Sprintf("done %d outputs %v failures %v", res.Done, outputs, failures)
+		got := fmt.Sprintf("done %d outputs %v changes %v failures %v", res.Done, outputs, changes, failures)
 		if err != nil {
 			got = "error"
 		}
@@ -425,6 +433,7 @@ func FuzzDecodeResult(f *testing.F) {
 	var res record.Result
 	for i := range 6 {
 		res.Outputs = append(res.Outputs, record.Output{Record: int32(i), Topic: "alpha", Key: randomBytes(r), Value: randomBytes(r), Headers: randomHeaders(r)})
+		res.Changes = append(res.Changes, record.Change{Record: int32(i), Table: r.Int32N(tables), Partition: r.Int32N(3) - 1, Key: []byte("k"), Value: randomBytes(r), Expires: r.Int64()})
 	}
 	f.Add(appendResult(nil, &res, outputTopics, 6), uint8(6))
 	f.Add(appendFailure(nil, record.Failure{Kind: 1, Type: "a", Message: "b"}), uint8(1))
@@ -446,6 +455,12 @@ func FuzzDecodeResult(f *testing.F) {
 			total += len(o.Key) + len(o.Value)
 			for _, h := range o.Headers {
 				total += len(h.Key) + len(h.Value)
+			}
+		}
+		for _, c := range res.Changes {
+			total += len(c.Key) + len(c.Value)
+			if c.Table < 0 || c.Table >= tables || c.Partition < record.RecordPartition || c.Expires < 0 || int(c.Record) >= res.Done {
+				t.Fatalf("%+v", c)
 			}
 		}
 		if total > len(buf) {
@@ -499,7 +514,7 @@ func BenchmarkPutBatch(b *testing.B) {
 }
 
 func BenchmarkDecodeResult(b *testing.B) {
-	for _, records := range []int{1, tables, 64, 1000} {
+	for _, records := range []int{1, 64, 1000} {
 		b.Run(fmt.Sprintf("records=%d/bytes=200", records), func(b *testing.B) {
 			var res record.Result
 			for i, r := range benchmarkBatch(records, 200).Records {

@@ -131,6 +131,19 @@ static void failure(u32 unit, u32 kind, const char *type) {
 	put(type, text(type));
 }
 
+static void change(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLen) {
+	put32(36 + keyLen + valueLen);
+	put32(4);
+	put32(unit);
+	put32(0);
+	put32(0xFFFFFFFF);
+	put32(keyLen);
+	put32(valueLen);
+	put64(0);
+	put(key, keyLen);
+	put(value, valueLen);
+}
+
 static u32 number(const u8 *v, i32 n) {
 	u32 x = 0;
 	for (i32 i = 1; i < n && v[i] >= '0' && v[i] <= '9'; i++) x = x * 10 + (v[i] - '0');
@@ -151,7 +164,7 @@ __attribute__((noinline)) static u32 recurse(volatile u32 *depth) {
 	return below + *depth;
 }
 
-static u32 fresh;
+static u32 fresh, cacheValid;
 
 // one runs one record and returns the kind of its failure, or 0.
 static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLen) {
@@ -234,6 +247,8 @@ static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLe
 	}
 	case 'H': for (u32 i = 0, n = number(value, valueLen); i < n; i++) host_call(0, value, 1, buf, 4); break;
 	case 'o': kaspr_state.resultLen = 0xFFFFFFF0; break;
+	case 'u': change(unit, key, keyLen, value, valueLen); break;
+	case 'v': output(unit, 0, key, keyLen, buf, decimal(buf, cacheValid)); return 0;
 	case 'd': output(unit, "made-up", key, keyLen, value, valueLen); return 0;
 	}
 	output(unit, 0, key, keyLen, value, valueLen);
@@ -245,6 +260,7 @@ static u32 word(u32 off) { u32 v; copy(&v, input + off, 4); return v; }
 EXPORT("kaspr_process") i32 kaspr_process(i32 n) {
 	if (n < 32 || word(0) != 0x3142534B || loaded != 0x600DC0DE) { say("not a batch, or not loaded"); return 1; }
 	u32 count = word(4), flags = word(8);
+	cacheValid = word(20);
 	used = 0;
 	kaspr_state.result = (u32)result;
 	kaspr_state.resultLen = 0;
