@@ -365,7 +365,8 @@ func (c *committer) loop(ctx context.Context, interval time.Duration) {
 		case <-tick.C:
 		case <-c.now:
 		}
-		if err := c.commit(ctx); err != nil && ctx.Err() == nil {
+		// A stop does not end the commit under way: the open transaction would keep the next owners of the partitions waiting.
+		if err := c.commit(c.sending); err != nil && c.sending.Err() == nil {
 			c.log.Warn("commit failed", "err", err)
 		}
 	}
@@ -498,7 +499,8 @@ func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broke
 // session is tried.
 const commitTimeout = time.Minute
 
-// settle makes a cut epoch durable, or rolls it back. running is held.
+// settle makes a cut epoch durable within ctx, or rolls it back. That takes what it takes: there is no going on without it.
+// running is held.
 func (c *committer) settle(ctx context.Context, cl *closing) error {
 	e := cl.epoch
 	c.writeChangelogs(cl)
@@ -541,15 +543,15 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		err = c.producer.Commit(limited, c.group, cl.positions)
 		cancel()
 		if err != nil && !errors.Is(err, broker.ErrNotCommitted) {
-			return c.resolve(ctx, cl, err)
+			return c.resolve(c.sending, cl, err)
 		}
 	}
 	if err != nil {
-		return errors.Join(err, c.rollBack(ctx, e))
+		return errors.Join(err, c.rollBack(c.sending, e))
 	}
 	c.done(cl)
 	c.applyChanges(cl)
-	return c.begin(ctx)
+	return c.begin(c.sending)
 }
 
 // writeChangelogs sends the epoch's table changes, in the same transaction as its outputs. Several writes of one key are one record.

@@ -182,6 +182,48 @@ func TestCommitAfterLoss(t *testing.T) {
 	})
 }
 
+// A stop, or the end of a rebalance's time, in the middle of a commit must not leave the transaction open: whoever takes the
+// partitions over would wait for its timeout.
+func TestCommitOutlivesItsCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, true)
+		b.kafka.slow = 50 * time.Millisecond
+		f := b.open(in0)
+		b.feed(f, records(0, 0, 5))
+		stop := b.start()
+		time.Sleep(120 * time.Millisecond) // the first commit is under way
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatalf("stopped with %v, failed with %v", err, b.failed)
+		}
+		if got := b.kafka.stored(in0); got != 5 {
+			t.Fatalf("stored %d, want 5: the commit was given up", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, true)
+		b.kafka.slow = 50 * time.Millisecond
+		f := b.open(in0)
+		b.feed(f, records(0, 0, 5))
+		stop := b.start()
+		time.Sleep(10 * time.Millisecond)
+		limited, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		if err := b.commits.commit(limited); err == nil {
+			t.Fatal("a commit of 50 ms succeeded within 20 ms")
+		}
+		if b.failed != nil {
+			t.Fatalf("the app was stopped: %v", b.failed)
+		}
+		time.Sleep(time.Second) // what was rolled back is processed and committed again
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatalf("stopped with %v, failed with %v", err, b.failed)
+		}
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 5)) || b.kafka.stored(in0) != 5 {
+			t.Fatalf("outputs %v, stored %d", got, b.kafka.stored(in0))
+		}
+	})
+}
+
 // Exactly once, whatever goes wrong: thousands of histories of failed commits, lost answers, refusals, losses and retries.
 func TestCommitRandomFaults(t *testing.T) {
 	for seed := range uint64(300) {

@@ -62,6 +62,7 @@ type fakeBroker struct {
 	ack    time.Duration
 	refuse func(o *record.Output) error // nil: takes everything
 	commit func() error                 // outcome of the next Commit, once; nil: success
+	slow   time.Duration                // how long Commit takes
 	lost   bool                         // with commit's error: the transaction is committed all the same
 
 	mu        sync.Mutex
@@ -133,7 +134,12 @@ func (s *fakeBroker) end(offsets map[record.Partition]broker.Position) {
 // fakeEnds is fakeBroker as the producer: Commit has another meaning there.
 type fakeEnds struct{ *fakeBroker }
 
-func (s fakeEnds) Commit(_ context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+func (s fakeEnds) Commit(ctx context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+	select {
+	case <-time.After(s.slow):
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", broker.ErrNotCommitted, ctx.Err())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.commit != nil {
@@ -150,7 +156,10 @@ func (s fakeEnds) Commit(_ context.Context, _ broker.Grouped, offsets map[record
 
 func (s *fakeBroker) Committed() {}
 
-func (s *fakeBroker) Abort(context.Context) error {
+func (s *fakeBroker) Abort(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open = nil
