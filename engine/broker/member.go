@@ -31,25 +31,34 @@ type Handler interface {
 type Member struct {
 	cl      *kgo.Client
 	opts    Options
+	group   *copartition
 	started chan struct{} // closed by Start; the handler hears nothing before
+
+	corrected bool // a static member's old address; only the client's callbacks use it
 }
 
 // Join returns a member that consumes topics as part of opts.Group, from the earliest record where nothing is
 // committed, reading committed transactions only. Records of topics that do not exist yet follow once they do.
 // The handler is called from Start on.
 func Join(opts Options, topics []string, h Handler) (*Member, error) {
-	m := &Member{opts: opts, started: make(chan struct{})}
+	m := &Member{opts: opts, group: &copartition{opts: opts}, started: make(chan struct{})}
+	if opts.UserData != nil {
+		if err := opts.UserData().check(); err != nil {
+			return nil, err
+		}
+	}
 	kopts := append(opts.clientOptions(),
 		topicsByName(),
 		kgo.ConsumerGroup(opts.Group),
 		kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.Balancers(m.group),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) {
 			<-m.started
+			m.placed()
 			h.Assigned(partitions(ps))
 		}),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, ps map[string][]int32) {
@@ -85,6 +94,22 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	}
 	m.cl = cl
 	return m, nil
+}
+
+// placed hands the placement of an assignment on. A static member that comes back gets the assignment it had, in which the
+// group knows it by its old address; it has the group assign anew then.
+func (m *Member) placed() {
+	p, ok := m.group.take()
+	if !ok {
+		return
+	}
+	if m.opts.InstanceID != "" && !m.corrected && !m.group.named(p) {
+		m.corrected = true // a leader that cannot read what we say would be asked for ever
+		m.Rebalance()
+	}
+	if m.opts.OnAssignment != nil {
+		m.opts.OnAssignment(p)
+	}
 }
 
 // Start lets the handler be called. Call it once, when what the handler needs is there.
@@ -184,6 +209,12 @@ func final(err error) bool {
 
 // AddTopics subscribes to further topics.
 func (m *Member) AddTopics(topics ...string) { m.cl.AddConsumeTopics(topics...) }
+
+// Rebalance makes the group assign its partitions anew, with what its members say now. It does not wait for it.
+func (m *Member) Rebalance() {
+	m.group.asked.Add(1) // Kafka ignores a member that joins again with the same words
+	m.cl.ForceRebalance()
+}
 
 // Pause stops fetching the partitions until Resume; what was fetched ahead of them is dropped and fetched again.
 func (m *Member) Pause(ps []record.Partition) { m.cl.PauseFetchPartitions(byTopic(ps)) }

@@ -31,6 +31,17 @@ type Options struct {
 	// MetadataMaxAge is how soon new topics, and partitions of known ones, are seen.
 	MetadataMaxAge time.Duration
 
+	// Copartition tells what belongs together, whenever this member leads a rebalance; nil: nothing does. It should name
+	// every topic that belongs to a set before the member subscribes to it: subscriptions it does not know assign singly.
+	Copartition func() []Copartition
+	// Standbys is how many members keep a copy of a table partition beside its owner, as far as there are so many.
+	Standbys int
+	// UserData tells the group about this member; it is called at each join, from Join on, and must not block. nil: nothing.
+	UserData func() MemberState
+	// OnAssignment is told, at each new assignment, what the leader decided: after Handler.Revoked of what is lost by it, and
+	// before Handler.Assigned of what is new. Calls are one at a time with those of the Handler. nil: nobody.
+	OnAssignment func(Placement)
+
 	// ProduceBytesMax is the largest record batch sent, so also the largest message.
 	ProduceBytesMax int32
 	// TransactionTimeout is after what time without a commit the broker aborts a transaction, also that of a process which died.
