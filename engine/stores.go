@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/state"
 )
@@ -34,16 +36,35 @@ func openStores(cfg config.Config, p *plan.Plan, log *slog.Logger) (*state.Dir, 
 		}
 	}
 	for i := range p.Tables {
-		t := &p.Tables[i]
-		if len(t.Options) == 0 {
-			continue
+		if t := &p.Tables[i]; len(t.Options) > 0 {
+			o.Tables[t.Name] = t.Options
 		}
-		if err := state.CheckTableOptions(t.Options); err != nil {
-			return nil, fmt.Errorf("%s: %s: options: %w", t.Pos, t.Label, err)
-		}
-		o.Tables[t.Name] = t.Options
 	}
 	return state.OpenDir(o)
+}
+
+// CheckOptions finds what the stores would refuse of the options of an app's tables; of all tables with no app.
+func CheckOptions(set *manifest.Set, app string) manifest.Errors {
+	var names []string
+	for _, o := range state.TableOptionNames() {
+		names = append(names, o[0])
+	}
+	var problems manifest.Errors
+	for _, t := range set.Tables {
+		if app != "" && !t.Of(app) {
+			continue
+		}
+		for _, e := range t.Options {
+			if err := state.CheckTableOptions(map[string]string{e.Key.V: e.Value.V}); err != nil {
+				hint := ""
+				if s := manifest.Suggest(e.Key.V, names); s != "" && !strings.EqualFold(strings.ReplaceAll(s, "_", ""), strings.ReplaceAll(e.Key.V, "_", "")) {
+					hint = fmt.Sprintf("did you mean %q?", s)
+				}
+				problems = append(problems, manifest.Error{Pos: e.Key.Pos, ID: manifest.BadTableOption, Text: t.Label() + ": " + err.Error(), Hint: hint})
+			}
+		}
+	}
+	return problems
 }
 
 var instanceForm = regexp.MustCompile(`^[A-Z0-9]{20,40}$`)

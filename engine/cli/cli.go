@@ -174,7 +174,7 @@ func resolve(set *manifest.Set, layers *config.Layers, app string, adapt func(co
 		return p
 	}
 	p.plan, problems = plan.New(set, p.cfg)
-	p.problems = append(p.problems, problems...)
+	p.problems = append(append(p.problems, problems...), engine.CheckOptions(set, chosen.Name.V)...)
 	return p
 }
 

@@ -49,6 +49,7 @@ const (
 	NameTooLong      = "M048"
 	EmptyApp         = "M049"
 	PartitionCount   = "M050"
+	BadTableOption   = "M051"
 )
 
 // Entry of the catalogue of problems: docs/manifest-errors.md is made of it.
@@ -106,4 +107,5 @@ var catalog = []catalogEntry{
 	{NameTooLong, "A name the engine makes is too long for Kafka.", "Shorten the names it is made of.", LevelError},
 	{EmptyApp, "The app has no components: it would run and do nothing.", "Check the label kaspr.io/app of the components.", LevelWarning},
 	{PartitionCount, "A table and the topic whose records write to it have different numbers of partitions.", "A record's partition is that of its table writes: create one of them anew with the other's number.", LevelError},
+	{BadTableOption, "An option of a table's store is unknown, or has a value that it cannot have.", "docs/tables.md lists the options.", LevelError},
 }

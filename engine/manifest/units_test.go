@@ -146,7 +146,7 @@ var anID = regexp.MustCompile(`\b[MC]\d\d\d\b`)
 // Every ID is documented, means one thing, and some file in testdata shows it.
 func TestCatalog(t *testing.T) {
 	shown := map[string]bool{}
-	for _, dir := range []string{"testdata", "../plan/testdata"} {
+	for _, dir := range []string{"testdata", "../plan/testdata", "../testdata"} {
 		files, _ := filepath.Glob(filepath.Join(dir, "*.golden"))
 		for _, file := range files {
 			content, err := os.ReadFile(file)
