@@ -37,6 +37,7 @@ const (
 	BadPath         = "M033"
 	DuplicateRoute  = "M034"
 	BadRequirement  = "M035"
+	NotCompacted    = "M036"
 
 	UnknownApp       = "M040"
 	WhichApp         = "M041"
@@ -95,6 +96,7 @@ var catalog = []catalogEntry{
 	{BadPath, "The path of a web view is not valid.", "Write text, `{name}` and `{name:pattern}`, such as `/orders/{id}`.", LevelError},
 	{DuplicateRoute, "Two web views answer the same method on the same path.", "Change the path or the method of one.", LevelError},
 	{BadRequirement, "A Python package or the URL of an index is not written as the installer takes it.", "One requirement an item, without blanks; an http or https URL.", LevelError},
+	{NotCompacted, "A table's changelog would not be compacted: what Kafka deletes from it is missing in a table that is restored.", "Leave cleanup.policy out, or write compact, or compact,delete.", LevelWarning},
 
 	{UnknownApp, "A component's app, or the app asked for, has no KasprApp manifest.", "Correct the label, or add the KasprApp.", LevelError},
 	{WhichApp, "The manifests hold several apps.", "Say which with the setting app.", LevelError},

@@ -34,6 +34,8 @@ type Operation struct {
 	TopicSend *Output
 }
 
+const tablesMax = 16 // of an operation; TABLES_MAX of the guest
+
 // TableRef hands a table to an operation's function as a keyword argument.
 type TableRef struct {
 	Pos       Pos
@@ -144,5 +146,7 @@ func (c cursor) tableRef(op *Operation) {
 			c.failAt(ref.ParamName.Pos, NamedTwice, "paramName "+quote(ref.ParamName.V)+" is used twice in one operation", "")
 		}
 	}
-	op.Tables = append(op.Tables, ref)
+	if op.Tables = append(op.Tables, ref); len(op.Tables) == tablesMax+1 {
+		c.failAt(ref.Pos, OutOfRange, "an operation has at most "+strconv.Itoa(tablesMax)+" tables", "context[\"app\"].tables has all of them")
+	}
 }

@@ -2,6 +2,8 @@ package manifest
 
 import (
 	"math"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -58,6 +60,11 @@ func (c cursor) table(t *Table) {
 		may("window", func(c cursor) { c.window(&t.Window) }),
 		may("ttl", func(c cursor) { c.span(&t.TTL) }),
 	)...)
+	for _, e := range t.ExtraTopicConfigs {
+		if e.Key.V == "cleanup.policy" && !slices.Contains(strings.Split(strings.ReplaceAll(e.Value.V, " ", ""), ","), "compact") {
+			c.warnAt(e.Key.Pos, NotCompacted, c.name()+".extraTopicConfigs: with cleanup.policy "+quote(e.Value.V)+" a restored table lacks what the changelog has deleted", "write compact, or compact,delete")
+		}
+	}
 	if t.TTL.Set() && t.Window != nil {
 		c.failAt(t.TTL.Pos, Contradiction, c.name()+" has both ttl and window", "windows have expires")
 	}
@@ -101,12 +108,15 @@ func (c cursor) window(dst **Window) {
 	}
 }
 
-// span reads a duration longer than nothing.
+// span reads a duration of whole milliseconds, as Kafka counts them, longer than nothing.
 func (c cursor) span(v *Value[time.Duration]) {
 	var read Value[time.Duration]
-	if c.duration(&read); read.Set() && read.V <= 0 {
+	switch c.duration(&read); {
+	case read.Set() && read.V <= 0:
 		c.fail(OutOfRange, c.name()+" must be longer than 0", "")
-		return
+	case read.V%time.Millisecond != 0:
+		c.fail(OutOfRange, c.name()+" must be whole milliseconds, not "+c.node.Value, "")
+	default:
+		*v = read
 	}
-	*v = read
 }
