@@ -55,7 +55,7 @@ type tally struct {
 func (t *tally) add(v *verdict) {
 	t.calls++
 	t.records += int64(v.consumed)
-	t.outputs += int64(len(v.outputs) - v.dead)
+	t.outputs += int64(len(v.outputs) - v.dead - v.routed)
 	t.failed += int64(len(v.failed))
 	t.deadLettered += int64(v.dead)
 	t.skipped += int64(v.skipped)

@@ -80,6 +80,11 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	var problems error
 	for i := range p.Agents {
 		ag := newAgent(a, &p.Agents[i])
+		if ag.plan.Writer {
+			ag.component, ag.code = "KasprTable/"+p.Tables[ag.plan.Tables[0].Table].Name, writer{}
+			a.agents = append(a.agents, ag)
+			continue
+		}
 		began := time.Now()
 		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
 			Host: ag, Tables: agentTables{ag}, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
@@ -254,17 +259,24 @@ func (a *App) openTables(ctx context.Context) error {
 		return problems
 	}
 	var missing error
+	need := func(t plan.Topic, partitions int32) error {
+		if _, ok := exist[t.Name]; ok || t.Name == "" {
+			return nil
+		}
+		if !a.cfg.Topics.AllowDeclare {
+			missing = errors.Join(missing, fmt.Errorf("%s: %s: topic %s does not exist, and topicAllowDeclare is false: create it with %d partitions and cleanup.policy=%s",
+				t.Pos, t.For, t.Name, partitions, t.Config["cleanup.policy"]))
+			return nil
+		}
+		if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: partitions, Replicas: t.Replicas, Config: t.Config}); err != nil {
+			return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
+		}
+		return nil
+	}
 	for i := range a.plan.Tables {
-		t := a.plan.Tables[i].Changelog
-		switch _, ok := exist[t.Name]; {
-		case ok:
-		case !a.cfg.Topics.AllowDeclare:
-			missing = errors.Join(missing, fmt.Errorf("%s: %s: topic %s does not exist, and topicAllowDeclare is false: create it with %d partitions and cleanup.policy=compact",
-				t.Pos, t.For, t.Name, counts[i]))
-		default:
-			if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: counts[i], Replicas: t.Replicas, Config: t.Config}); err != nil {
-				return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
-			}
+		t := &a.plan.Tables[i]
+		if err := errors.Join(need(t.Changelog, counts[i]), need(t.Writes, counts[i])); err != nil {
+			return err
 		}
 	}
 	if missing != nil {
@@ -704,8 +716,8 @@ func (a *App) share(table int, number int32) *share {
 		return nil
 	}
 	t := &a.plan.Tables[table]
-	return &share{table: table, label: t.Label, changelog: p.changelog, staged: staged, seen: map[*agent]uint64{},
-		expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0}
+	return &share{table: table, label: t.Label, changelog: p.changelog, writes: t.Writes.Name, staged: staged, seen: map[*agent]uint64{},
+		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0}
 }
 
 // tablesReady goes on with the feeds of a partition number, some of whose tables were restored.

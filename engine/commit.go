@@ -566,7 +566,7 @@ func (c *committer) writeChangelogs(cl *closing) {
 	e.mu.Unlock()
 	for i := range cl.sets {
 		s := &cl.sets[i]
-		c.producer.Append(e.ctx, s.share.changelog, len(s.set.Changes), func(j int) broker.Entry { return entryOf(&s.set.Changes[j]) },
+		c.producer.Append(e.ctx, s.share.changelog, len(s.set.Changes), func(j int) broker.Entry { return s.share.entryOf(&s.set.Changes[j]) },
 			func(next int64, err error) {
 				s.next = next
 				if err == nil {

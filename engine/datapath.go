@@ -32,11 +32,14 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 		return nil
 	}
 
+	f.checkChanges(w.shares, &result)
+
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
 	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)
 	if w.known != nil && w.known.trim {
 		v.trim()
 	}
+	f.route(&v, w)
 	if v.dead > 0 {
 		if err := a.ensureDeadLetterTopic(ctx); err != nil {
 			l.commits.unpin(w)

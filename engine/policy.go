@@ -20,6 +20,7 @@ type verdict struct {
 	retry    int             // attempts the record at consumed has had, when it is to be retried; else 0
 	pause    time.Duration   // before the retry
 	dead     int             // dead letters among outputs
+	routed   int             // table writes to other partitions among outputs
 	skipped  int
 	failed   []record.Failure // final failures (dead-lettered, skipped or stopping), for log and metrics
 	retried  []record.Failure // failures that get another attempt

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"encoding/binary"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -15,25 +14,24 @@ type share struct {
 	table     int // of the plan
 	label     string
 	changelog record.Partition
+	writes    string // topic for writes to other partitions; empty: there are none
 	staged    *state.Staged
 
 	// Of the lane's goroutine, but for version.
 	version    uint64            // guarded by lane.mu; changes with whatever changes the share
 	seen       map[*agent]uint64 // version when the agent's own changes were the last ones
-	expires    bool              // entries have a lifetime
+	expires    bool              // entries expire
+	ttl        int64             // milliseconds an entry lives after its last write; 0: no such limit
 	streamTime int64             // latest timestamp of a record that was processed in the partition
 	expired    time.Time         // when entries were last expired
 }
 
-// headerExpires is the header of a changelog record whose entry expires: when, in milliseconds since the Unix epoch, 8 bytes
-// big endian. Records of tables without windows and lifetimes have no header, as in the original.
-const headerExpires = "kaspr-expires"
-
-// entryOf is a change as the changelog has it.
-func entryOf(c *state.Change) broker.Entry {
+// entryOf is a change as the changelog has it. When an entry expires is not written: a window's end stands in the key, and a
+// lifetime begins at the record's timestamp (restore.go).
+func (s *share) entryOf(c *state.Change) broker.Entry {
 	e := broker.Entry{Key: c.Key, Value: c.Value}
-	if c.Value != nil && c.Expires != 0 {
-		e.Headers = []record.Header{{Key: headerExpires, Value: binary.BigEndian.AppendUint64(nil, uint64(c.Expires))}}
+	if s.ttl > 0 && c.Expires > 0 {
+		e.Timestamp = c.Expires - s.ttl
 	}
 	return e
 }

@@ -208,7 +208,7 @@ func (p *Producer) SendSync(ctx context.Context, o record.Output) (Delivered, ti
 // Entry is one record of a changelog.
 type Entry struct {
 	Key, Value []byte // a nil Value deletes
-	Headers    []record.Header
+	Timestamp  int64  // milliseconds; 0 means the time of sending
 }
 
 // Append writes entries to one partition of a changelog, in order. done is called once: with the offset after the last
@@ -237,8 +237,8 @@ func (p *Producer) Append(ctx context.Context, to record.Partition, n int, entry
 	for i := range recs {
 		r, e := &recs[i], entry(i)
 		r.Topic, r.Partition, r.Key, r.Value = to.Topic, to.Number, e.Key, e.Value
-		for _, h := range e.Headers {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		if e.Timestamp != 0 {
+			r.Timestamp = time.UnixMilli(e.Timestamp)
 		}
 		p.cl.Produce(ctx, r, promise)
 	}

@@ -100,7 +100,7 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	if err := createTopics(ctx, admin, cfg, p, o.Inputs); err != nil {
 		return err
 	}
-	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10)}
+	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10), hidden: internal(p)}
 	app, err := engine.New(ctx, cfg, p, rt, o.Log, engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New()})
 	if err != nil {
 		return err
@@ -171,6 +171,9 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 		}
 	}
 	for _, ag := range p.Agents {
+		if ag.Writer {
+			continue // the app makes its topic with the table's partitions
+		}
 		for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
 			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
 				return err
@@ -300,8 +303,19 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 	}
 }
 
+// internal is the topics whose records are the engine's own business.
+func internal(p *plan.Plan) map[string]bool {
+	topics := map[string]bool{}
+	for i := range p.Tables {
+		topics[p.Tables[i].Writes.Name] = true
+	}
+	return topics
+}
+
 // printer writes delivered outputs as lines.
 type printer struct {
+	hidden map[string]bool // topics that are not shown
+
 	mu  sync.Mutex
 	w   *bufio.Writer // guarded by mu
 	buf []byte        // guarded by mu
@@ -309,6 +323,9 @@ type printer struct {
 }
 
 func (p *printer) print(d broker.Delivered) {
+	if p.hidden[d.Topic] {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.buf = outputLine(p.buf[:0], d)

@@ -21,7 +21,14 @@ type Table struct {
 	Options           []Entry
 	Window            *Window
 	TTL               Value[time.Duration] // an extension of ours: an entry is deleted this long after its last write
+	PartitionBy       Value[string]        // an extension of ours: ByRecord (default), ByKey
 }
+
+// What decides the partition of a write, beside *_for_partition.
+const (
+	ByRecord = "record" // it is that of the record being processed
+	ByKey    = "key"    // it is that of the table key's hash
+)
 
 // Window cuts a table into time windows: exactly one of Tumbling and Hopping.
 type Window struct {
@@ -59,6 +66,7 @@ func (c cursor) table(t *Table) {
 		may("options", func(c cursor) { c.texts(&t.Options) }),
 		may("window", func(c cursor) { c.window(&t.Window) }),
 		may("ttl", func(c cursor) { c.span(&t.TTL) }),
+		may("partitionBy", func(c cursor) { c.word(&t.PartitionBy, ByRecord, ByKey) }),
 	)...)
 	for _, e := range t.ExtraTopicConfigs {
 		if e.Key.V == "cleanup.policy" && !slices.Contains(strings.Split(strings.ReplaceAll(e.Value.V, " ", ""), ","), "compact") {

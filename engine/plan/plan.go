@@ -43,6 +43,8 @@ type Agent struct {
 	Program  abi.Program
 	// Tables are the tables its code may touch, by the same index as Program.Tables.
 	Tables []TableUse
+	// Writer marks an agent without code: it applies the writes that other partitions sent to its one table.
+	Writer bool
 	// Group is the number of the group it belongs to: agents that may touch the same tables.
 	Group   int
 	OnError Policy
@@ -131,6 +133,7 @@ func (b *builder) plan() *Plan {
 			p.Agents = append(p.Agents, b.agent(a))
 		}
 	}
+	p.Agents = append(p.Agents, b.writers()...)
 	p.Tables = b.tables
 	group(p.Agents)
 	p.Topics = b.topics.resolve(b.cfg)

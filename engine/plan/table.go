@@ -21,8 +21,10 @@ type Table struct {
 	// Changelog is created when it does not exist. Its Partitions are 0 when the manifest leaves them open: then they are
 	// those of the topics whose agents declare the table (Partitions).
 	Changelog Topic
-	Guest     abi.Table         // what guests see of it
-	Options   map[string]string // of RocksDB, as state.Options.Tables takes them
+	// Writes takes writes to other partitions than the record's to their owners; its name is empty when there are none.
+	Writes  Topic
+	Guest   abi.Table         // what guests see of it
+	Options map[string]string // of RocksDB, as state.Options.Tables takes them
 }
 
 // TableUse is a table an agent's code may touch.
@@ -32,6 +34,9 @@ type TableUse struct {
 	Declared bool
 	Pos      manifest.Pos // where it is declared
 }
+
+// WritesTopic is the name of the topic that takes writes of a table to other partitions.
+func WritesTopic(appID, table string) string { return appID + "-" + table + "-writes" }
 
 // ChangelogTopic is the name of a table's changelog.
 func ChangelogTopic(appID, table string) string { return appID + "-" + table + "-changelog" }
@@ -49,7 +54,7 @@ func (b *builder) table(m *manifest.Table) Table {
 	t.Guest = abi.Table{
 		Name: t.Name, Help: m.Description.V, Changelog: t.Changelog.Name,
 		KeySerializer: m.KeySerializer.Or("json"), ValueSerializer: m.ValueSerializer.Or("json"),
-		Global: m.Global.V, TTL: m.TTL.V.Milliseconds(),
+		Global: m.Global.V, TTL: m.TTL.V.Milliseconds(), PartitionByKey: m.PartitionBy.V == manifest.ByKey,
 		Default: code(m.DefaultSelector, m.Label()+", defaultSelector"),
 	}
 	if w := m.Window; w != nil {
@@ -83,6 +88,25 @@ func entries(list []manifest.Entry) map[string]string {
 // with the tables' other agents, and nothing else.
 var mentionsTables = regexp.MustCompile(`\btables\b`)
 
+// mentionsPartitions finds code that may write to a partition of its choice: update_for_partition and the like.
+var mentionsPartitions = regexp.MustCompile(`_for_partition\b`)
+
+// writers are the agents without code that apply the writes other partitions sent.
+func (b *builder) writers() []Agent {
+	var list []Agent
+	for i := range b.tables {
+		t := &b.tables[i]
+		if t.Writes.Name == "" {
+			continue
+		}
+		list = append(list, Agent{
+			Name: t.Name + "-writes", Label: t.Label + ", writes", Pos: t.Pos, Topics: []string{t.Writes.Name}, Writer: true,
+			Tables: []TableUse{{Table: i, Declared: true, Pos: t.Pos}}, OnError: Policy{Attempts: 1, Action: Skip},
+		})
+	}
+	return list
+}
+
 // use gives an agent the tables its code may touch: those its operations name, or all if its code mentions app.tables.
 func (b *builder) use(a *Agent, m *manifest.Agent) {
 	declared := map[string]manifest.Pos{}
@@ -93,12 +117,19 @@ func (b *builder) use(a *Agent, m *manifest.Agent) {
 			}
 		}
 	}
-	all := mentionsTables.MatchString(sources(&a.Program))
+	text := sources(&a.Program)
+	all, explicit := mentionsTables.MatchString(text), mentionsPartitions.MatchString(text)
 	for i := range b.tables {
 		t := &b.tables[i]
 		pos, ok := declared[t.Name]
 		if !ok && !all {
 			continue
+		}
+		if explicit || t.Guest.PartitionByKey {
+			t.Writes = Topic{
+				Name: WritesTopic(b.info.ID, t.Name), Replicas: t.Changelog.Replicas,
+				Config: map[string]string{"cleanup.policy": "delete"}, For: t.Label + ", writes", Pos: t.Pos,
+			}
 		}
 		a.Tables = append(a.Tables, TableUse{Table: i, Declared: ok, Pos: pos})
 		a.Program.Tables = append(a.Program.Tables, t.Guest)

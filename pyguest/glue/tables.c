@@ -131,7 +131,15 @@ static int has_partition(const TableObject *t, long partition)
 /* The value's bytes; *len -1 when there is none. They stay until the next use of a table. */
 static int lookup(TableObject *t, const kbuf *key, const char **value, int32_t *len)
 {
-    store_entry *e = store_read((uint32_t)t->index, home(t, key->data, key->len), key->data, key->len);
+    int32_t partition = home(t, key->data, key->len);
+    if (partition != store_own() && !t->global) {
+        /* Its owner may be changing it right now: what could be read here would be wrong to build on. */
+        PyErr_Format(PyExc_LookupError,
+                     "table %s keeps this key in partition %d, and the record comes from partition %d: records that read a table with "
+                     "partitionBy: key must be keyed as the table is; send them on under the table's key first", name_of(t), (int)partition, (int)store_own());
+        return -1;
+    }
+    store_entry *e = store_read((uint32_t)t->index, partition, key->data, key->len);
     if (e == NULL)
         return -1;
     *value = e->value;
