@@ -44,8 +44,8 @@ const (
 	tailBytes        = 64 << 20 // what all streams have waiting before only empty ones take part in requests
 	tailWait         = 250 * time.Millisecond
 	tailWaitFull     = 10 * time.Millisecond // while a stream is left out: it is to take part again soon
-	tailPauseMin     = 20 * time.Millisecond
-	tailPauseMax     = 500 * time.Millisecond
+	tailPauseShortest     = 20 * time.Millisecond
+	tailPauseLongest     = 500 * time.Millisecond
 )
 
 var (
@@ -277,7 +277,7 @@ type fetcher struct {
 
 func (f *fetcher) run() {
 	t := f.tail
-	pause := tailPauseMin
+	pause := tailPauseShortest
 	for turn := 0; ; turn++ {
 		req, asked := f.request(turn)
 		if len(asked) == 0 {
@@ -293,7 +293,7 @@ func (f *fetcher) run() {
 			err = kerr.ErrorForCode(resp.(*kmsg.FetchResponse).ErrorCode)
 		}
 		if err == nil {
-			pause = tailPauseMin
+			pause = tailPauseShortest
 			t.take(asked, resp.(*kmsg.FetchResponse))
 			continue
 		}
@@ -308,7 +308,7 @@ func (f *fetcher) run() {
 		if !sleep(t.ctx, pause) {
 			return
 		}
-		pause = min(2*pause, tailPauseMax)
+		pause = min(2*pause, tailPauseLongest)
 	}
 }
 
@@ -435,7 +435,7 @@ func (s *Stream) refused(err error) {
 
 // findLeaders gives every stream its fetcher.
 func (t *Tail) findLeaders() {
-	pause := tailPauseMin
+	pause := tailPauseShortest
 	for {
 		select {
 		case <-t.lost:
@@ -443,13 +443,13 @@ func (t *Tail) findLeaders() {
 			return
 		}
 		if t.findOnce() {
-			pause = tailPauseMin
+			pause = tailPauseShortest
 			continue
 		}
 		if !sleep(t.ctx, pause) {
 			return
 		}
-		pause = min(2*pause, tailPauseMax)
+		pause = min(2*pause, tailPauseLongest)
 		poke(t.lost)
 	}
 }
