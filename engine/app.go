@@ -195,6 +195,8 @@ func (a *App) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	opts.Copartition, opts.Standbys = a.copartition, a.cfg.StandbyReplicas
+	opts.UserData, opts.OnAssignment = a.memberState, a.placed
 	if a.member, err = broker.Join(opts, topics, a); err != nil {
 		return err
 	}
@@ -706,6 +708,69 @@ func (a *App) begin(feeds []laneFeed) {
 		}
 		lf.lane.begin(lf.feed, tables)
 	}
+}
+
+// copartition is what must be read by one process: the inputs of agents that share tables, and the tables with them.
+func (a *App) copartition() []broker.Copartition {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sets := map[int]*broker.Copartition{}
+	var order []int
+	for _, ag := range a.agents {
+		if len(ag.plan.Tables) == 0 {
+			continue
+		}
+		set := sets[ag.group]
+		if set == nil {
+			set = &broker.Copartition{}
+			sets[ag.group] = set
+			order = append(order, ag.group)
+		}
+		for topic, readers := range a.readers {
+			if slices.Contains(readers, ag) && !slices.Contains(set.Topics, topic) {
+				set.Topics = append(set.Topics, topic)
+			}
+		}
+		for _, t := range ag.tables() {
+			if name := a.plan.Tables[t].Name; !slices.Contains(set.Tables, name) {
+				set.Tables = append(set.Tables, name)
+			}
+		}
+	}
+	list := make([]broker.Copartition, len(order))
+	for i, g := range order {
+		sort.Strings(sets[g].Topics)
+		list[i] = *sets[g]
+	}
+	return list
+}
+
+// memberState is what the group is told of this process: how far its stores are, so that partitions go where they are warm.
+// Global tables are everywhere, and no reason to go anywhere.
+func (a *App) memberState() broker.MemberState {
+	s := broker.MemberState{Instance: a.instance}
+	for table, numbers := range a.tables.Offsets() {
+		if a.plan.Tables[table].Guest.Global {
+			continue
+		}
+		for number, offset := range numbers {
+			s.Stores = append(s.Stores, broker.Store{TablePartition: broker.TablePartition{Table: a.plan.Tables[table].Name, Number: number}, Offset: offset})
+		}
+	}
+	return s
+}
+
+// placed follows the copies the group's leader has placed here.
+func (a *App) placed(p broker.Placement) {
+	var follow []standby
+	for _, s := range p.Standbys {
+		for i := range a.plan.Tables {
+			if a.plan.Tables[i].Name == s.Table {
+				follow = append(follow, standby{i, s.Number})
+			}
+		}
+	}
+	a.tables.Follow(follow)
 }
 
 // share takes an active, restored partition of a table into a lane's hands; nil when it is not restored any more.

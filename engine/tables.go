@@ -104,6 +104,7 @@ func (t *tables) Start(partitions []int32) {
 		}
 	}
 	t.parts.Store(&all)
+	t.look()
 	t.joined.Go(t.report)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,6 +113,35 @@ func (t *tables) Start(partitions []int32) {
 			for _, p := range all[i] {
 				p.wants.copy = true
 				p.wantsChanged()
+			}
+		}
+	}
+}
+
+// look finds out how far the stores are that an earlier process left on disk: they make this one a good home (Offsets). What cannot
+// be opened is no reason to stop; its keeper will deal with it.
+func (t *tables) look() {
+	disk, ok := t.stores.(interface{ Partitions(string) ([]int32, error) })
+	if !ok {
+		return
+	}
+	for i := range t.plan {
+		numbers, err := disk.Partitions(t.plan[i].Name)
+		if err != nil {
+			t.log.Warn("look for stores of a table", "table", t.plan[i].Name, "err", err)
+		}
+		for _, n := range numbers {
+			p := t.part(i, n)
+			if p == nil {
+				continue
+			}
+			store, err := t.stores.Open(t.plan[i].Name, n)
+			if err == nil {
+				p.offset.Store(store.Offset())
+				err = store.Close()
+			}
+			if err != nil {
+				p.log.Warn("look at the store of a table", "err", err)
 			}
 		}
 	}

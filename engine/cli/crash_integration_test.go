@@ -84,7 +84,7 @@ func TestCrash(t *testing.T) {
 	dirs := make([]string, crashProcesses)
 	processes := make([]*process, crashProcesses)
 	start := func(i int) {
-		processes[i] = k.engine(crashApp, map[string]string{"dataDir": dirs[i], "transactionTimeout": "10s", "onOffsetLost": "fail"})
+		processes[i] = k.engine(crashApp, map[string]string{"dataDir": dirs[i], "transactionTimeout": "10s", "standbyReplicas": "1"})
 	}
 	for i := range processes {
 		dirs[i] = t.TempDir()

@@ -86,7 +86,6 @@ func showTables(out *strings.Builder, p *Plan, content string) {
 	for _, a := range p.Agents {
 		fmt.Fprintf(out, "%s: group %d, tables %v\n", a.Label, a.Group, a.Tables)
 	}
-	fmt.Fprintf(out, "together: %q\n", p.Copartition())
 	for _, e := range problems {
 		fmt.Fprintln(out, e)
 	}

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"regexp"
-	"slices"
 	"strings"
 
 	"kaspr.io/kaspr/engine/config"
@@ -194,32 +193,6 @@ func group(agents []Agent) {
 		}
 		agents[i].Group = numbers[root]
 	}
-}
-
-// Copartition is the sets of topics whose partitions of one number must be read by one process: the inputs of each group
-// of agents with tables.
-func (p *Plan) Copartition() [][]string {
-	sets := map[int][]string{}
-	var order []int
-	for i := range p.Agents {
-		a := &p.Agents[i]
-		if len(a.Tables) == 0 {
-			continue
-		}
-		if _, ok := sets[a.Group]; !ok {
-			order = append(order, a.Group)
-		}
-		for _, topic := range a.Topics {
-			if !slices.Contains(sets[a.Group], topic) {
-				sets[a.Group] = append(sets[a.Group], topic)
-			}
-		}
-	}
-	var list [][]string
-	for _, g := range order {
-		list = append(list, sets[g])
-	}
-	return list
 }
 
 // Partitions decides how many partitions each table has, given the partition counts of the topics that exist. A changelog that exists
