@@ -38,14 +38,14 @@ type Tail struct {
 }
 
 const (
-	tailFetchBytes   = 1 << 20  // of one partition in a request, unless Options say otherwise
-	tailRequestBytes = 32 << 20 // of a request
-	tailStreamBytes  = 4 << 20  // what a stream has waiting before it is left out of requests
-	tailBytes        = 64 << 20 // what all streams have waiting before only empty ones take part in requests
-	tailWait         = 250 * time.Millisecond
-	tailWaitFull     = 10 * time.Millisecond // while a stream is left out: it is to take part again soon
-	tailPauseShortest     = 20 * time.Millisecond
-	tailPauseLongest     = 500 * time.Millisecond
+	tailFetchBytes    = 1 << 20  // of one partition in a request, unless Options say otherwise
+	tailRequestBytes  = 32 << 20 // of a request
+	tailStreamBytes   = 4 << 20  // what a stream has waiting before it is left out of requests
+	tailBytes         = 64 << 20 // what all streams have waiting before only empty ones take part in requests
+	tailWait          = 250 * time.Millisecond
+	tailWaitFull      = 10 * time.Millisecond // while a stream is left out: it is to take part again soon
+	tailPauseShortest = 20 * time.Millisecond
+	tailPauseLongest  = 500 * time.Millisecond
 )
 
 var (
