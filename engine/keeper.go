@@ -148,10 +148,10 @@ func (k *keeper) settled(ctx context.Context, role tableRole) bool {
 	k.warm.Store(true)
 	if role == roleActive {
 		k.progress.set(phaseActive)
-		k.show(&readable{store: k.store, staged: state.NewStaged(k.store)})
+		k.now.Store(&readable{store: k.store, staged: state.NewStaged(k.store), faults: t.faults[k.table].count.Load()})
 	} else {
 		k.progress.set(phaseCopy)
-		k.show(&readable{store: k.store})
+		k.now.Store(&readable{store: k.store})
 	}
 	return true
 }
@@ -190,7 +190,7 @@ func (k *keeper) hide() {
 	k.of.mu.Lock()
 	defer k.of.mu.Unlock()
 	k.warm.Store(false)
-	k.show(nil)
+	k.now.Store(nil)
 }
 
 func (k *keeper) close() {

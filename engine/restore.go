@@ -142,9 +142,6 @@ func (k *keeper) apply(c *broker.Chunk) error {
 		return nil
 	}
 	err := k.store.Apply(k.changes, c.Next)
-	if len(k.changes) > 0 {
-		k.version.Add(1)
-	}
 	clear(k.changes) // it would keep the chunk's memory
 	k.offset.Store(k.store.Offset())
 	return err

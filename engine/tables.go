@@ -45,9 +45,15 @@ type tables struct {
 	turns  chan struct{} // bounds how many chunks are decoded and applied at once
 
 	parts  atomic.Pointer[[][]*tablePart] // by table and number; nil before Start
-	faults atomic.Uint64                  // see Faults
+	faults []tableFaults                  // by table
 
 	mu sync.Mutex // guards what is wanted of every partition: tablePart.wants and keeping
+}
+
+// tableFaults are the reads of a table's copies that failed because the store is broken.
+type tableFaults struct {
+	count atomic.Uint64
+	last  atomic.Pointer[error]
 }
 
 // changelogs is what tables need of Kafka.
@@ -89,7 +95,7 @@ var defaultTuning = restoreTuning{stalledAfter: 30 * time.Second, reportEvery: 5
 func newTables(stores state.Opener, kafka changelogs, group string, p []plan.Table, log *slog.Logger, onReady func(number int32)) *tables {
 	t := &tables{
 		stores: stores, kafka: kafka, group: group, plan: p, log: log, onReady: onReady, tuning: defaultTuning,
-		turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
+		turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), faults: make([]tableFaults, len(p)),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -219,28 +225,37 @@ func (t *tables) Failed(table int, number int32, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p.wants.active > 0 {
-		p.show(nil)
+		p.now.Store(nil)
 		p.fault.Store(&err)
 		p.interrupt()
 	}
 }
 
-// Faults counts the reads that failed because a store is broken, of any partition. What was made of them is void: the step
-// they were part of has to be repeated once Ready says so, after Failed if Trouble says that it is the owner's own store.
-func (t *tables) Faults() uint64 { return t.faults.Load() }
-
-// Trouble is which of the tables has a partition number that was ready and cannot be read any more, and why; nil: none.
+// Trouble is which of the tables cannot be trusted any more, although partition number was ready, and why; nil: none. A read
+// failed because a store is broken, of the partition or of a copy the batch may read. What was made of such reads is void:
+// the owner throws it away, says Failed, and begins again when Ready says so.
 func (t *tables) Trouble(number int32, tables []int) (table int, err error) {
 	for _, i := range tables {
 		if p := t.part(i, number); p != nil {
 			if now := p.now.Load(); now != nil && now.staged != nil {
-				if err := now.trouble.Load(); err != nil {
-					return i, *err
+				if err := p.trouble(now); err != nil {
+					return i, err
 				}
 			}
 		}
 	}
 	return 0, nil
+}
+
+// trouble is Trouble of an active partition.
+func (p *tablePart) trouble(now *readable) error {
+	if err := now.trouble.Load(); err != nil {
+		return *err
+	}
+	if f := &p.of.faults[p.table]; f.count.Load() != now.faults {
+		return errors.New("the copy of another partition was broken: " + (*f.last.Load()).Error()) // not wrapped: this store is well
+	}
+	return nil
 }
 
 // Ready tells whether partition number of all the tables is active and restored. Of a global table every other partition
@@ -251,7 +266,7 @@ func (t *tables) Ready(number int32, tables []int) bool {
 		if p == nil {
 			return false
 		}
-		if now := p.now.Load(); now == nil || now.staged == nil || now.trouble.Load() != nil {
+		if now := p.now.Load(); now == nil || now.staged == nil || p.trouble(now) != nil {
 			return false
 		}
 		if t.plan[i].Guest.Global {
@@ -334,6 +349,7 @@ func (t *tables) Close(ctx context.Context) error {
 type readable struct {
 	store   state.Store
 	staged  *state.Staged         // of an active, restored partition; else nil
+	faults  uint64                // of an active, restored partition: the table's faults at that time
 	trouble atomic.Pointer[error] // the first read that failed for a reason that will not pass
 }
 
@@ -345,11 +361,10 @@ type tablePart struct {
 	changelog record.Partition
 	log       *slog.Logger
 
-	now     atomic.Pointer[readable] // nil while nothing may be read
-	warm    atomic.Bool              // it was read to its end once
-	version atomic.Uint64            // see Version
-	offset  atomic.Int64             // of the store, when it was last looked at
-	fault   atomic.Pointer[error]    // from Failed, for the keeper
+	now    atomic.Pointer[readable] // nil while nothing may be read
+	warm   atomic.Bool              // it was read to its end once
+	offset atomic.Int64             // of the store, when it was last looked at
+	fault  atomic.Pointer[error]    // from Failed, for the keeper
 
 	// wants is guarded by tables.mu.
 	wants struct {
@@ -379,39 +394,32 @@ func (p *tablePart) Store() (state.Store, *state.Staged) {
 	return nil, nil
 }
 
-// Version changes with whatever changes the partition but Touch's caller: what was read of it at another version may have
-// changed since.
-func (p *tablePart) Version() uint64 { return p.version.Load() }
-
-// Touch makes a new version: for an owner that took changes back, or made some of its own accord.
-func (p *tablePart) Touch() { p.version.Add(1) }
-
-// show says what can be read from now on.
-func (p *tablePart) show(r *readable) {
-	p.now.Store(r)
-	p.version.Add(1)
-}
-
 // retire takes the partition from its owner. tables.mu is held.
 func (p *tablePart) retire() {
 	now := p.now.Load()
 	switch {
 	case now == nil || now.staged == nil && p.wants.copy:
 	case p.wants.copy:
-		p.show(&readable{store: now.store})
+		p.now.Store(&readable{store: now.store})
 	default:
-		p.show(nil)
+		p.now.Store(nil)
 	}
 }
 
-// trust passes on the error of a read. One that says that the store is broken is remembered: a copy's keeper cures it, an
-// owner finds it in Trouble.
+// trust passes on the error of a read. One that says that the store is broken is remembered: an owner finds it in Trouble, a
+// copy's keeper cures it.
 func (p *tablePart) trust(r *readable, err error) error {
 	if !errors.Is(err, state.ErrCorrupt) && !errors.Is(err, state.ErrDisk) {
 		return err
 	}
-	p.of.faults.Add(1)
-	if r.trouble.CompareAndSwap(nil, &err) && r.staged == nil {
+	first := r.trouble.CompareAndSwap(nil, &err)
+	if r.staged != nil {
+		return err
+	}
+	f := &p.of.faults[p.table]
+	f.last.Store(&err)
+	f.count.Add(1)
+	if first {
 		p.of.mu.Lock()
 		defer p.of.mu.Unlock()
 		if p.now.Load() == r {

@@ -449,9 +449,22 @@ func TestRestoreWaitsForStableOffsets(t *testing.T) {
 		x.notReady(0, users)
 		x.logged("makes no progress", 2)
 		x.append("users-log", 0, "a=2")
+
+		// An input that is assigned later counts, too, until the partition is ready.
+		x.Acquire(0, []int{users}, []record.Partition{{Topic: "later"}})
+		synctest.Wait()
+		if want := []record.Partition{{Topic: "in"}, {Topic: "later"}}; !slices.Equal(x.logs.stable, want) {
+			t.Errorf("waits for the offsets of %v, want %v", x.logs.stable, want)
+		}
 		x.logs.change(func() { x.logs.unstable = false })
 		x.ready(0, users)
 		x.want(users, 0, map[string]string{"a": "2"})
+		follows := x.logs.follows
+		x.Acquire(0, []int{users}, []record.Partition{{Topic: "last"}})
+		x.ready(0, users)
+		if x.logs.follows != follows {
+			t.Error("a ready partition was restored again")
+		}
 	})
 }
 
@@ -590,13 +603,12 @@ func TestCorruptStoreIsRebuilt(t *testing.T) {
 				})
 				if op == "read" {
 					v := x.view([]plan.TableUse{{Table: users}})
-					faults := x.Faults()
 					if _, err := v.TableGet(0, 0, 0, []byte("a")); !errors.Is(err, state.ErrCorrupt) {
 						t.Fatalf("read: %v", err)
 					}
 					table, err := x.Trouble(0, []int{users})
-					if err == nil || table != users || x.Faults() == faults {
-						t.Fatalf("trouble %d, %v; faults %d, then %d", table, err, faults, x.Faults())
+					if err == nil || table != users {
+						t.Fatalf("trouble %d, %v", table, err)
 					}
 					x.notReady(0, users)
 					x.Failed(table, 0, err)
@@ -634,9 +646,14 @@ func TestCorruptCopyIsRebuilt(t *testing.T) {
 		if _, err := v.TableGet(0, 0, abi.TableOthers, []byte("a")); !errors.Is(err, state.ErrCorrupt) {
 			t.Fatalf("read: %v", err)
 		}
-		if x.Faults() != 1 {
-			t.Errorf("%d faults", x.Faults())
+		// The batch that read it is void, also when the copy is whole again.
+		x.notReady(0, rates)
+		table, err := x.Trouble(0, []int{users, rates})
+		if table != rates || err == nil {
+			t.Fatalf("trouble %d, %v", table, err)
 		}
+		x.Failed(table, 0, err)
+		time.Sleep(x.tuning.pause)
 		x.ready(0, rates)
 		x.logged("it was set aside", 1)
 		if value, err := v.TableGet(0, 0, abi.TableOthers, []byte("a")); err != nil || string(value) != "1" {
@@ -677,13 +694,9 @@ func TestGlobalTable(t *testing.T) {
 		if n, active, entries, err := v.TableInfo(0); err != nil || n != 2 || !slices.Equal(active, []int32{0, 1}) || entries != 4 {
 			t.Errorf("info: %d, %v, %d, %v", n, active, entries, err)
 		}
-		version := x.part(rates, 1).Version()
 		x.append("rates-log", 1, "usd=3")
 		synctest.Wait()
 		get(0, abi.TableOthers, "usd", "3")
-		if x.part(rates, 1).Version() == version {
-			t.Error("a change came and the version is the same")
-		}
 
 		// What is staged is seen by batches of its own partition only.
 		_, staged := x.part(rates, 0).Store()

@@ -59,7 +59,8 @@ var (
 
 // NewTail returns a Tail with connections of its own. Close it.
 func NewTail(o Options) (*Tail, error) {
-	cl, err := kgo.NewClient(append(o.clientOptions(), kgo.DisableClientMetrics())...)
+	cl, err := kgo.NewClient(append(o.clientOptions(), kgo.DisableClientMetrics(),
+		kgo.RetryBackoffFn(func(tries int) time.Duration { return min(tailPauseShortest<<min(tries, 10), tailPauseLongest) }))...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}
