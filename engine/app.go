@@ -668,11 +668,18 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 	ctx := a.commits.sending
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		at, err := a.member.Committed(ctx, ps)
+		var lost map[record.Partition]int64
+		if err == nil {
+			lost, err = a.lostPositions(ctx, at)
+		}
 		if err == nil {
 			for _, lf := range feeds {
 				next := int64(-1)
 				if p, ok := at[lf.feed.partition]; ok {
 					next = nextOf(p, lf.feed.agent.plan.Name)
+				}
+				if instead, ok := lost[lf.feed.partition]; ok {
+					next = instead
 				}
 				lf.lane.position(lf.feed, next)
 			}
@@ -682,7 +689,7 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 		if ctx.Err() != nil {
 			return
 		}
-		if broker.Refused(err) {
+		if broker.Refused(err) || errors.Is(err, errOffsetLost) {
 			a.fail(err)
 			return
 		}
@@ -693,6 +700,36 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// errOffsetLost ends the app when the records behind a stored position are gone and the settings do not say what to do.
+var errOffsetLost = errors.New("records that were not processed yet are gone")
+
+// lostPositions finds positions outside of their logs: retention deleted the records before they were processed, or the topic
+// was deleted and made anew. It gives the offsets to go on from instead, -1 for the earliest, as onOffsetLost says.
+func (a *App) lostPositions(ctx context.Context, at map[record.Partition]broker.Position) (map[record.Partition]int64, error) {
+	instead := map[record.Partition]int64{}
+	for p, stored := range at {
+		b, err := a.admin.Bounds(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if stored.Offset >= b.Start && stored.Offset <= b.High {
+			continue
+		}
+		switch a.cfg.OnOffsetLost {
+		case config.OffsetEarliest:
+			instead[p] = -1
+		case config.OffsetLatest:
+			instead[p] = b.High
+		default:
+			return nil, fmt.Errorf("%s/%d: %w: the group's stored offset is %d, the log goes from %d to %d; onOffsetLost earliest or latest goes on without them",
+				p.Topic, p.Number, errOffsetLost, stored.Offset, b.Start, b.High)
+		}
+		a.log.Error("records that were not processed yet are gone (retention, or a topic made anew)", "topic", p.Topic, "partition", p.Number,
+			"stored", stored.Offset, "start", b.Start, "end", b.High, "onOffsetLost", a.cfg.OnOffsetLost)
+	}
+	return instead, nil
 }
 
 // begin lets steps of feeds begin whose positions are known and whose tables are restored.
@@ -903,7 +940,8 @@ func (a *App) brokerOptions() (broker.Options, error) {
 		Brokers: k.BootstrapServers, ClientID: a.plan.App.ID, Group: a.plan.App.ID, InstanceID: k.GroupInstanceID,
 		SessionTimeout: k.SessionTimeout, HeartbeatInterval: k.HeartbeatInterval, RequestTimeout: k.RequestTimeout,
 		RebalanceTimeout: rebalanceTimeout, MetadataMaxAge: metadataMaxAge, TransactionTimeout: a.cfg.TransactionTimeout,
-		Log: a.log, Delivered: a.opts.Delivered,
+		StopOnLoss: a.cfg.OnOffsetLost == config.OffsetFail,
+		Log:        a.log, Delivered: a.opts.Delivered,
 	}
 	var err error
 	if k.UsesTLS() {

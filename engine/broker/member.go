@@ -151,6 +151,9 @@ func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
 		case errors.As(err, &loss):
 			m.opts.Log.Error("records were lost by the broker (retention or truncation)", "topic", topic, "partition", p,
 				"consumedTo", loss.ConsumedTo, "resetTo", loss.ResetTo)
+			if m.opts.StopOnLoss {
+				failed = errors.Join(failed, fmt.Errorf("consume %s/%d: %w", topic, p, err))
+			}
 		case final(err):
 			failed = errors.Join(failed, fmt.Errorf("consume %s/%d: %w", topic, p, err))
 		case topic == "": // about the group, not about a partition; the client joins again by itself

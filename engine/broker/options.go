@@ -44,6 +44,8 @@ type Options struct {
 
 	// ProduceBytesMax is the largest record batch sent, so also the largest message.
 	ProduceBytesMax int32
+	// StopOnLoss makes records that the broker lost while they were being read an error of Poll, instead of a line in the log.
+	StopOnLoss bool
 	// TransactionTimeout is after what time without a commit the broker aborts a transaction, also that of a process which died.
 	TransactionTimeout time.Duration
 	// FetchPartitionBytes is how much is fetched of one partition at a time.

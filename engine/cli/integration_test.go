@@ -565,3 +565,38 @@ func TestSecureConnections(t *testing.T) {
 		}
 	})
 }
+
+// When retention deletes records before they were processed, the app must not go on as if nothing were missing, unless told to.
+func TestLostOffset(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("lost-in", 1)
+	k.topic("lost-out", 1)
+	app := relay("lost", "name: lost-in", "lost-out")
+	a := k.engine(app, nil)
+	k.produce("lost-in", 0, 100)
+	if got := k.outputs(time.Minute, count(100), "lost-out"); len(got) != 100 {
+		t.Fatalf("%d of 100 records came out", len(got))
+	}
+	if code := a.stop(); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	k.produce("lost-in", 100, 300)
+	if _, err := k.adm.DeleteRecords(t.Context(), kadm.Offsets{"lost-in": {0: {Topic: "lost-in", At: 200}}}); err != nil {
+		t.Fatal(err)
+	}
+	b := k.engine(app, nil)
+	select {
+	case <-b.done:
+	case <-time.After(time.Minute):
+		t.Fatal("the engine goes on without the deleted records")
+	}
+	if text := b.log.String(); b.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(text, "stored offset is 100, the log goes from 200 to 300") {
+		t.Fatalf("exit code %d\n%s", b.cmd.ProcessState.ExitCode(), text)
+	}
+	c := k.engine(app, map[string]string{"onOffsetLost": "earliest"})
+	seen, _ := numbers(t, k.outputs(time.Minute, count(200), "lost-out"))
+	if len(seen) != 200 || !seen[200] || !seen[299] || seen[150] {
+		t.Fatalf("%d records came out in all", len(seen))
+	}
+	c.waitLog("are gone")
+}
