@@ -70,6 +70,14 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 	}
 	k.atMost("batchRecordsMax", "queueRecordsMax", c.Batch.RecordsMax <= c.QueueRecordsMax)
 	k.atMost("sandboxTick", "sandboxDeadline", c.Sandbox.Tick <= c.Sandbox.Deadline)
+	if c.ProcessingGuarantee == ExactlyOnce && k.ok("processingGuarantee", "commitInterval", "transactionTimeout") && c.CommitInterval*2 > c.TransactionTimeout {
+		k.fail(Contradiction, fmt.Sprintf("commitInterval (%s) must be at most half of transactionTimeout (%s): the broker would abort every transaction",
+			from["commitInterval"].Text, from["transactionTimeout"].Text), "", "commitInterval", "transactionTimeout")
+	}
+	if s := c.Store; s.MemoryMax > 0 && k.ok("storeMemoryMax", "storeRocksdbBlockCacheSize") && s.BlockCacheSize > s.MemoryMax/3*2 {
+		k.fail(Contradiction, fmt.Sprintf("storeRocksdbBlockCacheSize (%s) must leave a third of storeMemoryMax (%s) to the write buffers",
+			from["storeRocksdbBlockCacheSize"].Text, from["storeMemoryMax"].Text), "", "storeRocksdbBlockCacheSize", "storeMemoryMax")
+	}
 	if s := c.Scheduler; k.ok("schedulerCronTickBufferSeconds", "schedulerCronTickIntervalSeconds", "schedulerCronMinIntervalSeconds") {
 		if s.CronTickBuffer <= s.CronTickInterval {
 			k.fail(Contradiction, "schedulerCronTickBufferSeconds must be longer than schedulerCronTickIntervalSeconds", "",

@@ -192,7 +192,7 @@ type Store struct {
 	WriteBufferSize          int64
 	MaxWriteBufferNumber     int
 	TargetFileSizeBase       int64
-	BlockCacheSize           int64 // 0: a share of the container's memory
+	BlockCacheSize           int64 // 0: two thirds of MemoryMax
 	BlockCacheCompressedSize int64
 	BloomFilterSize          int // bits per key
 	CacheIndexAndFilter      bool
