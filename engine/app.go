@@ -482,7 +482,7 @@ func (a *App) subscribe(known map[string]int32) []string {
 	for _, ag := range a.agents {
 		topics := slices.Clone(ag.plan.Topics)
 		for t := range known {
-			if a.matches(ag, t) {
+			if a.plan.Matches(ag.plan, t) {
 				topics = append(topics, t)
 			}
 		}
@@ -498,13 +498,6 @@ func (a *App) subscribe(known map[string]int32) []string {
 	}
 	sort.Strings(added)
 	return added
-}
-
-// matches tells whether the agent's pattern takes the topic in. It never does so with the app's own topics: an agent
-// would read its own dead letters.
-func (a *App) matches(ag *agent, topic string) bool {
-	return ag.plan.Pattern != nil && ag.plan.Pattern.MatchString(topic) &&
-		!strings.HasPrefix(topic, "__") && !strings.HasPrefix(topic, a.plan.App.ID+"-")
 }
 
 // discoverLoop looks for topics that patterns match from now on.
@@ -602,7 +595,7 @@ func (a *App) Settled() map[record.Partition]int64 {
 // Reads tells whether an agent reads the topic, at once or as soon as its pattern has found it.
 func (a *App) Reads(topic string) bool {
 	return slices.ContainsFunc(a.agents, func(ag *agent) bool {
-		return slices.Contains(ag.plan.Topics, topic) || a.matches(ag, topic)
+		return slices.Contains(ag.plan.Topics, topic) || a.plan.Matches(ag.plan, topic)
 	})
 }
 

@@ -36,13 +36,13 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out strings.Builder
-			p, problems := planOf(t, filepath.Base(file), string(content))
+			p, cfg, problems := planOf(t, filepath.Base(file), string(content))
 			for _, e := range problems {
 				fmt.Fprintln(&out, e)
 			}
 			if p != nil {
 				show(t, &out, p)
-				showTables(&out, p, string(content))
+				showTables(&out, p, cfg, string(content))
 			}
 			golden := strings.TrimSuffix(file, ".yaml") + ".golden"
 			if *rewrite {
@@ -63,7 +63,7 @@ func TestGolden(t *testing.T) {
 }
 
 // showTables shows a plan's tables and what becomes of their partitions.
-func showTables(out *strings.Builder, p *Plan, content string) {
+func showTables(out *strings.Builder, p *Plan, cfg config.Config, content string) {
 	if len(p.Tables) == 0 {
 		return
 	}
@@ -76,7 +76,6 @@ func showTables(out *strings.Builder, p *Plan, content string) {
 			exist[topic] = n
 		}
 	}
-	cfg, _ := config.Read(config.Sources{}).Config(nil)
 	counts, problems := p.Partitions(cfg, exist)
 	for i, t := range p.Tables {
 		text, _ := json.Marshal(t.Guest)
@@ -92,7 +91,7 @@ func showTables(out *strings.Builder, p *Plan, content string) {
 }
 
 // planOf reads a manifest with the settings in its first lines and plans the app.
-func planOf(t *testing.T, name, content string) (*Plan, manifest.Errors) {
+func planOf(t *testing.T, name, content string) (*Plan, config.Config, manifest.Errors) {
 	t.Helper()
 	src := config.Sources{Flags: map[string]string{}}
 	for line := range strings.Lines(content) {
@@ -108,12 +107,12 @@ func planOf(t *testing.T, name, content string) (*Plan, manifest.Errors) {
 	layers := config.Read(src)
 	app, more := set.ChooseApp(layers.Early().App)
 	if more.Fatal() {
-		return nil, append(problems, more...)
+		return nil, config.Config{}, append(problems, more...)
 	}
 	cfg, more := layers.Config(app)
 	problems = append(problems, more...)
 	if problems.Fatal() {
-		return nil, problems
+		return nil, cfg, problems
 	}
 	p, more := New(set, cfg)
 	if p == nil != more.Fatal() {
@@ -123,7 +122,7 @@ func planOf(t *testing.T, name, content string) (*Plan, manifest.Errors) {
 	if p != nil && !reflect.DeepEqual(withoutPatterns(*p), withoutPatterns(*again)) {
 		t.Error("planning twice gives two plans")
 	}
-	return p, append(problems, more...)
+	return p, cfg, append(problems, more...)
 }
 
 func withoutPatterns(p Plan) Plan {
@@ -190,5 +189,43 @@ func TestBackoff(t *testing.T) {
 	}
 	if got := (Policy{InitialBackoff: time.Second, MaxBackoff: 0}).Backoff(2); got != 0 {
 		t.Errorf("no back-off: %v", got)
+	}
+}
+
+// A topic that a pattern finds later, or that is made after the start, must not be read into partitions a table lacks.
+func TestCheckTopic(t *testing.T) {
+	content, err := os.ReadFile("testdata/tables.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _, problems := planOf(t, "tables.yaml", string(content))
+	if problems.Fatal() {
+		t.Fatal(problems)
+	}
+	counts := []int32{4, 6, 6} // counts, kept, windows
+	for _, c := range []struct {
+		topic      string
+		partitions int32
+		want       []string
+	}{
+		{"orders", 6, []string{`agent "one": its input orders has 6 partitions, table "counts" has 4`}},
+		{"orders", 5, []string{
+			`agent "one": its input orders has 5 partitions, table "counts" has 4`,
+			`agent "three": its input orders has 5 partitions, table "kept" has 6`,
+			`agent "three": its input orders has 5 partitions, table "windows" has 6`,
+		}},
+		{"bill.late", 5, []string{`agent "five": its input bill.late has 5 partitions, table "windows" has 6`}},
+		{"bill.late", 6, nil},
+		{"shop-app-bill.x", 5, nil}, // the app's own
+		{"notes", 5, nil},           // of an agent that only may touch tables
+		{"elsewhere", 5, nil},
+	} {
+		var got []string
+		for _, e := range p.CheckTopic(c.topic, c.partitions, counts) {
+			got = append(got, e.Text)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s with %d partitions: %q, want %q", c.topic, c.partitions, got, c.want)
+		}
 	}
 }

@@ -1,13 +1,11 @@
 package plan
 
 import (
-	"fmt"
 	"maps"
-	"math"
 	"regexp"
+	"strconv"
 	"strings"
 
-	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
@@ -50,6 +48,9 @@ func (b *builder) table(m *manifest.Table) Table {
 		Options: entries(m.Options),
 	}
 	maps.Copy(t.Changelog.Config, entries(m.ExtraTopicConfigs))
+	if problem := manifest.TopicNameProblem(t.Changelog.Name); problem != "" {
+		b.fail(m.Name.Pos, manifest.NameTooLong, t.Label+": its changelog "+strconv.Quote(t.Changelog.Name)+" "+problem, "shorten the names it is made of: the app's and the table's")
+	}
 	t.Guest = abi.Table{
 		Name: t.Name, Help: m.Description.V, Changelog: t.Changelog.Name,
 		KeySerializer: m.KeySerializer.Or("json"), ValueSerializer: m.ValueSerializer.Or("json"),
@@ -109,7 +110,11 @@ func (b *builder) writers() []Agent {
 // use gives an agent the tables its code may touch: those its operations name, or all if its code mentions app.tables.
 func (b *builder) use(a *Agent, m *manifest.Agent) {
 	declared := map[string]manifest.Pos{}
-	for _, op := range m.Processors.Operations {
+	for _, name := range m.Processors.Pipeline {
+		op := m.Processors.Operation(name.V)
+		if op == nil {
+			continue
+		}
 		for _, ref := range op.Tables {
 			if _, again := declared[ref.Name.V]; !again {
 				declared[ref.Name.V] = ref.Pos
@@ -193,75 +198,4 @@ func group(agents []Agent) {
 		}
 		agents[i].Group = numbers[root]
 	}
-}
-
-// Partitions decides how many partitions each table has, given the partition counts of the topics that exist. A changelog that exists
-// keeps its count; otherwise the manifest decides, then the input topics of the agents that declare the table, then the
-// setting. A record of partition n writes to partition n of a table, so counts that differ are problems: all of them are
-// reported, before the first record.
-func (p *Plan) Partitions(cfg config.Config, exist map[string]int32) ([]int32, manifest.Errors) {
-	counts := make([]int32, len(p.Tables))
-	planned := map[string]int32{}
-	for _, t := range p.Topics {
-		planned[t.Name] = t.Partitions
-	}
-	of := func(topic string) (int32, bool) {
-		if n, ok := exist[topic]; ok {
-			return n, true
-		}
-		n, ok := planned[topic]
-		return n, ok && n > 0
-	}
-	type reader struct {
-		agent *Agent
-		topic string
-		count int32
-		pos   manifest.Pos
-	}
-	readers := make([][]reader, len(p.Tables))
-	for i := range p.Agents {
-		a := &p.Agents[i]
-		for _, u := range a.Tables {
-			if !u.Declared {
-				continue
-			}
-			for _, topic := range a.Topics {
-				if n, ok := of(topic); ok {
-					readers[u.Table] = append(readers[u.Table], reader{a, topic, n, u.Pos})
-				}
-			}
-		}
-	}
-	var problems manifest.Errors
-	for i := range p.Tables {
-		t := &p.Tables[i]
-		n, why := t.Changelog.Partitions, "as its manifest says"
-		switch have, ok := exist[t.Changelog.Name]; {
-		case ok:
-			n, why = have, "as its changelog "+t.Changelog.Name+" has"
-			if t.Changelog.Partitions != 0 && t.Changelog.Partitions != have {
-				problems = append(problems, manifest.Error{Pos: t.Pos, ID: manifest.PartitionCount,
-					Text: fmt.Sprintf("%s: the manifest says %d partitions, its changelog %s has %d", t.Label, t.Changelog.Partitions, t.Changelog.Name, have),
-					Hint: "a table's partitions cannot be changed: its keys are where they are"})
-			}
-		case n == 0 && len(readers[i]) > 0:
-			n = math.MaxInt32
-			for _, r := range readers[i] {
-				if r.count < n {
-					n, why = r.count, "as "+r.topic
-				}
-			}
-		case n == 0:
-			n, why = int32(cfg.Topics.Partitions), "as topicPartitions says"
-		}
-		counts[i] = n
-		for _, r := range readers[i] {
-			if r.count != n {
-				problems = append(problems, manifest.Error{Pos: r.pos, ID: manifest.PartitionCount,
-					Text: fmt.Sprintf("%s: its input %s has %d partitions, %s has %d (%s)", r.agent.Label, r.topic, r.count, t.Label, n, why),
-					Hint: "a record's partition is that of its table writes: give both the same number"})
-			}
-		}
-	}
-	return counts, problems
 }
