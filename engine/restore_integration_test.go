@@ -334,6 +334,39 @@ func TestTablesOnKafka(t *testing.T) {
 		k.logged("records the store has not seen were deleted from the changelog")
 	})
 
+	t.Run("a broker that does not answer", func(t *testing.T) {
+		k := newTableKafka(t, b, "silent", nil)
+		k.write(k.cl, 5000, 1000, true)
+		p := k.process(t.TempDir())
+		p.tuning.stalledAfter = time.Second
+		p.Acquire(0, []int{0}, nil)
+		for !p.Ready(0, []int{0}) {
+			<-p.told
+		}
+		p.Follow([]standby{{0, 0}, {0, 1}, {0, 2}, {0, 3}}) // the copies have something to wait for
+		b.Pause()
+		p.acquire()
+		stalls := func() (n int64) {
+			for _, x := range p.Progress() {
+				n += x.Stalls
+			}
+			return n
+		}
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for stalls() < 3 {
+			select {
+			case <-tick.C:
+			case <-k.ctx.Done():
+				b.Resume()
+				t.Fatalf("no stall: %+v\n%s", p.Progress(), &k.log)
+			}
+		}
+		b.Resume()
+		p.restored()
+		k.logged("table makes no progress, its changelog is read anew")
+	})
+
 	t.Run("many, with a broker that is killed, and cancelled", func(t *testing.T) {
 		k := newTableKafka(t, b, "many", nil)
 		k.write(k.cl, 200_000, 80_000, true)
