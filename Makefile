@@ -85,6 +85,10 @@ crash-test: pyguest ## Kill engines and the broker under load: make crash-test K
 	KASPR_CRASH_KILLS=$(or $(KILLS),20) KASPR_CRASH_RESTARTS=$(or $(RESTARTS),3) KASPR_CRASH_RECORDS=$(or $(RECORDS),200000) \
 	$(if $(filter-out on,$(SEED)),KASPR_CRASH_SEED=$(SEED)) $(GO) test -tags integration -count 1 -v -timeout 3h -run '^TestCrash$$' ./engine/cli
 
+.PHONY: sim
+sim: ## Simulate histories of commits, crashes and faults: make sim SEEDS=100000, or SEED=N for one
+	$(GO) test -count 1 -timeout 60m -run '^TestSim$$' ./engine $(if $(filter-out on,$(SEED)),-seed $(SEED),-seeds $(or $(SEEDS),20000))
+
 .PHONY: test-guest
 test-guest: pyguest ## CPython's own tests inside the guest
 	$(GO) test -count 1 -timeout 60m ./pyguest/tests/regrtest -full

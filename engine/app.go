@@ -666,6 +666,7 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 			lost, err = a.lostPositions(ctx, at)
 		}
 		if err == nil {
+			a.commits.found(at)
 			for _, lf := range feeds {
 				next := int64(-1)
 				if p, ok := at[lf.feed.partition]; ok {

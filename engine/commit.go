@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,7 +50,7 @@ type committer struct {
 	// cut is held for reading while a step's result is applied, and for writing while an epoch is ended or rolled back.
 	cut       sync.RWMutex
 	current   *epoch                               // guarded by cut
-	committed map[record.Partition]broker.Position // guarded by cut; what the group has stored, as far as we stored it
+	committed map[record.Partition]broker.Position // guarded by cut; what the group has stored of assigned partitions
 	last      atomic.Pointer[epoch]                // the one that is being committed
 
 	now   chan struct{} // capacity 1: commit before the interval is over
@@ -897,6 +898,14 @@ func (e *epoch) poison(why error) {
 		e.broken = why
 	}
 	e.changed.Broadcast()
+}
+
+// found notes what the group has stored of newly assigned partitions. Only positions that moved are part of a transaction: by
+// them it is told whether a transaction was committed (resolve).
+func (c *committer) found(at map[record.Partition]broker.Position) {
+	c.cut.Lock()
+	defer c.cut.Unlock()
+	maps.Copy(c.committed, at)
 }
 
 // forget drops what is known of partitions that are no longer assigned.
