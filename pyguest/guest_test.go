@@ -53,3 +53,15 @@ func TestGlueWasm(t *testing.T) {
 	}
 	testGlue(t, "KASPR_GUEST="+strings.Join([]string{runner, filepath.Join(dir, "guest.wasm"), dir, t.TempDir()}, " "))
 }
+
+// Keys decide partitions: the codec's bytes must be the original's, for whatever value and however hostile the text. Its tests
+// compare with stock json; the conformance cases codec-json-* see the same codec in the guest.
+func TestCodecNative(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("half a minute of random documents")
+	}
+	if out, err := exec.CommandContext(t.Context(), "tests/run_kjson_native.sh").CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
