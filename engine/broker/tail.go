@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -385,7 +386,11 @@ func (t *Tail) take(asked []*Stream, resp *kmsg.FetchResponse) {
 	size := 0
 	for i := range resp.Topics {
 		for j := range resp.Topics[i].Partitions {
-			size += len(resp.Topics[i].Partitions[j].RecordBatches)
+			rp := &resp.Topics[i].Partitions[j]
+			size += len(rp.RecordBatches)
+			if len(asked) > 1 && len(rp.RecordBatches) > 0 {
+				rp.RecordBatches = bytes.Clone(rp.RecordBatches) // a slow reader's share would keep the memory of the whole answer
+			}
 		}
 	}
 	now := time.Now()
