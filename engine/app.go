@@ -14,6 +14,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -48,9 +49,11 @@ type App struct {
 	failed  error                           // guarded by mu; why the app stops
 	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
 	lanes   []*lane                         // guarded by mu
+	refetch []at                            // guarded by mu; what the poll loop is to fetch anew
 	stop    context.CancelFunc              // ends polling and begins the stop
 
 	preparing sync.WaitGroup // of assigned partitions
+	stalls    atomic.Int64   // partitions found standing still
 }
 
 type laneFeed struct {
@@ -220,6 +223,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	others.Go(func() { a.commits.loop(ctx, a.cfg.CommitInterval) })
 	others.Go(func() { a.discoverLoop(ctx) })
+	others.Go(func() { a.watchLoop(ctx, watchEvery) })
 	a.pollLoop(ctx)
 
 	// The stop. Nothing is polled any more; steps under way end, and what they made is committed.
@@ -532,6 +536,7 @@ func (a *App) pollLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		polling, done := a.intake.polling(ctx) // before the look at paused feeds: one that drains after it ends the poll
 		a.resumeMoving()
+		a.fetchAnew()
 		if a.intake.wait(ctx, stallAfter) {
 			err := a.member.Poll(polling, pollRecordsMax, a.put)
 			if err != nil && ctx.Err() == nil {

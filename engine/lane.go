@@ -66,6 +66,7 @@ type feed struct {
 	draining   bool            // begin no further step: the partition is being revoked, or the engine stops
 	dropped    bool            // another member may own the partition: a running step throws its result away
 	paused     bool            // not fetched, and not counted by the intake, until it moves again
+	fetched    int64           // offset behind all that was queued
 	moved      int64           // records taken so far
 	seen       int64           // moved when the intake was last found full, to tell a stalled feed
 }
@@ -198,6 +199,7 @@ func (l *lane) put(f *feed, records []record.Record, next int64) {
 	l.mu.Lock()
 	defer l.signal()
 	defer l.mu.Unlock()
+	f.fetched = max(f.fetched, next)
 	if f.first < 0 {
 		f.first = next
 		if len(records) > 0 {

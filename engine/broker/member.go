@@ -225,6 +225,11 @@ func (m *Member) Pause(ps []record.Partition) { m.cl.PauseFetchPartitions(byTopi
 // Resume undoes Pause.
 func (m *Member) Resume(ps []record.Partition) { m.cl.ResumeFetchPartitions(byTopic(ps)) }
 
+// FetchFrom begins to fetch a partition anew, from offset on. What was fetched and not polled yet is dropped. Not while Poll runs.
+func (m *Member) FetchFrom(p record.Partition, offset int64) {
+	m.cl.SetOffsets(map[string]map[int32]kgo.EpochOffset{p.Topic: {p.Number: {Epoch: -1, Offset: offset}}})
+}
+
 func byTopic(ps []record.Partition) map[string][]int32 {
 	out := map[string][]int32{}
 	for _, p := range ps {
