@@ -19,6 +19,7 @@ import (
 
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state"
@@ -42,6 +43,7 @@ type App struct {
 	tail     *broker.Tail
 	stores   *state.Dir // nil without tables, or when they are elsewhere (Options.Stores)
 	instance string     // names this process among those of the app
+	counts   []int32    // partitions of the tables, by the plan's index
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -50,6 +52,7 @@ type App struct {
 	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
 	lanes   []*lane                         // guarded by mu
 	refetch []at                            // guarded by mu; what the poll loop is to fetch anew
+	inputs  map[string]int32                // guarded by mu; partitions of topics that were compared with the tables'
 	stop    context.CancelFunc              // ends polling and begins the stop
 
 	preparing sync.WaitGroup // of assigned partitions
@@ -264,6 +267,7 @@ func (a *App) openTables(ctx context.Context) error {
 	if len(problems) > 0 {
 		return problems
 	}
+	a.counts, a.inputs = counts, exist
 	var missing error
 	need := func(t plan.Topic, partitions int32) error {
 		if _, ok := exist[t.Name]; ok || t.Name == "" {
@@ -671,6 +675,9 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 			lost, err = a.lostPositions(ctx, at)
 		}
 		if err == nil {
+			err = a.checkInputs(ctx, ps)
+		}
+		if err == nil {
 			a.commits.found(at)
 			for _, lf := range feeds {
 				next := int64(-1)
@@ -688,7 +695,8 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 		if ctx.Err() != nil {
 			return
 		}
-		if broker.Refused(err) || errors.Is(err, errOffsetLost) {
+		var wrong manifest.Errors
+		if broker.Refused(err) || errors.Is(err, errOffsetLost) || errors.As(err, &wrong) {
 			a.fail(err)
 			return
 		}
@@ -729,6 +737,37 @@ func (a *App) lostPositions(ctx context.Context, at map[record.Partition]broker.
 			"stored", stored.Offset, "start", b.Start, "end", b.High, "onOffsetLost", a.cfg.OnOffsetLost)
 	}
 	return instead, nil
+}
+
+// checkInputs compares the partitions of topics that were made after the start, or were given more, with those of the tables
+// their agents declare.
+func (a *App) checkInputs(ctx context.Context, ps []record.Partition) error {
+	if len(a.counts) == 0 {
+		return nil
+	}
+	a.mu.Lock()
+	known := !slices.ContainsFunc(ps, func(p record.Partition) bool { return p.Number >= a.inputs[p.Topic] })
+	a.mu.Unlock()
+	if known {
+		return nil
+	}
+	exist, err := a.admin.Topics(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var problems manifest.Errors
+	for _, p := range ps {
+		if n := exist[p.Topic]; n > a.inputs[p.Topic] {
+			problems = append(problems, a.plan.CheckTopic(p.Topic, n, a.counts)...)
+			a.inputs[p.Topic] = n
+		}
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+	return nil
 }
 
 // begin lets steps of feeds begin whose positions are known and whose tables are restored.
@@ -811,12 +850,15 @@ func (a *App) placed(p broker.Placement) {
 
 // share takes an active, restored partition of a table into a lane's hands; nil when it is not restored any more.
 func (a *App) share(table int, number int32) *share {
+	t := &a.plan.Tables[table]
 	p := a.tables.part(table, number)
+	if p == nil {
+		return &share{table: table, label: t.Label, writes: t.Writes.Name, seen: map[*agent]uint64{}}
+	}
 	_, staged := p.Store()
 	if staged == nil {
 		return nil
 	}
-	t := &a.plan.Tables[table]
 	return &share{table: table, label: t.Label, changelog: p.changelog, writes: t.Writes.Name, staged: staged, seen: map[*agent]uint64{},
 		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0}
 }
@@ -825,7 +867,7 @@ func (a *App) share(table int, number int32) *share {
 func (a *App) tablesReady(number int32) {
 	var feeds []laneFeed
 	for _, lf := range a.assigned() {
-		if lf.feed.partition.Number == number {
+		if number == anyNumber || lf.feed.partition.Number == number {
 			feeds = append(feeds, lf)
 		}
 	}

@@ -170,6 +170,9 @@ func (k *keeper) tell() {
 			t.onReady(p.number)
 		}
 	}
+	if k.warm.Load() {
+		t.onReady(anyNumber) // agents also read it while they process partitions that the table does not have
+	}
 }
 
 func (k *keeper) open() error {

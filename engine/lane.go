@@ -147,7 +147,9 @@ func (l *lane) begin(f *feed, tables map[int]func() *share) {
 				f.shares = nil
 				return // it is not ready any more
 			}
-			l.shares[at] = s
+			if s.staged != nil {
+				l.shares[at] = s
+			}
 		}
 		f.shares = append(f.shares, s)
 	}

@@ -9,13 +9,14 @@ import (
 )
 
 // share is an active, restored partition of a table in the hands of its owner, a lane. It ends with Release or Failed; a
-// partition that is restored again is a new one.
+// partition that is restored again is a new one. Of a table that has no such partition it is an empty one, of one feed: nothing
+// is staged there.
 type share struct {
 	table     int // of the plan
 	label     string
 	changelog record.Partition
-	writes    string // topic for writes to other partitions; empty: there are none
-	staged    *state.Staged
+	writes    string        // topic for writes to other partitions; empty: there are none
+	staged    *state.Staged // nil: the table has no such partition
 
 	// Of the lane's goroutine, but for version.
 	version    uint64            // guarded by lane.mu; changes with whatever changes the share

@@ -36,7 +36,7 @@ type tables struct {
 	group   string
 	plan    []plan.Table
 	log     *slog.Logger
-	onReady func(number int32) // a partition number may have become ready; not called while a lock is held
+	onReady func(number int32) // a partition number, or anyNumber, may have become ready; not called while a lock is held
 	tuning  restoreTuning
 
 	ctx    context.Context // ends with Close
@@ -258,16 +258,21 @@ func (p *tablePart) trouble(now *readable) error {
 	return nil
 }
 
-// Ready tells whether partition number of all the tables is active and restored. Of a global table every other partition
-// must have been read to its end once.
+// anyNumber stands for every partition number.
+const anyNumber int32 = -1
+
+// Ready tells whether partition number of all the tables is active and restored, of those that have one. Of a global table
+// every other partition must have been read to its end once.
 func (t *tables) Ready(number int32, tables []int) bool {
+	if t.parts.Load() == nil {
+		return false
+	}
 	for _, i := range tables {
 		p := t.part(i, number)
-		if p == nil {
-			return false
-		}
-		if now := p.now.Load(); now == nil || now.staged == nil || p.trouble(now) != nil {
-			return false
+		if p != nil {
+			if now := p.now.Load(); now == nil || now.staged == nil || p.trouble(now) != nil {
+				return false
+			}
 		}
 		if t.plan[i].Guest.Global {
 			for _, other := range (*t.parts.Load())[i] {

@@ -87,6 +87,8 @@ func (f *feed) checkChanges(shares []*share, res *record.Result) {
 		switch size := len(c.Key) + len(c.Value); {
 		case size > changeBytesMax:
 			bad[c.Record] = fmt.Sprintf("a write of %d bytes to %s is more than its changelog takes (%d)", size, s.label, changeBytesMax)
+		case s.staged == nil && (c.Partition < 0 || c.Partition == f.partition.Number):
+			bad[c.Record] = fmt.Sprintf("%s has no partition %d", s.label, f.partition.Number)
 		case c.Partition >= 0 && c.Partition != f.partition.Number && s.writes == "":
 			bad[c.Record] = fmt.Sprintf("a write to partition %d of %s: call update_for_partition or del_for_partition by name", c.Partition, s.label)
 		}

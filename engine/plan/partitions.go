@@ -3,7 +3,6 @@ package plan
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
@@ -30,7 +29,8 @@ func (p *Plan) inputs(a *Agent, exist map[string]int32) []string {
 // which beats the setting that goes last: it is what lets them be used together.
 //
 // A record of partition n writes to partition n of a table, so counts that differ are problems: all of them are reported,
-// before the first record. A topic that is neither there nor declared has no count yet; see CheckTopic.
+// before the first record. A topic that is neither there nor declared has no count yet; see CheckTopic. Global tables can be
+// read from any partition, as most of their agents do; they get as many as the largest of the inputs, so that all can write.
 func (p *Plan) Partitions(cfg config.Config, exist map[string]int32) ([]int32, manifest.Errors) {
 	known := maps.Clone(exist)
 	if known == nil {
@@ -75,24 +75,23 @@ func (p *Plan) Partitions(cfg config.Config, exist map[string]int32) ([]int32, m
 	return counts, problems
 }
 
-// asInputs is the least count of the topics that agents which declare the table read; 0 when none is known.
-func (p *Plan) asInputs(table int, known map[string]int32) (least int32, why string) {
-	least = math.MaxInt32
+// asInputs is the least count of the topics that agents which declare the table read, or the greatest for a global table; 0
+// when none is known.
+func (p *Plan) asInputs(table int, known map[string]int32) (count int32, why string) {
+	global := p.Tables[table].Guest.Global
 	for i := range p.Agents {
 		a := &p.Agents[i]
 		if !slices.ContainsFunc(a.Tables, func(u TableUse) bool { return u.Table == table && u.Declared }) {
 			continue
 		}
 		for _, topic := range p.inputs(a, known) {
-			if n, ok := known[topic]; ok && n < least {
-				least, why = n, "as "+topic
+			n, ok := known[topic]
+			if better := count == 0 || global && n > count || !global && n < count; ok && better {
+				count, why = n, "as "+topic
 			}
 		}
 	}
-	if why == "" {
-		return 0, ""
-	}
-	return least, why
+	return count, why
 }
 
 // CheckTopic finds what is wrong with a topic that was not there when Partitions was asked, counts being its answer.
@@ -106,11 +105,11 @@ func (p *Plan) CheckTopic(topic string, partitions int32, counts []int32) manife
 	return problems
 }
 
-// mismatches are the tables an agent declares that have another count than an input of its.
+// mismatches are the tables an agent declares, but global ones, that have another count than an input of its.
 func (p *Plan) mismatches(a *Agent, topic string, n int32, counts []int32, why []string) manifest.Errors {
 	var problems manifest.Errors
 	for _, u := range a.Tables {
-		if t := &p.Tables[u.Table]; u.Declared && counts[u.Table] != n {
+		if t := &p.Tables[u.Table]; u.Declared && !t.Guest.Global && counts[u.Table] != n {
 			because := ""
 			if why != nil {
 				because = " (" + why[u.Table] + ")"
