@@ -84,8 +84,12 @@ type member interface {
 	Committed(ctx context.Context, ps []record.Partition) (map[record.Partition]broker.Position, error)
 }
 
-// pendingBytesMax is how much may wait for a transaction to end before steps wait too.
-const pendingBytesMax = 64 << 20
+// How much may wait for a transaction to end before steps wait too: bytes of outputs, and records as a multiple of those after
+// which is committed. Feeds keep the records, and tables their changes, until then.
+const (
+	pendingBytesMax = 64 << 20
+	sinceMax        = 20
+)
 
 // epoch is the outputs of the steps applied between two cuts.
 type epoch struct {
@@ -264,6 +268,9 @@ func (c *committer) release() {
 
 // full says whether steps should wait for the transaction before to end.
 func (c *committer) full() bool {
+	if c.since.Load() > sinceMax*c.every {
+		return true
+	}
 	c.cut.RLock()
 	e := c.current
 	c.cut.RUnlock()
@@ -447,6 +454,7 @@ func (c *committer) close(ctx context.Context) (*closing, error) {
 	e.changed.Broadcast()
 	c.last.Store(e)
 	c.current = newEpoch(c.sending, !c.exactlyOnce)
+	defer c.released() // steps that waited for the cut
 	return cl, nil
 }
 
@@ -737,6 +745,7 @@ func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
 func (c *committer) undo(closed *epoch) {
 	c.stats.Rollbacks.Add(1)
 	c.cut.Lock()
+	c.since.Store(0)
 	dropped := c.current
 	c.current = newEpoch(c.sending, false) // released by begin, or at once when there are no transactions
 	for _, lf := range c.feeds() {

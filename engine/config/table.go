@@ -130,7 +130,7 @@ var settings = []setting{
 		0, time.Hour, func(c *Config) *time.Duration { return &c.ShutdownTimeout }, process()),
 	wordSetting("onOffsetLost", OffsetFail, "When the records behind the stored position are gone (retention, or a topic made anew): stop, or go on with the earliest or latest record.",
 		[]string{OffsetFail, OffsetEarliest, OffsetLatest}, func(c *Config) *string { return &c.OnOffsetLost }),
-	durationSetting("transactionTimeout", "60s", "The broker aborts a transaction after this time, also that of a process which died. A call with topicSend and ack must end within it.",
+	durationSetting("transactionTimeout", "15s", "The broker aborts a transaction after this time, also that of a process which died. A call with topicSend and ack must end within it.",
 		time.Second, 15*time.Minute, func(c *Config) *time.Duration { return &c.TransactionTimeout }),
 	intSetting("standbyReplicas", "1", "Warm copies of every table partition on other workers, as far as there are any; 0 saves their disks and takes longer when a worker is gone.",
 		0, 100, func(c *Config) *int { return &c.StandbyReplicas }),
