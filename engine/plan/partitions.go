@@ -29,8 +29,9 @@ func (p *Plan) inputs(a *Agent, exist map[string]int32) []string {
 // which beats the setting that goes last: it is what lets them be used together.
 //
 // A record of partition n writes to partition n of a table, so counts that differ are problems: all of them are reported,
-// before the first record. A topic that is neither there nor declared has no count yet; see CheckTopic. Global tables can be
-// read from any partition, as most of their agents do; they get as many as the largest of the inputs, so that all can write.
+// before the first record. A topic that is neither there nor declared has no count yet; see CheckTopic. Tables partitioned by
+// their keys are written from any partition, and global ones can be read from any, as most of their agents do; these get as
+// many as the largest of the inputs, so that all can write.
 func (p *Plan) Partitions(cfg config.Config, exist map[string]int32) ([]int32, manifest.Errors) {
 	known := maps.Clone(exist)
 	if known == nil {
@@ -105,19 +106,24 @@ func (p *Plan) CheckTopic(topic string, partitions int32, counts []int32) manife
 	return problems
 }
 
-// mismatches are the tables an agent declares, but global ones, that have another count than an input of its.
+// mismatches are the tables an agent declares that have another count than an input of its, and must not.
 func (p *Plan) mismatches(a *Agent, topic string, n int32, counts []int32, why []string) manifest.Errors {
 	var problems manifest.Errors
 	for _, u := range a.Tables {
-		if t := &p.Tables[u.Table]; u.Declared && !t.Guest.Global && counts[u.Table] != n {
-			because := ""
+		t := &p.Tables[u.Table]
+		free := t.Guest.Global || t.Guest.PartitionByKey
+		if u.Declared && counts[u.Table] != n && (a.Writer || !free) {
+			because, hint := "", "a record's partition is that of its table writes: give both the same number, or the table partitionBy: key"
+			if a.Writer {
+				hint = "delete the topic when the app has read all of it: it is made anew"
+			}
 			if why != nil {
 				because = " (" + why[u.Table] + ")"
 			}
 			problems = append(problems, manifest.Error{
 				Pos: u.Pos, ID: manifest.PartitionCount,
 				Text: fmt.Sprintf("%s: its input %s has %d partitions, %s has %d%s", a.Label, topic, n, t.Label, counts[u.Table], because),
-				Hint: "a record's partition is that of its table writes: give both the same number",
+				Hint: hint,
 			})
 		}
 	}
