@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/state"
 )
 
 //go:generate go test . -run TestCheckOptions -rewrite
@@ -40,6 +41,15 @@ func TestCheckOptions(t *testing.T) {
 	}
 	if out.String() != string(want) {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
+	}
+	docs, err := os.ReadFile("../docs/tables.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range state.TableOptionNames() {
+		if row := "| `" + o[0] + "` | " + o[1] + " |\n"; !strings.Contains(string(docs), row) {
+			t.Errorf("docs/tables.md lacks %s", row)
+		}
 	}
 	if all := CheckOptions(set, ""); len(all) != 4 {
 		t.Errorf("of all apps: %v", all)
