@@ -859,8 +859,10 @@ func (a *App) share(table int, number int32) *share {
 	if staged == nil {
 		return nil
 	}
-	return &share{table: table, label: t.Label, changelog: p.changelog, writes: t.Writes.Name, staged: staged, seen: map[*agent]uint64{},
-		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0}
+	return &share{
+		table: table, label: t.Label, changelog: p.changelog, writes: t.Writes.Name, staged: staged, seen: map[*agent]uint64{},
+		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0,
+	}
 }
 
 // tablesReady goes on with the feeds of a partition number, some of whose tables were restored.

@@ -229,8 +229,10 @@ func startSim(t *testing.T, g *rand.Rand, k *simKafka, stores *mem.Stores) *simP
 	k.settle(false)
 	k.mu.Unlock()
 	table := plan.Table{Name: "counts", Label: "table counts", Guest: abi.Table{Changelog: simLog}}
-	a := &App{cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{Tables: []plan.Table{table}}, log: slog.New(slog.DiscardHandler),
-		intake: newIntake(1000), feeds: map[record.Partition][]laneFeed{}, stop: func() {}}
+	a := &App{
+		cfg: config.Config{QueueRecordsMax: 1000}, plan: &plan.Plan{Tables: []plan.Table{table}}, log: slog.New(slog.DiscardHandler),
+		intake: newIntake(1000), feeds: map[record.Partition][]laneFeed{}, stop: func() {},
+	}
 	p.app = a
 	a.tables = newTables(stores, k.logs, "group", a.plan.Tables, a.log, a.tablesReady)
 	a.tables.tuning.pause, a.tables.tuning.pauseMax = 10*time.Millisecond, 100*time.Millisecond

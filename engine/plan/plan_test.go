@@ -72,7 +72,9 @@ func showTables(out *strings.Builder, p *Plan, cfg config.Config, content string
 		var n int32
 		if rest, ok := strings.CutPrefix(line, "# exists "); ok {
 			topic, count, _ := strings.Cut(strings.TrimSpace(rest), "=")
-			fmt.Sscan(count, &n)
+			if _, err := fmt.Sscan(count, &n); err != nil {
+				fmt.Fprintf(out, "exists %s: %v\n", rest, err)
+			}
 			exist[topic] = n
 		}
 	}
