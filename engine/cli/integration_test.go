@@ -196,7 +196,7 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 		k.t.Fatal(err)
 	}
 	all := map[string]string{
-		"definitionsDir": dir, "kafkaBootstrapServers": k.broker.Addr(), "topicReplicationFactor": "1", "topicPartitions": "1",
+		"definitionsDir": dir, "dataDir": dir, "kafkaBootstrapServers": k.broker.Addr(), "topicReplicationFactor": "1", "topicPartitions": "1",
 		"brokerSessionTimeout": "6s", "brokerHeartbeatInterval": "1s", "logLevel": "info",
 	}
 	for key, v := range settings {
