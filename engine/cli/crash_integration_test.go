@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -277,4 +278,55 @@ func compareStores(t *testing.T, dirs []string, changelog []*kgo.Record, want ma
 		}
 	}
 	compareCounts(t, "the stores", whole, want)
+}
+
+// A process that was away so long that the group gave its partitions to another must not commit what it had begun: it would
+// be there twice.
+func TestZombie(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("crash-in", crashPartitions)
+	k.topic("crash-out", crashPartitions)
+	// The transaction outlives the session, so that it is the group that refuses the zombie, not the transaction's end.
+	settings := func() map[string]string {
+		return map[string]string{"dataDir": t.TempDir(), "transactionTimeout": "60s", "commitInterval": "2s"}
+	}
+	zombie := k.engine(crashApp, settings())
+	zombie.waitLog("partitions assigned")
+	const total = 6000
+	want := map[string]int{}
+	feed := func(from, to int) {
+		for i := from; i < to; i++ {
+			user := fmt.Sprintf("user-%d", i*i%crashUsers)
+			want[user]++
+			k.cl.Produce(t.Context(), &kgo.Record{Topic: "crash-in", Key: []byte(strconv.Quote(user)), Value: fmt.Appendf(nil, `{"user":%q,"i":%d}`, user, i)},
+				func(_ *kgo.Record, err error) {
+					if err != nil {
+						t.Error(err)
+					}
+				})
+		}
+		if err := k.cl.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	feed(0, total/2)
+	time.Sleep(700 * time.Millisecond) // in the middle of an epoch
+	if err := zombie.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	heir := k.engine(crashApp, settings())
+	feed(total/2, total)
+	heir.waitLog("table restored") // brokerSessionTimeout is 6 s
+	time.Sleep(time.Second)
+	if err := zombie.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	zombie.waitLog("partitions lost")
+	k.outputs(2*time.Minute, func(rs []*kgo.Record) bool { return len(rs) >= total }, "crash-out")
+	time.Sleep(4 * time.Second)
+	compareOutputs(t, k.outputs(time.Minute, atEnd(k, "crash-out"), "crash-out"), want, total)
+	if code := zombie.stop(); code != 0 {
+		t.Errorf("the zombie ended with exit code %d", code)
+	}
+	heir.stop()
 }
