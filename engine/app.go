@@ -859,9 +859,13 @@ func (a *App) share(table int, number int32) *share {
 	if staged == nil {
 		return nil
 	}
+	var span int64
+	if w := t.Guest.Window; w != nil && w.RelativeTo != "stream" {
+		span = w.Size + w.Expires
+	}
 	return &share{
 		table: table, label: t.Label, changelog: p.changelog, writes: t.Writes.Name, staged: staged, seen: map[*agent]uint64{},
-		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0,
+		ttl: t.Guest.TTL, expires: t.Guest.TTL > 0 || t.Guest.Window != nil && t.Guest.Window.Expires > 0, span: span,
 	}
 }
 

@@ -23,7 +23,8 @@ type share struct {
 	seen       map[*agent]uint64 // version when the agent's own changes were the last ones
 	expires    bool              // entries expire
 	ttl        int64             // milliseconds an entry lives after its last write; 0: no such limit
-	streamTime int64             // latest timestamp of a record that was processed in the partition
+	span       int64             // milliseconds from a window's start to its expiry, where its time is not the records'; else 0
+	streamTime int64             // latest timestamp of a record that was processed in the partition; with span, latest window written
 	expired    time.Time         // when entries were last expired
 }
 
@@ -43,6 +44,11 @@ func (l *lane) stage(f *feed, changes []record.Change) {
 		return
 	}
 	changed := make([]bool, len(f.shares))
+	for _, c := range changes {
+		if s := f.shares[c.Table]; s.span > 0 && c.Expires > 0 {
+			s.streamTime = max(s.streamTime, c.Expires-s.span)
+		}
+	}
 	for len(changes) > 0 {
 		table, n := changes[0].Table, 1
 		for n < len(changes) && changes[n].Table == table {
@@ -79,7 +85,8 @@ func (f *feed) cacheValid() uint32 {
 }
 
 // Entries expire by the time of the stream: the latest timestamp of a record that was processed in the partition. So a replay
-// of old records gives what the first pass gave, and nothing expires while nothing comes.
+// of old records gives what the first pass gave, and nothing expires while nothing comes. Windows relative to another time go by
+// that: old events that are sent today must find their windows.
 const (
 	expireEvery = time.Second // at most so often, by the clock
 	expireMax   = 10_000      // entries at a time
@@ -91,8 +98,10 @@ func (l *lane) expire(f *feed, shares []*share, b *record.Batch) error {
 		if !s.expires {
 			continue
 		}
-		for i := range b.Records {
-			s.streamTime = max(s.streamTime, b.Records[i].Timestamp)
+		if s.span == 0 {
+			for i := range b.Records {
+				s.streamTime = max(s.streamTime, b.Records[i].Timestamp)
+			}
 		}
 		if now := time.Now(); now.Sub(s.expired) >= expireEvery {
 			s.expired = now
