@@ -11,6 +11,7 @@ import (
 
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/wasmhost"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // The program of the benchmarks: what an ordinary agent does to a record.
@@ -106,6 +107,104 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
+// memoryTables is a host's side of tables: one map, whatever the table and partition.
+type memoryTables map[string][]byte
+
+func (m memoryTables) TableGet(_ int32, _ int, _ int32, key []byte) ([]byte, error) {
+	return m[string(key)], nil
+}
+
+func (memoryTables) TableScan(int32, int, int32, []byte, []byte, func(key, value []byte) bool) error {
+	return nil
+}
+
+func (memoryTables) TableInfo(int) (int32, []int32, int64, error) { return 8, []int32{0}, 0, nil }
+
+func tableProgram(operation string, table abi.Table) *abi.Program {
+	p := agent("", operation)
+	table.Name, table.KeySerializer, table.ValueSerializer = "t", "json", "json"
+	table.Default = &abi.Code{Python: "def start(): return int", File: "tables.yaml", Line: 1, Where: `table "t", defaultSelector`}
+	p.Tables = []abi.Table{table}
+	p.Ops[0].Tables = []abi.TableRef{{Name: "t", ParamName: "t"}}
+	return p
+}
+
+// BenchmarkTable is what tables add to a batch of 1,000 records: a counter for each of 1,000 keys, which the guest remembers from the
+// call before (cached) or asks the host for (uncached); without a table, and with a window, for comparison.
+func BenchmarkTable(b *testing.B) {
+	const records = 1000
+	count := `def enrich(value, t):
+    t[value["user"]] += 1
+    return value["id"]
+`
+	for _, test := range []struct {
+		name    string
+		program *abi.Program
+		valid   uint32
+	}{
+		{"none", agent("", "def enrich(value):\n    value['user']\n    return value['id']\n"), 0},
+		{"cached", tableProgram(count, abi.Table{}), 1},
+		{"uncached", tableProgram(count, abi.Table{}), 0},
+		{"window", tableProgram(count, abi.Table{Window: &abi.Window{Size: 60_000, Step: 60_000, RelativeTo: "stream"}}), 1},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			tables := memoryTables{}
+			c := load(b, test.program, wasmhost.Options{Tables: tables})
+			batch := &record.Batch{}
+			for i := range records {
+				value := fmt.Sprintf(`{"id": %d, "user": "user-%d"}`, i, i)
+				batch.Records = append(batch.Records, record.Record{Topic: "in", Offset: int64(i), Timestamp: 1, Value: []byte(value), Attempt: 1})
+			}
+			call := func() {
+				res, err := c.Call(b.Context(), 0, batch)
+				if err != nil || len(res.Outputs) != records || len(res.Changes) != records*len(test.program.Tables) {
+					b.Fatal(res.Failures, err)
+				}
+				for _, change := range res.Changes {
+					tables[string(change.Key)] = change.Value
+				}
+			}
+			call()
+			batch.CacheValid = test.valid
+			usage := startUsage()
+			for b.Loop() {
+				call()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*records), "ns/record")
+			b.ReportMetric(usage.cpu()/float64(b.N*records), "cpu-ns/record")
+		})
+	}
+}
+
+// BenchmarkTableAccess is one access in a Python loop, and the loop without it.
+func BenchmarkTableAccess(b *testing.B) {
+	const accesses = 1000
+	for name, body := range map[string]string{
+		"loop":       "n",
+		"increment":  "t['key'] += 1",
+		"get":        "t.get('key')",
+		"get-host":   "t.get(n)",
+		"set":        "t['key'] = n",
+		"dict-copy":  "d['key'] = loads(dumps(d['key'])) + 1",
+		"contains":   "'key' in t",
+		"other-part": "t.get_for_partition('key', 1)",
+	} {
+		b.Run(name, func(b *testing.B) {
+			program := tableProgram(fmt.Sprintf("from json import dumps, loads\nd = {'key': 1}\ndef enrich(value, t):\n    for n in range(%d):\n        %s\n", accesses, body), abi.Table{})
+			c := load(b, program, wasmhost.Options{Tables: memoryTables{}})
+			batch := values("1")
+			usage := startUsage()
+			for b.Loop() {
+				if res, err := c.Call(b.Context(), 0, batch); err != nil || len(res.Failures) > 0 {
+					b.Fatal(res.Failures, err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*accesses), "ns/access")
+			b.ReportMetric(usage.cpu()/float64(b.N*accesses), "cpu-ns/access")
+		})
+	}
+}
+
 // BenchmarkPrint is a log line from Python to the host.
 func BenchmarkPrint(b *testing.B) {
 	const calls = 1000
@@ -185,8 +284,12 @@ func startUsage() usage {
 }
 
 func (u usage) report(b *testing.B) {
+	b.ReportMetric(u.cpu()/float64(b.N), "cpu-ns/op")
+	b.ReportMetric(float64(startUsage().Minflt-u.Minflt)/float64(b.N), "faults/op")
+}
+
+// cpu is the processor time used since, in nanoseconds.
+func (u usage) cpu() float64 {
 	now := startUsage()
-	cpu := now.Utime.Nano() + now.Stime.Nano() - u.Utime.Nano() - u.Stime.Nano()
-	b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
-	b.ReportMetric(float64(now.Minflt-u.Minflt)/float64(b.N), "faults/op")
+	return float64(now.Utime.Nano() + now.Stime.Nano() - u.Utime.Nano() - u.Stime.Nano())
 }

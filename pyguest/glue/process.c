@@ -297,6 +297,8 @@ static inline int unit_end(unit_t *u, int rc, size_t start)
         rc = kaspr_loop_idle();
     if (rc == 0)
         rc = store_emit(u->index);
+    if (rc == 0)
+        rc = kbuf_reserve(&kaspr_result, KASPR_ENTRY_HEADER_SIZE); /* what is kept must be done */
     if (rc < 0)
         return unit_failed(u, start);
     store_keep();

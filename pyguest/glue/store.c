@@ -3,9 +3,12 @@
  *
  * A scope is one partition of one table. An entry whose era is not its scope's is not known any more: the host is asked.
  * The undo log has one item for each entry the unit in progress has written; its order is that of the unit's changes. */
+#define Py_BUILD_CORE_MODULE 1
 #include "store.h"
 
-enum { CACHE_MAX = 24 << 20, BUCKETS_MIN = 1024, ENTRY_COST = sizeof(store_entry) + 32 };
+#include "internal/pycore_pyhash.h"
+
+enum { CACHE_MAX = 8 << 20, BUCKETS_MIN = 1024, ENTRY_COST = sizeof(store_entry) + 32, OWN_MAX = 32 };
 
 typedef struct {
     uint32_t table;
@@ -32,7 +35,9 @@ static undo_t *undo;
 static size_t undo_len, undo_cap;
 static store_entry **changed; /* of the call; an entry may stand here twice */
 static size_t changed_len, changed_cap;
+static size_t bound = CACHE_MAX; /* of bytes_held: beyond it, what the call did not change is let go */
 static int32_t own = -1;
+static uint32_t own_scopes[OWN_MAX]; /* of the batch's partition, by table; 0: not looked up yet, else one more than the scope */
 
 int32_t store_own(void) { return own; }
 
@@ -73,6 +78,15 @@ static int find_scope(uint32_t table, int32_t partition, uint32_t *scope)
 
 static int scope_of(uint32_t table, int32_t partition, uint32_t *scope)
 {
+    if (partition == own && table < OWN_MAX) {
+        if (own_scopes[table] == 0) {
+            if (find_scope(table, partition, scope) < 0)
+                return -1;
+            own_scopes[table] = *scope + 1;
+        }
+        *scope = own_scopes[table] - 1;
+        return 0;
+    }
     if (find_scope(table, partition, scope) < 0)
         return -1;
     scope_t *s = &scopes[*scope];
@@ -83,19 +97,11 @@ static int scope_of(uint32_t table, int32_t partition, uint32_t *scope)
     return 0;
 }
 
+/* Keys come from strangers: the hash is a keyed one. */
 static uint32_t hash_of(uint32_t scope, const char *key, size_t len)
 {
-    uint64_t h = 0x9E3779B97F4A7C15u ^ (uint64_t)scope * 0xFF51AFD7ED558CCDu ^ len;
-    for (; len >= 8; key += 8, len -= 8) {
-        uint64_t word;
-        memcpy(&word, key, 8);
-        h = (h ^ word) * 0x9FB21C651E98DF25u;
-        h ^= h >> 32;
-    }
-    uint64_t tail = 0;
-    memcpy(&tail, key, len);
-    h = (h ^ tail) * 0x9FB21C651E98DF25u;
-    return (uint32_t)(h ^ h >> 29 ^ h >> 51);
+    uint64_t h = (uint64_t)_Py_HashBytes(key, (Py_ssize_t)len);
+    return (uint32_t)(h ^ h >> 32) ^ scope * 0x9E3779B9u;
 }
 
 static int rehash(void)
@@ -118,17 +124,55 @@ static int rehash(void)
     return 0;
 }
 
-/* The entry of a key, made when there is none; a new one is not known. */
-static store_entry *entry_of(uint32_t scope, const char *key, size_t len)
+/* Lets go of all that the running call has not changed. */
+static void shed(void)
 {
-    uint32_t h = hash_of(scope, key, len);
+    size_t n = 0;
+    for (size_t i = 0; i < changed_len; i++)
+        if (changed[i]->changed)
+            changed[n++] = changed[i];
+    changed_len = n;
+    for (size_t i = 0; i < bucket_count; i++)
+        for (store_entry **at = &buckets[i], *e; (e = *at) != NULL;) {
+            if (e->changed || e->touched) {
+                at = &e->next;
+                continue;
+            }
+            *at = e->next;
+            entry_count--;
+            bytes_held -= ENTRY_COST + (size_t)e->key_len + e->value_cap;
+            free(e->value);
+            free(e);
+        }
+    if (entry_count == 0) {
+        free(buckets);
+        buckets = NULL;
+        bucket_count = 0;
+    }
+    bound = bytes_held > CACHE_MAX / 2 ? bytes_held * 2 : CACHE_MAX;
+}
+
+static store_entry *find_entry(uint32_t h, uint32_t scope, const char *key, size_t len)
+{
     if (bucket_count > 0)
         for (store_entry *e = buckets[h & (bucket_count - 1)]; e != NULL; e = e->next)
             if (e->hash == h && e->scope == scope && (size_t)e->key_len == len && memcmp(e->key, key, len) == 0)
                 return e;
+    return NULL;
+}
+
+/* The entry of a key, made when there is none; a new one is not known. */
+static store_entry *entry_of(uint32_t scope, const char *key, size_t len)
+{
+    uint32_t h = hash_of(scope, key, len);
+    store_entry *e = find_entry(h, scope, key, len);
+    if (e != NULL)
+        return e;
+    if (bytes_held > bound)
+        shed();
     if (entry_count >= bucket_count && rehash() < 0)
         return NULL;
-    store_entry *e = malloc(sizeof *e + len);
+    e = malloc(sizeof *e + len);
     if (e == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -236,6 +280,16 @@ store_entry *store_read(uint32_t table, int32_t partition, const char *key, size
     }
     trim(&response);
     return e;
+}
+
+int store_changed_elsewhere(uint32_t table, const char *key, size_t len)
+{
+    for (uint32_t i = 0; i < scope_count; i++) {
+        const store_entry *e = scopes[i].foreign && scopes[i].table == table ? find_entry(hash_of(i, key, len), i, key, len) : NULL;
+        if (e != NULL && e->changed)
+            return 1;
+    }
+    return 0;
 }
 
 PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size_t prefix_len, const char *after, Py_ssize_t after_len)
@@ -409,19 +463,6 @@ void store_undo(void)
 
 /* ---- calls ------------------------------------------------------------------------------------------------------- */
 
-static void forget_all(void)
-{
-    for (size_t i = 0; i < bucket_count; i++)
-        for (store_entry *e = buckets[i], *next; e != NULL; e = next) {
-            next = e->next;
-            free(e->value);
-            free(e);
-        }
-    free(buckets);
-    buckets = NULL;
-    bucket_count = entry_count = bytes_held = 0;
-}
-
 void store_begin(int32_t partition, uint32_t valid)
 {
     store_undo(); /* nothing is left of a call that ended well */
@@ -429,8 +470,10 @@ void store_begin(int32_t partition, uint32_t valid)
         changed[i]->changed = 0;
     changed_len = 0;
     own = partition;
+    memset(own_scopes, 0, sizeof own_scopes);
     if (bytes_held > CACHE_MAX)
-        forget_all();
+        shed();
+    bound = CACHE_MAX;
     for (uint32_t i = 0; i < scope_count; i++) {
         scope_t *s = &scopes[i];
         if (s->foreign || (s->partition == own && (s->table >= 32 || !(valid >> s->table & 1))))

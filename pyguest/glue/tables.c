@@ -5,8 +5,9 @@
 
 #include <structmember.h>
 
-typedef struct {
+typedef struct TableObject {
     PyObject_HEAD
+    struct TableObject *base; /* the table this is a view of; NULL: it is the table itself */
     int index, key_codec, value_codec;
     int global, by_key;
     int partitions; /* 0: not asked yet */
@@ -114,6 +115,19 @@ static int32_t home(const TableObject *t, const char *key, size_t len)
     return t->by_key ? murmur2(key, len) % t->partitions : store_own();
 }
 
+/* The partition that is read for a key; -1 with an exception when it is not this record's to read. */
+static int32_t source(const TableObject *t, const char *key, size_t len)
+{
+    int32_t partition = home(t, key, len);
+    if (partition == store_own() || t->global)
+        return partition;
+    /* Its owner may be changing it right now: what could be read here would be wrong to build on. */
+    PyErr_Format(PyExc_LookupError,
+                 "table %s keeps this key in partition %d, and the record comes from partition %d: records that read a table with "
+                 "partitionBy: key must be keyed as the table is; send them on under the table's key first", name_of(t), (int)partition, (int)store_own());
+    return -1;
+}
+
 /* Writes have a place: a partition that the changelog has. */
 static int has_partition(const TableObject *t, long partition)
 {
@@ -131,20 +145,26 @@ static int has_partition(const TableObject *t, long partition)
 /* The value's bytes; *len -1 when there is none. They stay until the next use of a table. */
 static int lookup(TableObject *t, const kbuf *key, const char **value, int32_t *len)
 {
-    int32_t partition = home(t, key->data, key->len);
-    if (partition != store_own() && !t->global) {
-        /* Its owner may be changing it right now: what could be read here would be wrong to build on. */
-        PyErr_Format(PyExc_LookupError,
-                     "table %s keeps this key in partition %d, and the record comes from partition %d: records that read a table with "
-                     "partitionBy: key must be keyed as the table is; send them on under the table's key first", name_of(t), (int)partition, (int)store_own());
-        return -1;
-    }
-    store_entry *e = store_read((uint32_t)t->index, partition, key->data, key->len);
+    uint32_t index = (uint32_t)t->index;
+    int32_t partition = source(t, key->data, key->len);
+    store_entry *e = partition < 0 ? NULL : store_read(index, partition, key->data, key->len);
     if (e == NULL)
         return -1;
     *value = e->value;
     *len = e->value_len;
-    return *len < 0 && t->global ? store_others((uint32_t)t->index, key->data, key->len, value, len) : 0;
+    if (*len >= 0 || !t->global || t->by_key)
+        return 0;
+    if (!store_changed_elsewhere(index, key->data, key->len))
+        return store_others(index, key->data, key->len, value, len);
+    for (int32_t p = 0; *len < 0 && p < t->partitions; p++) {
+        if (p == store_own())
+            continue;
+        if ((e = store_read(index, p, key->data, key->len)) == NULL)
+            return -1;
+        *value = e->value;
+        *len = e->value_len;
+    }
+    return 0;
 }
 
 /* The decoded value of k; NULL without an exception when there is none. */
@@ -204,7 +224,17 @@ static int write_value(TableObject *t, PyObject *k, PyObject *v)
     return rc;
 }
 
-static PyObject *make_default(TableObject *t) { return t->factory == NULL ? NULL : PyObject_CallNoArgs(t->factory); }
+/* NULL without an exception when the table has no default. */
+static PyObject *make_default(TableObject *t)
+{
+    PyObject *factory = t->base == NULL ? t->factory : t->base->factory;
+    if (factory == NULL)
+        return NULL;
+    Py_INCREF(factory);
+    PyObject *v = PyObject_CallNoArgs(factory);
+    Py_DECREF(factory);
+    return v;
+}
 
 /* ---- the mapping ------------------------------------------------------------------------------------------------- */
 
@@ -315,15 +345,19 @@ static PyObject *object_of(int codec, PyObject *bytes)
 static PyObject *table_unkey(TableObject *t, PyObject *bytes) { return object_of(t->key_codec, bytes); }
 static PyObject *table_unvalue(TableObject *t, PyObject *bytes) { return object_of(t->value_codec, bytes); }
 
-/* _home(key bytes): the partition a key belongs to. */
-static PyObject *table_home(TableObject *t, PyObject *bytes)
+static PyObject *partition_of(TableObject *t, PyObject *bytes, int32_t (*of)(const TableObject *, const char *, size_t))
 {
     char *data;
     Py_ssize_t n;
     if (PyBytes_AsStringAndSize(bytes, &data, &n) < 0 || !usable(t))
         return NULL;
-    return PyLong_FromLong(home(t, data, (size_t)n));
+    int32_t partition = of(t, data, (size_t)n);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(partition);
 }
+
+/* _home(key bytes): the partition a key is written to; _source(key bytes): the one it is read from. */
+static PyObject *table_home(TableObject *t, PyObject *bytes) { return partition_of(t, bytes, home); }
+static PyObject *table_source(TableObject *t, PyObject *bytes) { return partition_of(t, bytes, source); }
 
 /* _read(partition, key bytes): value bytes or None. */
 static PyObject *table_read(TableObject *t, PyObject *args)
@@ -406,13 +440,32 @@ static PyObject *table_set_default(TableObject *t, PyObject *factory)
     Py_RETURN_NONE;
 }
 
-static PyObject *table_default(TableObject *t, PyObject *unused)
+/* _default(otherwise): a missing key's value, or otherwise when the table has none. */
+static PyObject *table_default(TableObject *t, PyObject *otherwise)
+{
+    PyObject *v = make_default(t);
+    return v != NULL || PyErr_Occurred() ? v : Py_NewRef(otherwise);
+}
+
+/* _view(): another object of the same class for the same table; what the class itself keeps is not set. */
+static PyObject *table_view(TableObject *t, PyObject *unused)
 {
     (void)unused;
-    PyObject *v = make_default(t);
-    if (v == NULL && !PyErr_Occurred())
-        PyErr_SetNone(PyExc_LookupError);
-    return v;
+    TableObject *v = (TableObject *)Py_TYPE(t)->tp_alloc(Py_TYPE(t), 0);
+    if (v == NULL)
+        return NULL;
+    v->base = (TableObject *)Py_NewRef(t->base == NULL ? t : t->base);
+    v->index = t->index;
+    v->key_codec = t->key_codec;
+    v->value_codec = t->value_codec;
+    v->global = t->global;
+    v->by_key = t->by_key;
+    v->partitions = t->partitions;
+    v->ttl = t->ttl;
+    v->name = Py_XNewRef(t->name);
+    v->help = Py_XNewRef(t->help);
+    v->changelog = Py_XNewRef(t->changelog);
+    return (PyObject *)v;
 }
 
 static PyMethodDef table_methods[] = {
@@ -424,6 +477,7 @@ static PyMethodDef table_methods[] = {
     {"_unkey", (PyCFunction)table_unkey, METH_O, NULL},
     {"_unvalue", (PyCFunction)table_unvalue, METH_O, NULL},
     {"_home", (PyCFunction)table_home, METH_O, NULL},
+    {"_source", (PyCFunction)table_source, METH_O, NULL},
     {"_read", (PyCFunction)table_read, METH_VARARGS, NULL},
     {"_write", (PyCFunction)table_write, METH_VARARGS, NULL},
     {"_page", (PyCFunction)table_page, METH_VARARGS, NULL},
@@ -433,7 +487,8 @@ static PyMethodDef table_methods[] = {
     {"_own", (PyCFunction)table_own, METH_NOARGS, NULL},
     {"_time", (PyCFunction)table_time, METH_NOARGS, NULL},
     {"_set_default", (PyCFunction)table_set_default, METH_O, NULL},
-    {"_default", (PyCFunction)table_default, METH_NOARGS, NULL},
+    {"_default", (PyCFunction)table_default, METH_O, NULL},
+    {"_view", (PyCFunction)table_view, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -471,12 +526,14 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int table_traverse(TableObject *t, visitproc visit, void *arg)
 {
     Py_VISIT(t->factory);
+    Py_VISIT(t->base);
     return 0;
 }
 
 static int table_clear(TableObject *t)
 {
     Py_CLEAR(t->factory);
+    Py_CLEAR(t->base);
     return 0;
 }
 

@@ -4,7 +4,7 @@
 
 #include "kaspr.h"
 
-/* One key of one partition of one table. Valid until the next store_begin. */
+/* One key of one partition of one table. Valid until the next store_read, store_write or store_begin. */
 typedef struct store_entry {
     struct store_entry *next; /* in its bucket */
     uint32_t hash, scope;
@@ -23,10 +23,12 @@ void store_begin(int32_t partition, uint32_t valid);
 /* Partition number of the running batch. */
 int32_t store_own(void);
 
-/* The entry of a key, with its value known; NULL with an exception. It moves with the next write of the key. */
+/* The entry of a key, with its value known; NULL with an exception. */
 store_entry *store_read(uint32_t table, int32_t partition, const char *key, size_t len);
 /* The value of a key in the partitions of this process that are not the batch's; *value_len -1: none. Until the next read. */
 int store_others(uint32_t table, const char *key, size_t len, const char **value, int32_t *value_len);
+/* Whether this call changed the key in a partition that is not the batch's. */
+int store_changed_elsewhere(uint32_t table, const char *key, size_t len);
 /* value_len -1 deletes. 0, or -1 with an exception and nothing changed. */
 int store_write(uint32_t table, int32_t partition, const char *key, size_t len, const char *value, int32_t value_len, int64_t expires);
 

@@ -4,6 +4,7 @@ access to other partitions, and windows.
 A read decodes the stored bytes anew and a write encodes at once, so an object that was read or written is never the table's.
 """
 
+import inspect as _inspect
 import time as _time
 from datetime import datetime as _datetime, timezone as _timezone
 
@@ -172,68 +173,123 @@ def _milliseconds(moment):
     return round(moment * 1000)
 
 
+def _now():
+    return round(_time.time() * 1000)
+
+
 class WindowedTable(Table):
-    """A table with a value for each key and window. The windows that cover a moment count; which moment, relative_to says."""
+    """A table with a value for each key and window, as of a moment: reads are of the newest window that covers it, changes of all
+    that do. The moment is what the manifest says; relative_to and its siblings give the same table as of another one."""
 
     __slots__ = ("_size", "_step", "_expires", "_moment")
 
-    def _windows(self, moment):
-        """Starts of the windows that cover the moment, oldest first."""
-        start = moment // self._step * self._step
-        starts = []
-        while start > moment - self._size:
-            starts.append(start)
-            start -= self._step
-        return starts[::-1]
-
-    def _at(self, moment=None):
-        return _Windows(self, self._moment if moment is None else moment)
-
-    # The table itself is its windows at the moment the manifest says.
-
-    def __getitem__(self, key):
-        return _Cell(self._at(), key)
-
-    def __setitem__(self, key, value):
-        self._at()[key] = value
-
-    def __delitem__(self, key):
-        del self._at()[key]
-
-    def __contains__(self, key):
-        return key in self._at()
-
-    def get(self, key, default=_missing):
-        return self._at().get(key, default)
-
-    def pop(self, key, default=_missing):
-        return self._at().pop(key, default)
-
-    def setdefault(self, key, default=None):
-        return self._at().setdefault(key, default)
+    def _as_of(self, moment):
+        view = self._view()
+        view._size, view._step, view._expires, view._moment = self._size, self._step, self._expires, moment
+        return view
 
     def relative_to_now(self):
         """The table as of the clock."""
-        return self._at(_now)
+        return self._as_of(_now)
 
     def relative_to_stream(self):
         """The table as of the record's timestamp."""
-        return self._at(self._time)
+        return self._as_of(self._time)
 
     def relative_to(self, moment):
         """The table as of a moment: seconds, datetime, ISO text, or a function without arguments that gives one."""
         if callable(moment):
-            return self._at(lambda: _milliseconds(moment()))
+            return self._as_of(lambda: _milliseconds(moment()))
         fixed = _milliseconds(moment)
-        return self._at(lambda: fixed)
+        return self._as_of(lambda: fixed)
 
-    # Scans show the newest window that covers the moment.
+    # Stored keys are those of the user and 8 bytes: the start of the window in milliseconds, big endian.
+
+    def _starts(self, moment):
+        """The windows that cover the moment, oldest first."""
+        return range(((moment - self._size) // self._step + 1) * self._step, moment + 1, self._step)
+
+    def _newest(self, moment):
+        return (moment - moment % self._step).to_bytes(8, "big", signed=True)
+
+    def _at(self, key, moment):
+        """The value in the newest window that covers the moment, or _missing."""
+        raw = self._key(key)
+        value = self._read(self._source(raw), raw + self._newest(moment))
+        return _missing if value is None else self._unvalue(value)
+
+    def _put(self, partition, raw, start, value):
+        expires = max(1, start + self._size + self._expires) if self._expires and value is not None else 0
+        self._write(partition, raw + start.to_bytes(8, "big", signed=True), value, expires)
+
+    def _put_all(self, partition, raw, value):
+        for start in self._starts(self._moment()):
+            self._put(partition, raw, start, value)
+
+    def _change(self, key, change):
+        """Gives each window the value that change makes of its own, or of _missing."""
+        raw = self._key(key)
+        partition = self._source(raw)
+        values = []
+        for start in self._starts(self._moment()):
+            old = self._read(partition, raw + start.to_bytes(8, "big", signed=True))
+            value = change(_missing if old is None else self._unvalue(old))
+            if value is not _missing:
+                values.append((start, self._value(value)))
+        for start, value in values:
+            self._put(partition, raw, start, value)
+
+    # -- the mapping
+
+    def __getitem__(self, key):
+        return _Cell(self, key)
+
+    def __setitem__(self, key, value):
+        if isinstance(value, _Cell):
+            if value._done and value._table is self and value._key is key:
+                value._done = False  # the second half of t[key] += x, which is done already
+                return
+            value = value.value()
+        raw = self._key(key)
+        self._put_all(self._home(raw), raw, self._value(value))
+
+    def __delitem__(self, key):
+        raw = self._key(key)
+        self._put_all(self._home(raw), raw, None)
+
+    def __contains__(self, key):
+        return self._at(key, self._moment()) is not _missing
+
+    def get(self, key, default=_missing):
+        value = self._at(key, self._moment())
+        if value is not _missing:
+            return value
+        return self._default(None) if default is _missing else default
+
+    def pop(self, key, default=_missing):
+        value = self._at(key, self._moment())
+        if value is not _missing:
+            del self[key]
+            return value
+        value = self._default(_missing) if default is _missing else default
+        if value is _missing:
+            raise KeyError(key)
+        return value
+
+    def setdefault(self, key, default=_missing):
+        value = self._at(key, self._moment())
+        if value is _missing:
+            value = self._default(None) if default is _missing else default
+        self._change(key, lambda old: value if old is _missing else _missing)
+        return value
+
+    # -- scans and other partitions
 
     def _entries(self, partitions=None, prefix=b""):
-        start = self._windows(self._moment())[-1].to_bytes(8, "big", signed=True)
+        start = self._newest(self._moment())
         for partition in self._partitions() if partitions is None else partitions:
             for key, value in self._scan(partition, prefix):
-                if key[-8:] == start:
+                if key[-8:] == start and len(key) >= len(prefix) + 8:
                     yield key[:-8], value
 
     def _keys(self):
@@ -260,117 +316,36 @@ class WindowedTable(Table):
             yield self._unkey(key), self._unvalue(value)
 
     def get_for_partition(self, key, partition):
-        start = self._windows(self._moment())[-1]
-        value = self._read(partition, self._key(key) + start.to_bytes(8, "big", signed=True))
+        value = self._read(partition, self._key(key) + self._newest(self._moment()))
         return None if value is None else self._unvalue(value)
 
     def update_for_partition(self, other=None, /, *, partition, **more):
         for key, value in _items_of(other, more):
-            self._put(partition, self._key(key), self._windows(self._moment()), self._value(value))
+            self._put_all(partition, self._key(key), self._value(value))
 
     def del_for_partition(self, key, partition):
-        self._put(partition, self._key(key), self._windows(self._moment()), None)
-
-    def _put(self, partition, raw, starts, value):
-        for start in starts:
-            expires = 0 if value is None or not self._expires else max(1, start + self._size + self._expires)
-            self._write(partition, raw + start.to_bytes(8, "big", signed=True), value, expires)
-
-
-def _now():
-    return round(_time.time() * 1000)
-
-
-class _Windows:
-    """A windowed table as of a moment."""
-
-    __slots__ = ("_table", "_moment")
-
-    def __init__(self, table, moment):
-        self._table, self._moment = table, moment
-
-    def _value(self, key, moment):
-        """The value in the newest window that covers the moment, or _missing."""
-        table = self._table
-        raw = table._key(key)
-        value = table._read(table._home(raw), raw + table._windows(moment)[-1].to_bytes(8, "big", signed=True))
-        return _missing if value is None else table._unvalue(value)
-
-    def __getitem__(self, key):
-        return _Cell(self, key)
-
-    def __setitem__(self, key, value):
-        if isinstance(value, _Cell) and value._stored:
-            value._stored = False  # the second half of t[key] += x, which is done already
-            return
-        if isinstance(value, _Cell):
-            value = value.value()
-        table = self._table
-        raw = table._key(key)
-        table._put(table._home(raw), raw, table._windows(self._moment()), table._value(value))
-
-    def __delitem__(self, key):
-        table = self._table
-        raw = table._key(key)
-        table._put(table._home(raw), raw, table._windows(self._moment()), None)
-
-    def __contains__(self, key):
-        return self._value(key, self._moment()) is not _missing
-
-    def get(self, key, default=_missing):
-        value = self._value(key, self._moment())
-        if value is not _missing:
-            return value
-        return self._default(None) if default is _missing else default
-
-    def _default(self, otherwise):
-        try:
-            return self._table._default()
-        except LookupError:
-            return otherwise
-
-    def pop(self, key, default=_missing):
-        value = self._value(key, self._moment())
-        if value is not _missing:
-            del self[key]
-            return value
-        value = self._default(_missing) if default is _missing else default
-        if value is _missing:
-            raise KeyError(key)
-        return value
-
-    def setdefault(self, key, default=None):
-        value = self._value(key, self._moment())
-        if value is not _missing:
-            return value
-        if default is None:
-            default = self._default(None)
-        self[key] = default
-        return default
-
-    def __repr__(self):
-        return f"<windows of table {self._table.name}>"
+        self._put_all(partition, self._key(key), None)
 
 
 class _Cell:
     """t[key] of a windowed table: its value in the windows that cover the moment. Where a value is wanted, it is its value."""
 
-    __slots__ = ("_windows", "_key", "_stored")
+    __slots__ = ("_table", "_key", "_done")
 
-    def __init__(self, windows, key):
-        self._windows, self._key, self._stored = windows, key, False
+    def __init__(self, table, key):
+        self._table, self._key, self._done = table, key, False
 
     def _at(self, moment):
-        value = self._windows._value(self._key, moment)
+        value = self._table._at(self._key, moment)
         if value is _missing:
-            value = self._windows._default(_missing)
+            value = self._table._default(_missing)
         if value is _missing:
             raise KeyError(self._key)
         return value
 
     def value(self):
         """In the newest window that covers the moment of the table."""
-        return self._at(self._windows._moment())
+        return self._at(self._table._moment())
 
     def now(self):
         """In the window of the clock."""
@@ -378,30 +353,29 @@ class _Cell:
 
     def current(self):
         """In the window of the record's timestamp."""
-        return self._at(self._windows._table._time())
+        return self._at(self._table._time())
 
     def delta(self, seconds):
         """In the window that many seconds before the moment of the table; a timedelta will do."""
         if hasattr(seconds, "total_seconds"):
             seconds = seconds.total_seconds()
-        return self._at(self._windows._moment() - round(seconds * 1000))
+        return self._at(self._table._moment() - round(seconds * 1000))
 
     def get(self, default=None):
-        value = self._windows._value(self._key, self._windows._moment())
+        value = self._table._at(self._key, self._table._moment())
         return default if value is _missing else value
 
     def _apply(self, operation, operand):
         """Each window that covers the moment has a value of its own to change."""
-        table = self._windows._table
-        raw = table._key(self._key)
-        partition = table._home(raw)
-        for start in table._windows(self._windows._moment()):
-            old = table._read(partition, raw + start.to_bytes(8, "big", signed=True))
-            old = self._windows._default(_missing) if old is None else table._unvalue(old)
-            if old is _missing:
+        def change(value):
+            if value is _missing:
+                value = self._table._default(_missing)
+            if value is _missing:
                 raise KeyError(self._key)
-            table._put(partition, raw, (start,), table._value(operation(old, operand)))
-        self._stored = True
+            return operation(value, operand)
+
+        self._table._change(self._key, change)
+        self._done = True
         return self
 
     def __json__(self):
@@ -451,12 +425,11 @@ def _delegate():
         function = getattr(operator, f"__{name}__")
         binary(name, function)
         reflected(name, function)
-        in_place(name, function)
+        in_place(name, getattr(operator, f"__i{name}__"))
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem", "contains"):
         binary(name, getattr(operator, name))
-    for name, function in {"neg": operator.neg, "pos": operator.pos, "abs": abs, "int": int, "float": float, "index": operator.index,
-                           "len": len, "iter": iter, "round": round}.items():
-        unary(name, function)
+    for function in (operator.neg, operator.pos, operator.abs, operator.index, int, float, len, iter, round):
+        unary(function.__name__, function)
 
 
 _delegate()
@@ -518,8 +491,21 @@ def make(program):
     return made
 
 
+def _settled(value):
+    """A selector may be async, but has nothing to wait for: it is called in the middle of an access."""
+    if not _inspect.iscoroutine(value):
+        return value
+    try:
+        value.send(None)
+    except StopIteration as exc:
+        return exc.value
+    value.close()
+    raise TypeError("the selector of a table waits for something")
+
+
 def set_default(table, made):
     """made is what defaultSelector gave: a class or another callable, or the value itself."""
+    made = _settled(made)
     if callable(made):
         table._set_default(made)
         return
@@ -529,4 +515,4 @@ def set_default(table, made):
 
 def set_selector(table, function, value_of):
     """relativeTo custom: function gives a record's moment; value_of the value of the record in progress."""
-    table._moment = lambda: _milliseconds(function(value_of()))
+    table._moment = lambda: _milliseconds(_settled(function(value_of())))

@@ -1,10 +1,11 @@
 """Tables in a guest, against a model of the host's side (guest.Tables). See spec numbers in the comments: table.md."""
 
 import json
+import random
 import unittest
 
 from guest import OP_TABLE_GET, Record, Tables, table
-from test_glue import Case
+from test_glue import WASM, Case, js
 
 HOUR = 3_600_000
 
@@ -108,6 +109,43 @@ class Mapping(TableCase):
         bad = self.problems([("map", "def f(v, t): return v")], tables=[table(default="def d(x): return 1")])
         self.assertIn("d is called with nothing", bad[0]["message"])
 
+    def test_a_default_that_raises(self):
+        # LookupError is what an absent default was once told by.
+        for window in (None, {"size": HOUR, "step": HOUR, "relativeTo": "stream"}):
+            g, host = self.tables("def f(v, t): return t.get('x')", table(default="def d():\n  def make(): raise LookupError('mine')\n  return make", window=window))
+            f = self.failure(g.process(user(0)))
+            self.assertEqual((f.type, f.message), ("LookupError", "mine"))
+            self.assertIn("table.yaml:6, in make", f.traceback)
+
+    def test_async_code(self):
+        g, host = self.tables("import asyncio\nasync def f(v, t):\n  t['n'] += v\n  await asyncio.sleep(0)\n  t['n'] += v\n  if v == 2: raise ValueError\n  return t['n']",
+                              table(default="async def d(): return int"))
+        r = g.process(user(1, 2, 3))
+        self.assertEqual([json.loads(o.value) for o in r.outputs], [2, 8])
+        bad = self.problems([("map", "def f(v, t): return v")], tables=[table(default="import asyncio\nasync def d():\n  await asyncio.sleep(0)\n  return int")])
+        self.assertIn("waits for something", bad[0]["message"])
+
+    def test_generators_and_later_operations(self):
+        tables = (table(default="def d(): return int"),)
+        g = self.guest([("map", "def f(v, t):\n  for i in range(v):\n    t['n'] += 1\n    yield t['n']"), ("filter", "def f(v, t): return t['n'] % 2"),
+                        {"topicSend": {"topic": "side", "keySelector": "def k(v, t): return f\"{v}/{t['n']}\""}, "passThrough": True}], tables=tables)
+        host = Tables(g)
+        r = g.process(user(3))
+        host.apply(r)
+        self.assertEqual([(o.topic or o.index, o.key, o.value) for o in r.outputs if o.key], [("side", b'"1/1"', b"1"), ("side", b'"3/3"', b"3")])
+        self.assertEqual(host.of(0, 0), {b'"n"': b"3"})
+
+    def test_several_tables(self):
+        g, host = self.tables("def f(v, a, b):\n  a[v] = 'a'\n  b[v] = 'b'\n  return [a[v], b[v], a is context['app'].tables['a'], a == b, bool(a), repr(a)]",
+                              table("a"), table("b", keySerializer="raw"))
+        self.assertEqual(self.outputs(g, host, "k"), [["a", "b", True, False, True, "<table a>"]])
+        self.assertEqual((host.of(0, 0), host.of(1, 0)), ({b'"k"': b'"a"'}, {b"k": b'"b"'}))
+
+    def test_compact_values_exact_keys(self):
+        g, host = self.tables("def f(v, t): t[1, 2] = {'a': [1, 2]}", jsonExact=False)
+        r = g.process(user(0))
+        self.assertEqual([(c.key, c.value) for c in r.changes], [(b"[1, 2]", b'{"a":[1,2]}')])
+
     def test_operation_without_its_parameter(self):
         bad = self.problems([("map", "def f(v): return v")], tables=[table()])
         self.assertIn("t=", bad[0]["message"])
@@ -181,11 +219,47 @@ class Partitions(TableCase):
         self.assertEqual(self.values(r), [k.decode() if murmur2(k) % 4 == 0 else f"table t keeps this key in partition {murmur2(k) % 4}, "[:39] for k in keys])
         self.assertEqual([0 if c.partition < 0 else c.partition for c in r.changes], [murmur2(k) % 4 for k in keys])
 
+    def test_windows_by_key(self):
+        g, host = self.tables("""def f(v, t):
+  out = []
+  for step in (lambda: t[v].value(), lambda: t.get(v, 0), lambda: v in t, lambda: t.setdefault(v, 1), lambda: t.__getitem__(v).__iadd__(1)):
+    try: out.append(repr(step()))
+    except LookupError as e: out.append(type(e).__name__)
+  t[v] = 5
+  return out""", table(partitionByKey=True, window={"size": HOUR, "step": HOUR, "relativeTo": "stream"}))
+        r = g.process(user("a", "ab", "abc"))
+        away = [murmur2(json.dumps(k).encode()) % 4 for k in ("a", "ab", "abc")]
+        self.assertTrue(0 in away and any(away), away)
+        self.assertEqual(self.values(r), [["LookupError"] * 5 if p else ["KeyError", "0", "False", "1", "2"] for p in away])
+        self.assertEqual([max(c.partition, 0) for c in r.changes], away)
+
     def test_global(self):  # 5.2
         g, host = self.tables("def f(v, t):\n  t['own'] = 1\n  return [t['own'], t['far'], 'far' in t, t.get('none'), len(t)]", table(**{"global": True}))
         host.of(0, 2)[b'"far"'] = b"2"
         host.of(0, 0)
         self.assertEqual(self.outputs(g, host, 0), [[1, 2, True, None, 2]])
+
+    def test_global_sees_what_the_record_wrote_elsewhere(self):
+        g, host = self.tables("""def f(v, t):
+  t.update_for_partition({'new': 1, 'far': 3}, partition=2)
+  t.del_for_partition('old', 1)
+  return [t['new'], t['far'], t.get('old'), 'old' in t]""", table(**{"global": True}))
+        host.of(0, 2)[b'"far"'] = b"2"
+        host.of(0, 1)[b'"old"'] = b"2"
+        self.assertEqual(self.outputs(g, host, 0), [[1, 3, None, False]])
+
+    def test_own_partition_by_number(self):
+        g, host = self.tables("def f(v, t):\n  t.update_for_partition(x=1, partition=1)\n  return [t['x'], t.get_for_partition('x', 1)]")
+        r = g.process(user(0, partition=1))
+        self.assertEqual(self.values(r), [[1, 1]])
+        self.assertEqual([c.partition for c in r.changes], [-1])
+
+    def test_a_list_that_failed(self):
+        g, host = self.tables("def f(vs, t):\n  for v in vs:\n    t['n'] = t.get('n', 0) + 1\n    if v == 'bad': raise ValueError\n  return t['n']")
+        self.assertEqual(g.process(user("a", "bad"), take=True).changes, [])
+        r = g.process([Record(b"{")] + user("a", "b"), take=True, valid=1)
+        self.assertEqual([json.loads(o.value) for o in r.outputs], [2])
+        self.assertEqual([(c.unit, c.value) for c in r.changes], [(0, b"2")])
 
     def test_take(self):
         g, host = self.tables("def f(vs, t):\n  for v in vs: t[v] += 1\n  return sorted(t.items())", table(default="def d(): return int"))
@@ -234,7 +308,6 @@ class Failures(TableCase):
         g, host = self.tables("def f(v, t):\n  t['n'] = v\n  if v == 1: raise ValueError\n  return v")
         r = g.process(user(1))
         host.apply(r)
-        g, host2 = g, host
         self.assertEqual(g.process(user(1)).changes, [])
         self.assertEqual(host.of(0, 0), {})
 
@@ -281,7 +354,92 @@ def f(v, t):
         self.assertEqual(self.outputs(g, host, 0), [[6, 6]])
 
 
+class Model(TableCase):
+    """Whatever happens in whatever order, a table is the dict of what was encoded, minus what failed."""
+
+    SOURCE = """def f(v, t):
+  out = []
+  for op, k, x in v:
+    if op == 'set': t[k] = x
+    elif op == 'add': t[k] = (t.get(k) or 0) + x
+    elif op == 'del': del t[k]
+    elif op == 'pop': out.append(t.pop(k, 'none'))
+    elif op == 'get': out.append(t.get(k, 'none'))
+    elif op == 'in': out.append(k in t)
+    elif op == 'items': out.append([list(i) for i in t.prefix_scan(k, partition=context['event'].message.partition)])
+    elif op == 'fill':
+      for i in range(x): t.get(f'{k}/{i:05000}')
+    else: raise ValueError
+  return out"""
+
+    def run_model(self, t, ops, keys):
+        out = []
+        for op, k, x in ops:
+            if op in ("set", "add"):
+                t[k] = x if op == "set" else (t.get(k) or 0) + x
+            elif op == "del":
+                t.pop(k, None)
+            elif op == "pop":
+                out.append(t.pop(k, "none"))
+            elif op == "get":
+                out.append(t.get(k, "none"))
+            elif op == "in":
+                out.append(k in t)
+            elif op == "items":
+                out.append([[i, t[i]] for i in sorted(t) if i.startswith(k)])
+            elif op == "fail":
+                return None
+        return out
+
+    def test_random_histories(self):
+        for seed in range(6):
+            rnd = random.Random(seed)
+            g, host = self.tables(self.SOURCE, page=rnd.choice([1, 3, 1000]))
+            keys = [f"{a}{b}" for a in "xyz" for b in range(rnd.choice([2, 20]))]
+            models = {0: {}, 1: {}}
+            valid = {0: 0, 1: 0}
+            for _ in range(30):
+                partition = rnd.randrange(2)
+                model, batch, want = models[partition], [], []
+                for _ in range(rnd.randrange(1, 8)):
+                    ops = [(rnd.choice(["set", "set", "add", "del", "pop", "get", "get", "in", "items"]), rnd.choice(keys), rnd.randrange(100)) for _ in range(rnd.randrange(1, 12))]
+                    ops = [(op, k[:1] if op == "items" else k, x) for op, k, x in ops]
+                    if rnd.random() < 0.2:
+                        ops.append(("fail", "", 0))
+                    if rnd.random() < 0.05:
+                        ops.insert(0, ("fill", "far", 2000))  # more than is remembered
+                    trial = dict(model)
+                    got = self.run_model(trial, ops, keys)
+                    if got is not None:
+                        model.clear()
+                        model.update(trial)
+                        want.append(got)
+                    batch.append(ops)
+                r = g.process(user(*batch, partition=partition), valid=valid[partition])
+                self.assertEqual([json.loads(o.value) for o in r.outputs], want, seed)
+                host.apply(r, partition)
+                self.assertEqual({json.loads(k): json.loads(v) for k, v in host.of(0, partition).items()}, model, seed)
+                valid[partition] = 1
+                if rnd.random() < 0.2:  # somebody else writes
+                    key = rnd.choice(keys)
+                    model[key] = 1000
+                    host.of(0, partition)[json.dumps(key).encode()] = b"1000"
+                    valid[partition] = 0
+
+
 class Cache(TableCase):
+    def test_what_is_remembered_is_bounded(self):
+        # 2 MB a read: without a bound the call would need 400 MB.
+        g, host = self.tables("def f(v, t):\n  t['mine'] = 'm'\n  n = sum(len(t[k]) for k in range(200))\n  t['mine'] += 'n'\n  return [n, t['mine'], resident()]",
+                              init="def resident():\n  try: return int(open('/proc/self/statm').read().split()[1]) * 4096\n  except OSError: return 0")
+        value = b'"' + b"v" * (2 << 20) + b'"'
+        for i in range(200):
+            host.of(0, 0)[str(i).encode()] = value
+        (n, mine, resident), = self.outputs(g, host, 0)
+        self.assertEqual((n, mine), (200 * (2 << 20), "mn"))
+        self.assertLess(resident, 200 << 20)
+        self.assertEqual(host.of(0, 0)[b'"mine"'], b'"mn"')
+
     def test_the_host_is_asked_once(self):
         g, host = self.tables("def f(v, t):\n  t[v] = t.get(v, 0) + 1\n  return t[v]")
         host.of(0, 0)[b'"a"'] = b"41"
@@ -386,7 +544,139 @@ class Windows(TableCase):
         self.assertEqual(self.outputs(g, host, 1, 2), [{"all": [1], "n": 1, "first": 1, "text": "[1]"}, {"all": [1, 2], "n": 2, "first": 1, "text": "[1, 2]"}])
 
 
+    def test_setdefault_fills_what_is_missing(self):
+        g, host = self.tables("def f(v, t): return [t.setdefault('a', v), t.setdefault('n', None), t.pop('a') if v == 3 else 0]",
+                              table(default="def d(): return int", window={"size": HOUR, "step": HOUR // 2, "relativeTo": "stream"}))
+        half = HOUR // 2
+        self.assertEqual(self.outputs(g, host, 1, at=10 * HOUR), [[1, None, 0]])
+        self.assertEqual(self.outputs(g, host, 2, at=10 * HOUR + half), [[2, None, 0]])
+        self.assertEqual({int.from_bytes(k[-8:], "big") / HOUR: v for k, v in host.of(0, 0).items() if k.startswith(b'"a"')}, {9.5: b"1", 10: b"1", 10.5: b"2"})
+        self.assertEqual(self.outputs(g, host, 3, at=10 * HOUR + half), [[2, None, 2]])
+        self.assertEqual([int.from_bytes(k[-8:], "big") / HOUR for k in host.of(0, 0) if k.startswith(b'"a"')], [9.5])
+
+    def test_views_are_whole_tables(self):
+        g, host = self.tables("""def f(v, t):
+  old = t.relative_to(7200)
+  old['a'] += 1
+  old['a'] += 1
+  old.update({'b': 5})
+  t['a'] = 9
+  return [list(old.items()), len(old), 'b' in old, 'b' in t, list(t), list(old.prefix_scan('b')), old.pop('b'), old['a'].value(), t['a'].value(),
+          t.relative_to_stream()['a'].value(), t.relative_to(lambda: '1970-01-01T02:10:00+00:00').get('a'), old.name, kept['a'].value(),
+          old.get_for_partition('a', 0), t['a'].delta(3 * 3600), list(old.items_for_partition(0)), [old.update_for_partition(q=1, partition=0), old['q'].value()][1]]""",
+                              table(default="def d(): return int", window={"size": HOUR, "step": HOUR, "relativeTo": "stream"}), init="kept = context['app'].tables['t'].relative_to(7200)")
+        self.assertEqual(self.outputs(g, host, 0, at=5 * HOUR), [[[["a", 2], ["b", 5]], 2, True, False, ["a"], [["b", 5]], 5, 2, 9, 9, 2, "t", 2, 2, 2, [["a", 2]], 1]])
+
+    def test_a_cell_in_a_variable(self):
+        g, host = self.tables("""def f(v, t):
+  row = t['a']
+  row += 5
+  t['b'] = row
+  t['b'] = t['b']
+  row -= 1
+  t['list'] = [1]
+  t['list'] += (2,)
+  try: t['a'][0] = 1
+  except TypeError: row *= 2
+  return [t['a'], t['b'], row, t['list'], sum(t['list']), max(t['list']), [*t['list']], round(t['a'] / 3, 1), -t['a'], hash(t['b']) == hash(5), t['a'] if t['a'] else 0,
+          f"{t['a']:03}", str(t['b']), t['a'] == t['a'], t['list'].count(2), divmod(int(t['a']), 3), t['a'].get(), t['none'].get(7), {'x': t['b']}]""",
+                              table(default="def d(): return int", window={"size": HOUR, "step": HOUR, "relativeTo": "stream"}))
+        self.assertEqual(self.outputs(g, host, 0), [[8, 5, 8, [1, 2], 3, 2, [1, 2], 2.7, -8, True, 8, "008", "5", True, 1, [2, 2], 8, 7, {"x": 5}]])
+
+    def test_windows_without_a_value(self):
+        g, host = self.tables("""def f(v, t):
+  out = []
+  for step in (lambda: t['a'].value(), lambda: t['a'] + 1, lambda: str(t['a']), lambda: t['a'].now(), lambda: t.pop('a'), lambda: t['a'].delta(5)):
+    try: out.append(step())
+    except KeyError as e: out.append(e.args[0])
+  try: t['a'] += 1
+  except KeyError as e: out.append('no ' + e.args[0])
+  del t['a']
+  return out + [t.get('a'), t['a'].get(), 'a' in t]""", table(window={"size": HOUR, "step": HOUR // 4, "relativeTo": "stream"}))
+        self.assertEqual(self.outputs(g, host, 0, at=HOUR), [["a"] * 6 + ["no a", None, None, False]])
+
+    def test_late_records(self):
+        # A record whose windows have expired changes them all the same; the expiry in the past has the owner delete them again.
+        g, host = self.tables("def f(v, t):\n  t['a'] += 1\n  return t['a']", table(default="def d(): return int", window={"size": HOUR, "step": HOUR, "expires": HOUR, "relativeTo": "stream"}))
+        self.assertEqual(self.outputs(g, host, 0, at=100 * HOUR), [1])
+        r = g.process(user(0, at=2 * HOUR))
+        self.assertEqual(self.values(r), [1])
+        self.assertEqual([(c.key, c.expires) for c in r.changes], [(self.key("a", 2 * HOUR), 4 * HOUR)])
+        r = g.process(user(0, at=-1))  # Kafka's "no timestamp"
+        self.assertEqual((self.values(r), [c.expires for c in r.changes]), ([1], [HOUR]))
+
+    def test_prefixes_end_before_the_window(self):
+        g, host = self.tables("def f(v, t):\n  t['a'] = b'1'\n  return [len(list(t.prefix_scan('a'))), len(list(t.prefix_scan(b'a\\0')))]",
+                              table(keySerializer="raw", valueSerializer="raw", window={"size": HOUR, "step": HOUR, "relativeTo": "stream"}))
+        self.assertEqual(self.outputs(g, host, 0), [[1, 0]])
+
+    def test_a_failed_record_changes_no_window(self):
+        g, host = self.tables("def f(v, t):\n  t['a'] += v\n  if v == 2: raise ValueError\n  return t['a']",
+                              table(default="def d(): return int", window={"size": HOUR, "step": HOUR // 2, "relativeTo": "stream"}))
+        r = g.process(user(1, 2, 3))
+        self.assertEqual([json.loads(o.value) for o in r.outputs], [1, 4])
+        self.assertEqual([(c.unit, c.value) for c in r.changes], [(0, b"1"), (0, b"1"), (2, b"4"), (2, b"4")])
+
+    def test_moments(self):
+        g, host = self.tables("""from datetime import datetime, timezone, timedelta
+def f(v, t):
+  t.relative_to(3600)['a'] = 1
+  out = [t.relative_to(m).get('a', 0) for m in (3600.5, datetime(1970, 1, 1, 1), datetime(1970, 1, 1, 2, tzinfo=timezone(timedelta(hours=1))), '1970-01-01T01:59:59Z', 7200)]
+  out.append(t.relative_to(7200)['a'].delta(timedelta(hours=1)))
+  for bad in (None, True, 'soon', [1]):
+    try: out.append(t.relative_to(bad))
+    except Exception as e: out.append(type(e).__name__)
+  return out""", table(window={"size": HOUR, "step": HOUR, "relativeTo": "stream"}))
+        self.assertEqual(self.outputs(g, host, 0), [[1, 1, 1, 1, 0, 1, "TypeError", "TypeError", "ValueError", "TypeError"]])
+
+
 class Hostile(TableCase):
+    def test_patched_classes(self):
+        g, host = self.tables("""def f(v, t):
+  cls = type(t)
+  if v == 0:
+    cls._scan = lambda *a: 5
+    cls.__getitem__ = lambda self, k: 'mine'
+    return t['x']
+  if v == 1: return len(t)
+  if v == 2:
+    del cls.__getitem__
+    t['x'] = 1
+    return t['x']
+  import _kaspr
+  _kaspr.Table.get = None""")
+        r = g.process(user(0, 1, 2, 3, 2))
+        self.assertEqual([json.loads(o.value) for o in r.outputs], ["mine", 1])
+        self.assertEqual([(f.unit, f.type) for f in r.failures], [(1, "TypeError"), (3, "TypeError"), (4, "AttributeError")])
+
+    def test_huge_keys_and_values(self):
+        g, host = self.tables("def f(v, t):\n  k = 'k' * v\n  t[k] = k\n  out = [len(t[k]), k in t, len(list(t)[0])]\n  del t[k]\n  return out + [k in t]")
+        self.assertEqual(self.outputs(g, host, 5_000_000), [[5_000_000, True, 5_000_000, False]])
+
+    def test_a_table_in_a_scan_that_outlives_its_record(self):
+        g, host = self.tables("""kept = None
+def f(v, t):
+  global kept
+  if kept is None:
+    kept = iter(t)
+    return next(kept)
+  t['new'] = 1
+  return list(kept)""", page=1)
+        host.of(0, 0).update({b'"a"': b"1", b'"b"': b"2", b'"c"': b"3"})
+        self.assertEqual(self.outputs(g, host, 0, 1), ["a", ["b", "c", "new"]])
+
+    def test_from_a_destructor_after_the_record(self):
+        g, host = self.tables("""class Late:
+  def __del__(self):
+    try: self.t['x'] = 1
+    except RuntimeError as e: print(e)
+def f(v, t):
+  context['late'] = late = Late()
+  late.t = t
+  return v""")
+        self.assertEqual(g.process(user(0)).changes, [])
+        self.assertIn("only while a record is processed", g.logs[-1][1])
+
     def test_odd_uses(self):
         g, host = self.tables("""import _kaspr
 def f(v, t):
@@ -405,6 +695,37 @@ def f(v, t):
         g, host = self.tables("import _kaspr\ndef f(v, t):\n  x = _kaspr.Table(99, 'a', 'b', 'c', 1, 1, 0, 0, 0)\n  x['k'] = 1\n  return 1")
         r = g.process(user(0))
         self.assertEqual([c.table for c in r.changes], [99])  # which the host refuses: the guest's word counts for nothing
+
+
+@unittest.skipIf(WASM, "the native guest tells")
+class Leaks(TableCase):
+    CASES = {
+        "plain": "t[v['a']] = v\n  t['n'] += 1\n  t.pop(v['a'])\n  t.setdefault('list', [v])\n  return [t['n'], 'x' in t, t.get('x', v)]",
+        "same key": "t['n'] += 1\n  t['n'] += 1\n  return t['n']",
+        "raise": "t['n'] += 1\n  t['other'] = [v]\n  del t['n']\n  raise ValueError",
+        "errors": "for k, x in ((object(), 1), ('k', object()), ('k', {(1,): 2})):\n    try: t[k] = x\n    except TypeError: pass\n  return t['nothing']['x']",
+        "scans": "t['k', 1] = v\n  return [len(t), list(t.items()), list(t.prefix_scan('n')), sorted(t.values(), key=str), list(t.items_for_partition(0))]",
+        "partitions": "t.update_for_partition({'a': v}, partition=2)\n  t.del_for_partition('a', 3)\n  return t.get_for_partition('a', 2)",
+        "windows": "w['n'] += 1\n  w['v'] = v\n  return [w['n'].value(), w['n'].delta(60), list(w.items()), w.relative_to_now().get('n'), w.pop('v')]",
+        "windows raise": "w['n'] += 1\n  x = w.relative_to(5)\n  x['n'] += [1]",
+    }
+
+    def test_nothing_is_left_of_a_record(self):
+        probe = "import gc, sys\ndef f(v):\n  if v == 'probe':\n    gc.collect()\n    print(sys.getallocatedblocks())\n    return False\n  return True"
+        tables = (table("t", default="def d(): return int"), table("w", default="def d(): return int", window={"size": HOUR, "step": HOUR // 2, "relativeTo": "stream"}))
+        for name, body in self.CASES.items():
+            with self.subTest(name):
+                refs = [{"name": t["name"], "paramName": t["name"]} for t in tables]
+                g = self.guest([{"filter": probe, "tables": []}, {"map": f"def f(v, t, w):\n  {body}", "tables": refs}], tables=tables)
+                Tables(g)
+                records = [Record(b'{"a": "a value that is not interned %d"}' % i, timestamp=5) for i in range(20)]
+                counts = []
+                for _ in range(8):
+                    for _ in range(10):
+                        g.process(records, valid=3)
+                    g.process(js("probe"), valid=3)
+                    counts.append(int(g.logs[-1][1]))
+                self.assertLess(min(b - a for a, b in zip(counts[3:], counts[4:])), 10, counts)
 
 
 if __name__ == "__main__":
