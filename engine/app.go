@@ -270,7 +270,12 @@ func (a *App) openTables(ctx context.Context) error {
 	a.counts, a.inputs = counts, exist
 	var missing error
 	need := func(t plan.Topic, partitions int32) error {
-		if _, ok := exist[t.Name]; ok || t.Name == "" {
+		if t.Name == "" {
+			return nil
+		}
+		topic := broker.Topic{Name: t.Name, Partitions: partitions, Replicas: t.Replicas, Config: t.Config}
+		if _, ok := exist[t.Name]; ok {
+			a.logDrift(ctx, topic) // one that is not compacted forgets
 			return nil
 		}
 		if !a.cfg.Topics.AllowDeclare {
@@ -278,7 +283,7 @@ func (a *App) openTables(ctx context.Context) error {
 				t.Pos, t.For, t.Name, partitions, t.Config["cleanup.policy"]))
 			return nil
 		}
-		if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: partitions, Replicas: t.Replicas, Config: t.Config}); err != nil {
+		if err := a.ensure(ctx, topic); err != nil {
 			return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
 		}
 		return nil
@@ -458,6 +463,12 @@ func (a *App) ensure(ctx context.Context, t broker.Topic) error {
 	if created || err != nil {
 		return err
 	}
+	a.logDrift(ctx, t)
+	return nil
+}
+
+// logDrift logs what about an existing topic is not as declared.
+func (a *App) logDrift(ctx context.Context, t broker.Topic) {
 	drift, err := a.admin.Drift(ctx, t)
 	if err != nil { // it is only for the log, and may need a right that producing does not
 		a.log.Debug("cannot compare a topic with its declaration", "topic", t.Name, "err", err)
@@ -465,7 +476,6 @@ func (a *App) ensure(ctx context.Context, t broker.Topic) error {
 	for _, d := range drift {
 		a.log.Warn("a topic is not as declared; it is left as it is", "topic", t.Name, "option", d.Option, "declared", d.Declared, "is", d.Is)
 	}
-	return nil
 }
 
 // subscriptions is every topic the agents read by now: those they name and those their patterns match.
