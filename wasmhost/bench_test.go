@@ -81,6 +81,25 @@ func BenchmarkRestore(b *testing.B) {
 	}
 }
 
+// BenchmarkReset is a restore of an instance that ended, or did nothing wrong, over the module it has.
+func BenchmarkReset(b *testing.B) {
+	s := benchSnapshot(b, benchOperation, wasmhost.Options{})
+	in := benchInstance(b, s)
+	batch := benchBatch(100, 200)
+	var nanos int64
+	for b.Loop() {
+		if _, err := in.Call(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+		before := s.Stats().RestoreNanos.Load()
+		if !wasmhost.Reset(b.Context(), s, in) {
+			b.Fatal("not reset")
+		}
+		nanos += s.Stats().RestoreNanos.Load() - before
+	}
+	b.ReportMetric(float64(nanos)/float64(b.N), "ready-ns/op")
+}
+
 // BenchmarkCall is one call of a batch: JSON in, one map operation, JSON out.
 func BenchmarkCall(b *testing.B) {
 	in := benchInstance(b, benchSnapshot(b, benchOperation, wasmhost.Options{}))

@@ -185,9 +185,18 @@ func (r *runner) lose(why string, err error) {
 				"reason", why, "times", r.losses.Swap(0), "memory", r.instance.MemoryBytes(), "err", err)
 		}
 	}
-	if err := r.drop(); err != nil {
+	if err := r.renew(); err != nil {
 		logger.Error("free instance", "err", err)
 	}
+}
+
+// renew gives the slot a fresh instance: the one it has, taken back to its image, or none, and then the next attempt makes one.
+func (r *runner) renew() error {
+	if r.instance != nil && r.ctx.Err() == nil && r.snapshot.reset(r.ctx, r.instance) {
+		r.used, r.doubted = false, nil
+		return nil
+	}
+	return r.drop()
 }
 
 // records runs records one unit each.
@@ -252,7 +261,7 @@ func (r *runner) early() bool { return r.snapshot.program.tables() > 0 && r.resu
 // retry runs the record at result.Done alone in a fresh instance; what happens now is its own doing.
 func (r *runner) retry(rec record.Record) error {
 	r.Stats().Retries.Add(1)
-	if err := r.drop(); err != nil {
+	if err := r.renew(); err != nil {
 		return err
 	}
 	res, _, err := r.attempt(&record.Batch{Records: []record.Record{rec}})
@@ -277,7 +286,7 @@ func (r *runner) take(records []record.Record) error {
 	res, fresh, err := r.attempt(b)
 	if !fresh && (err != nil && !errors.Is(err, ErrDeadline) || outOfMemory(&res) >= 0) && r.ctx.Err() == nil {
 		r.Stats().Retries.Add(1)
-		if err := r.drop(); err != nil {
+		if err := r.renew(); err != nil {
 			return err
 		}
 		res, _, err = r.attempt(b)

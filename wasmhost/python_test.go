@@ -405,3 +405,39 @@ func TestPythonDoesNotHoldUpTheCollector(t *testing.T) {
 		}
 	}
 }
+
+// An instance that ended is taken back to its image: what calls changed is gone, its randomness is its own, and nothing of the
+// record that ended it is left.
+func TestPythonReset(t *testing.T) {
+	c := load(t, agent("import random\nseen = []", `def enrich(value):
+    seen.append(value)
+    while value == "loop":
+        try:
+            while True: pass
+        except BaseException:
+            pass  # so the instance ends
+    return [len(seen), random.random()]`), wasmhost.Options{Deadline: 100 * time.Millisecond})
+	randoms := map[float64]bool{}
+	for round := range 4 {
+		res, err := c.Call(t.Context(), 0, values(`"a"`, `"b"`, `"loop"`))
+		if err != nil || len(res.Outputs) != 2 || len(res.Failures) != 1 || res.Failures[0].Type != "DeadlineExceeded" {
+			t.Fatal(round, show(res), err)
+		}
+		for i, o := range res.Outputs {
+			var got [2]float64
+			if err := json.Unmarshal(o.Value, &got); err != nil {
+				t.Fatal(err)
+			}
+			if got[0] != float64(i+1) {
+				t.Errorf("round %d: %v records seen, want %d", round, got[0], i+1)
+			}
+			randoms[got[1]] = true
+		}
+	}
+	if len(randoms) != 8 {
+		t.Errorf("%d different random numbers of 8", len(randoms))
+	}
+	if restores, live := c.Stats().Restores.Load(), c.Stats().Instances.Load(); restores != 5 || live != 1 {
+		t.Errorf("%d restores, %d instances live; want 5 and 1", restores, live)
+	}
+}

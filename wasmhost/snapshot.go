@@ -35,6 +35,41 @@ func (s *Snapshot) NewInstance(ctx context.Context) (*Instance, error) {
 	return in, nil
 }
 
+// reset makes an instance of this Snapshot what NewInstance gives, over the module it has: only its memory and globals are
+// taken back, which costs half as much. False when that cannot be: the guest exited, or its memory has grown, which a
+// module does not forget. The instance is to be closed then.
+func (s *Snapshot) reset(ctx context.Context, in *Instance) bool {
+	if s.closed.Load() || in.closed || in.mod.IsClosed() || in.mem.size != s.image.size {
+		return false
+	}
+	begin := time.Now()
+	if in.mem.mapImage(s.image) != nil {
+		return false
+	}
+	for i, value := range s.image.globals {
+		in.mod.ExportedGlobal(globalName(s.r.guest.globals[i])).(api.MutableGlobal).Set(value)
+	}
+	in.functions, in.calls, in.inputSize, in.ended = nil, 0, 0, false
+	in.pending = pendingAnswer{}
+	if in.reseed(ctx) != nil {
+		return false
+	}
+	s.program.stats.Restores.Add(1)
+	s.program.stats.RestoreNanos.Add(time.Since(begin).Nanoseconds())
+	return true
+}
+
+// reseed gives an instance randomness of its own.
+func (in *Instance) reseed(ctx context.Context) error {
+	var seed [64]byte
+	_, _ = rand.Read(seed[:]) // never fails
+	code, err := in.run(ctx, "kaspr_reseed", seed[:])
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%w: kaspr_reseed gave %d", ErrProtocol, code)
+	}
+	return err
+}
+
 // Stats counts what all instances of the Snapshot did.
 func (s *Snapshot) Stats() *Stats { return s.program.stats }
 
@@ -64,13 +99,7 @@ func (r *Runtime) restore(ctx context.Context, img *image, p *program) (*Instanc
 	if err != nil {
 		return nil, err
 	}
-	var seed [64]byte
-	_, _ = rand.Read(seed[:]) // never fails
-	code, err := in.run(ctx, "kaspr_reseed", seed[:])
-	if err == nil && code != 0 {
-		err = fmt.Errorf("%w: kaspr_reseed gave %d", ErrProtocol, code)
-	}
-	if err != nil {
+	if err := in.reseed(ctx); err != nil {
 		_ = in.Close()
 		return nil, err
 	}
