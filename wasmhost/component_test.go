@@ -163,6 +163,26 @@ func TestComponentTables(t *testing.T) {
 	}
 }
 
+// The same when it is not known which record ended the instance: half of the batch runs in a new one, and is to be applied first.
+func TestComponentTablesUnknownRecord(t *testing.T) {
+	program := testProgram("")
+	program.Tables = []abi.Table{{Name: "t"}}
+	s, err := newTestRuntime(t, Config{}).Load(t.Context(), program, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewComponent(s, 1)
+	defer c.Close()
+	for _, step := range []struct{ values, want string }{
+		{"e", "0:e done=1"},
+		{"i u2 u3 u4", "0:i 1:u2 done=2"},
+	} {
+		if res, err := c.Call(t.Context(), 0, batch(strings.Fields(step.values)...)); err != nil || show(res) != step.want {
+			t.Errorf("%s: got %s, %v, want %s", step.values, show(res), err, step.want)
+		}
+	}
+}
+
 // merge adds a Result whose batch began at record first.
 func merge(all, res *record.Result, first int32) {
 	for _, o := range res.Outputs {
