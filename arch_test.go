@@ -23,6 +23,7 @@ var onlyIn = map[string][]string{
 	"github.com/spf13/cobra":             {"engine/cli"},
 	"github.com/fsnotify/fsnotify":       {"engine/cli"},
 	"github.com/valyala/fasthttp":        {"http"},
+	"github.com/prometheus":              {"http", "engine"},
 	"github.com/linxGnu/grocksdb":        {"state"},
 	"github.com/robfig/cron":             {"engine/cron"},
 }

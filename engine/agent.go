@@ -45,11 +45,24 @@ type agent struct {
 type Stats struct {
 	Records, Outputs, Calls                       atomic.Int64
 	Failed, DeadLettered, Skipped, Retried, Stops atomic.Int64
+	FailedBy                                      [failureKinds]atomic.Int64 // Failed by record.FailureKind
+}
+
+// failureKinds is one more than the last kind.
+const failureKinds = record.FailureSend + 1
+
+// kindIndex is where a kind is counted. Kinds come out of the guest's memory: one that does not exist is 0.
+func kindIndex(k record.FailureKind) record.FailureKind {
+	if k >= failureKinds {
+		return 0
+	}
+	return k
 }
 
 // tally is what steps of an agent add to its Stats once they are committed.
 type tally struct {
 	calls, records, outputs, failed, deadLettered, skipped, retried int64
+	failedBy                                                        [failureKinds]int64
 }
 
 func (t *tally) add(v *verdict) {
@@ -57,6 +70,9 @@ func (t *tally) add(v *verdict) {
 	t.records += int64(v.consumed)
 	t.outputs += int64(len(v.outputs) - v.dead - v.routed)
 	t.failed += int64(len(v.failed))
+	for i := range v.failed {
+		t.failedBy[kindIndex(v.failed[i].Kind)]++
+	}
 	t.deadLettered += int64(v.dead)
 	t.skipped += int64(v.skipped)
 	t.retried += int64(len(v.retried))
@@ -67,6 +83,9 @@ func (s *Stats) add(t *tally) {
 	s.Records.Add(t.records)
 	s.Outputs.Add(t.outputs)
 	s.Failed.Add(t.failed)
+	for kind, n := range t.failedBy {
+		s.FailedBy[kind].Add(n)
+	}
 	s.DeadLettered.Add(t.deadLettered)
 	s.Skipped.Add(t.skipped)
 	s.Retried.Add(t.retried)

@@ -57,6 +57,7 @@ type App struct {
 
 	preparing sync.WaitGroup // of assigned partitions
 	stalls    atomic.Int64   // partitions found standing still
+	seen      observed
 }
 
 type laneFeed struct {
@@ -72,6 +73,10 @@ type Options struct {
 	Stores state.Opener
 	// ReplicasMax lowers the replicas of topics the app creates, for a cluster smaller than the one meant; 0: as asked.
 	ReplicasMax int16
+	// Listen is where the HTTP server listens, as host:port; empty: there is none.
+	Listen string
+	// Version is the engine's, as /status tells it.
+	Version string
 }
 
 // New loads every agent's code into the sandbox and returns the app ready to Run. Problems of the code are all
@@ -179,6 +184,10 @@ func (a *App) Run(ctx context.Context) error {
 	defer a.Close()
 	ctx, a.stop = context.WithCancel(ctx)
 	defer a.stop()
+	if err := a.listen(); err != nil {
+		return err
+	}
+	defer a.unlisten()
 	opts, err := a.brokerOptions()
 	if err != nil {
 		return err
@@ -214,6 +223,7 @@ func (a *App) Run(ctx context.Context) error {
 		return err
 	}
 	lanes := a.startLanes()
+	a.seen.running.Store(true)
 	a.member.Start()
 	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics, "guarantee", a.cfg.ProcessingGuarantee)
 	var running, others sync.WaitGroup
@@ -227,6 +237,7 @@ func (a *App) Run(ctx context.Context) error {
 	others.Go(func() { a.commits.loop(ctx, a.cfg.CommitInterval) })
 	others.Go(func() { a.discoverLoop(ctx) })
 	others.Go(func() { a.watchLoop(ctx, watchEvery) })
+	others.Go(func() { a.endsLoop(ctx) })
 	a.pollLoop(ctx)
 
 	// The stop. Nothing is polled any more; steps under way end, and what they made is committed.
@@ -651,6 +662,8 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 // Assigned gives each agent a feed for each new partition of its topics, on the lane its number falls to. Its steps begin
 // once the group's stored position is known.
 func (a *App) Assigned(ps []record.Partition) {
+	a.seen.assignments.Add(1)
+	defer a.seen.joined.Store(true) // its feeds are there by then
 	if len(ps) == 0 {
 		return
 	}
@@ -833,7 +846,7 @@ func (a *App) copartition() []broker.Copartition {
 // memberState is what the group is told of this process: how far its stores are, so that partitions go where they are warm.
 // Global tables are everywhere, and no reason to go anywhere.
 func (a *App) memberState() broker.MemberState {
-	s := broker.MemberState{Instance: a.instance}
+	s := broker.MemberState{Instance: a.instance, Address: a.advertised()}
 	for table, numbers := range a.tables.Offsets() {
 		if a.plan.Tables[table].Guest.Global {
 			continue
@@ -929,6 +942,7 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 
 // Lost forgets the partitions at once; steps under way throw their results away.
 func (a *App) Lost(ps []record.Partition) {
+	a.seen.joined.Store(false)
 	if len(ps) == 0 {
 		return
 	}

@@ -63,7 +63,7 @@ type committer struct {
 // CommitStats counts what became of epochs.
 type CommitStats struct {
 	Commits, Rollbacks, Reopened atomic.Int64
-	Nanos                        atomic.Int64 // from cut to commit, of all commits
+	Took                         durations // from cut to commit
 }
 
 // sender is what the committer needs of broker.Producer.
@@ -423,7 +423,7 @@ func (c *committer) commit(ctx context.Context) error {
 		return err
 	}
 	c.stats.Commits.Add(1)
-	c.stats.Nanos.Add(int64(time.Since(cl.began)))
+	c.stats.Took.observe(time.Since(cl.began))
 	return nil
 }
 

@@ -233,6 +233,7 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
 		}
 		a.stats.Failed.Add(1)
+		a.stats.FailedBy[kindIndex(f.Kind)].Add(1)
 		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
 		switch a.plan.OnError.Action {
 		case plan.DeadLetter:

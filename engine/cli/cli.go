@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -326,7 +328,7 @@ func (c *command) run(ctx context.Context, file string) error {
 		return err
 	}
 	defer rt.Close()
-	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{})
+	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{Listen: listen(p.cfg), Version: c.version})
 	if err != nil {
 		if found, ok := codeProblems(p.set, err); ok {
 			c.report(found)
@@ -337,9 +339,17 @@ func (c *command) run(ctx context.Context, file string) error {
 	return app.Run(ctx)
 }
 
+// listen is where the HTTP server of an app listens.
+func listen(cfg config.Config) string {
+	if cfg.Web.Port == 0 {
+		return ""
+	}
+	return net.JoinHostPort("", strconv.Itoa(cfg.Web.Port))
+}
+
 func (c *command) devCommand() *cobra.Command {
 	var inputs []string
-	var drain bool
+	var drain, http bool
 	cmd := &cobra.Command{
 		Use:   "dev PATH...",
 		Short: "Run manifests on an embedded broker; reload them when they change",
@@ -348,7 +358,7 @@ func (c *command) devCommand() *cobra.Command {
 		Example: "  kaspr dev examples/quickstart --input orders=orders.jsonl --drain",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			o := dev.Options{Drain: drain, Stdin: c.streams.In, Stdout: c.streams.Out}
+			o := dev.Options{Drain: drain, HTTP: http, Stdin: c.streams.In, Stdout: c.streams.Out, Version: c.version}
 			for _, s := range inputs {
 				in, err := dev.ParseInput(s)
 				if err != nil {
@@ -361,6 +371,7 @@ func (c *command) devCommand() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&inputs, "input", nil, "TOPIC=FILE: records to produce, JSON lines; - is standard input; repeat for more")
 	cmd.Flags().BoolVar(&drain, "drain", false, "stop when all input is processed; exit 1 if records failed")
+	cmd.Flags().BoolVar(&http, "http", false, "serve health, metrics and status on webPort of this machine only")
 	c.appFlag(cmd)
 	c.settingFlags(cmd)
 	return cmd

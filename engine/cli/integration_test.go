@@ -212,7 +212,7 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 	}
 	p := &process{t: k.t, log: &syncBuffer{}, done: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], "run", "--config", path)
-	p.cmd.Env = append(os.Environ(), childEnv+"=1")
+	p.cmd.Env = append(os.Environ(), childEnv+"=1", "KASPR_WEB_PORT=0") // many of them run on one machine
 	p.cmd.Stderr = p.log
 	p.cmd.Stdout = p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

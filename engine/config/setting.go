@@ -128,6 +128,23 @@ func intSetting(key, text, doc string, lowest, highest int, field func(*Config) 
 	return s
 }
 
+// portSetting is a port to listen on that needs no rights, or 0 for none.
+func portSetting(key, text, doc string, field func(*Config) *int, opts ...option) setting {
+	s := intSetting(key, text, doc, 0, math.MaxUint16, field, opts...)
+	s.what = "whole number, 0 or 1024 to 65535"
+	set := s.set
+	s.set = func(c *Config, value string, from given) error {
+		if err := set(c, value, from); err != nil {
+			return err
+		}
+		if n := *field(c); n > 0 && n < 1024 {
+			return outOfRange("must be 0 or at least 1024, not %d", n)
+		}
+		return nil
+	}
+	return s
+}
+
 func boolSetting(key, text, doc string, field func(*Config) *bool, opts ...option) setting {
 	s := define(key, text, "boolean", doc, opts)
 	s.set = func(c *Config, value string, _ given) error {

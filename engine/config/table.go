@@ -13,7 +13,7 @@ import (
 
 const (
 	laterScheduler = "the message scheduler is not part of this version"
-	laterWeb       = "the HTTP server is not part of this version"
+	laterWeb       = "web views are not part of this version"
 	laterWorkers   = "nothing is labelled with it in this version"
 	notNeeded      = "the engine needs no such limit"
 )
@@ -156,13 +156,13 @@ var settings = []setting{
 
 	group("HTTP"),
 	textSetting("webHost", "", "Host name under which other workers reach this one.",
-		func(c *Config) *string { return &c.Web.Host }, later(laterWeb), quiet(), process()),
-	intSetting("webPort", "6065", "Port of the HTTP server.",
-		1024, 65535, func(c *Config) *int { return &c.Web.Port }, later(laterWeb), quiet()),
+		func(c *Config) *string { return &c.Web.Host }, process()),
+	portSetting("webPort", "6065", "Port of the HTTP server of `kaspr run`, on all interfaces; 0: none. `kaspr dev` has one only with --http.",
+		func(c *Config) *int { return &c.Web.Port }),
 	textSetting("webBasePath", "", "Path before every web view's.",
 		func(c *Config) *string { return &c.Web.BasePath }, later(laterWeb)),
 	textSetting("webMetricsBasePath", "", "Path before /metrics.",
-		func(c *Config) *string { return &c.Web.MetricsBasePath }, later(laterWeb)),
+		func(c *Config) *string { return &c.Web.MetricsBasePath }),
 
 	group("Message scheduler"),
 	boolSetting("schedulerEnabled", "false", "Delayed messages; schedulerCronEnabled implies it.",

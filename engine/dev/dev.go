@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -40,11 +42,13 @@ func ParseInput(s string) (Input, error) {
 
 // Options are what a dev run does besides running the app.
 type Options struct {
-	Inputs []Input
-	Drain  bool // stop when all input is processed
-	Stdin  io.Reader
-	Stdout io.Writer // output records, one JSON line each
-	Log    *slog.Logger
+	Inputs  []Input
+	Drain   bool // stop when all input is processed
+	Stdin   io.Reader
+	Stdout  io.Writer // output records, one JSON line each
+	Log     *slog.Logger
+	HTTP    bool   // serve on webPort of the loopback interface
+	Version string // of the engine
 }
 
 // ErrRecordsFailed is returned by a drained run in which records failed for good.
@@ -91,8 +95,8 @@ func (b *Broker) Close() { b.cluster.Close() }
 // first Run are produced once and go on over later ones: standard input may stay open while manifests are reloaded.
 func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, o Options) error {
 	cfg.Kafka.BootstrapServers = b.Addrs()
-	opts := broker.Options{Brokers: b.Addrs(), ClientID: "kaspr-dev", Log: o.Log}
-	admin, err := broker.NewAdmin(opts)
+	kafka := broker.Options{Brokers: b.Addrs(), ClientID: "kaspr-dev", Log: o.Log}
+	admin, err := broker.NewAdmin(kafka)
 	if err != nil {
 		return err
 	}
@@ -101,7 +105,11 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 		return err
 	}
 	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10), hidden: internal(p)}
-	app, err := engine.New(ctx, cfg, p, rt, o.Log, engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New()})
+	opts := engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New(), Version: o.Version}
+	if o.HTTP && cfg.Web.Port > 0 {
+		opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Web.Port))
+	}
+	app, err := engine.New(ctx, cfg, p, rt, o.Log, opts)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,288 @@
+package engine
+
+import (
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// series are the app's metrics, read from its counters when they are asked for: nothing is counted twice, and series of a partition
+// end with its assignment. docs/operations.md tells what each means; a test holds it against this list.
+//
+// What is counted by agent is counted when it is committed, but for guest_*, which counts calls as they are made.
+type series struct{ app *App }
+
+var described []*prometheus.Desc
+
+// metric declares a series. Names are the original's where it has one; labels are beside app_name and worker_name.
+func metric(name, help string, labels ...string) *prometheus.Desc {
+	d := prometheus.NewDesc("kaspr_"+name, help, labels, nil)
+	described = append(described, d)
+	return d
+}
+
+var (
+	mAppInfo = metric("app_info", "Start of the app, in seconds since 1970.", "group_id", "kaspr_version")
+	mHealth  = metric("health", "-1 starting, 0 all assigned partitions are worked on, 1 joining the group, 2 restoring tables, 3 stopping.")
+
+	mReceived = metric("messages_received_total", "Records the agents processed.")
+	mActive   = metric("active_messages", "Records fetched whose results are not committed yet.")
+	mSent     = metric("total_sent_messages_total", "Outputs of the agents, dead letters included.")
+
+	mRecords = metric("agent_records_total", "Records an agent processed, failed ones included.", "agent")
+	mOutputs = metric("agent_outputs_total", "Outputs of an agent, without dead letters.", "agent")
+	mCalls   = metric("agent_batches_total", "Batches an agent processed.", "agent")
+	mFailed  = metric("agent_failed_records_total", "Records that failed for good.", "agent", "kind")
+	mDead    = metric("agent_dead_letters_total", "Records sent to the dead-letter topic.", "agent")
+	mSkipped = metric("agent_skipped_records_total", "Failed records left out by onError skip.", "agent")
+	mRetried = metric("agent_retries_total", "Further attempts of failed records.", "agent")
+
+	mAssigns   = metric("assignment_operations_total", "Assignments of partitions by the group.", "operation")
+	mRead      = metric("messages_received_per_topics_partition", "Last offset read of a partition.", "topic", "partition")
+	mEnd       = metric("topic_partition_end_offset", "End of a partition, a few seconds ago.", "topic", "partition")
+	mPosition  = metric("topic_partition_position", "Next offset to process.", "topic", "partition", "agent")
+	mCommitted = metric("topic_partition_offset_committed", "Offset below which everything is committed.", "topic", "partition")
+	mCommited  = metric("topic_partition_offset_commited", "The same by the original's name.", "topic", "partition")
+	mLag       = metric("topic_partition_lag", "Offsets between a partition's end and what an agent processed.", "topic", "partition", "agent")
+	mStalls    = metric("partition_stalls_total", "Times an assigned partition was found standing still although it had records.")
+
+	mCommits    = metric("commits_total", "Commits of outputs, tables and offsets.")
+	mRollbacks  = metric("rollbacks_total", "Times uncommitted work was dropped and processed again.")
+	mReopened   = metric("producer_sessions_reopened_total", "Times the producer began a new session after a failure.")
+	mCommitTime = metric("consumer_commit_latency", "Time of a commit, in milliseconds.")
+
+	mGuestCalls    = metric("guest_calls_total", "Calls into the sandbox.", "agent")
+	mGuestRecords  = metric("guest_records_total", "Records given to the sandbox, repeated ones included.", "agent")
+	mGuestSeconds  = metric("guest_seconds_total", "Time Python ran.", "agent")
+	mGuestRestores = metric("guest_restores_total", "Instances made from the snapshot.", "agent")
+	mGuestRestore  = metric("guest_restore_seconds_total", "Time that took.", "agent")
+	mGuestLimits   = metric("guest_limit_hits_total", "Records or instances ended by a limit: deadline, memory, trap.", "agent", "limit")
+	mGuestRetries  = metric("guest_isolated_records_total", "Records run again alone in a new instance.", "agent")
+	mInstances     = metric("guest_instances", "Live instances.", "agent")
+
+	mLeft     = metric("table_restore_records_left", "Changelog records left to read, at most.", "table", "partition", "role")
+	mRate     = metric("table_restore_records_per_second", "Changelog records read a second while restoring.", "table", "partition", "role")
+	mPhase    = metric("table_partition_phase", "1 for what happens to the partition: waiting, restoring, active, copy, failed.", "table", "partition", "phase")
+	mTStalls  = metric("table_restore_stalls_total", "Times a restore made no progress and began anew.", "table", "partition")
+	mRecover  = metric("total_rebalances_recovering", "1 while a table partition is being restored.")
+	mKeyCount = metric("table_key_count", "Keys of the partitions that are active here; an estimate.", "table")
+	mTableOps = metric("table_operations_total", "Keys read from the store, keys changed.", "table", "partition", "operation")
+
+	mStoreDisk       = metric("store_disk_bytes", "Table files on disk.", "table", "partition")
+	mStoreMemory     = metric("store_memtable_bytes", "Changes that are in memory only.", "table", "partition")
+	mStoreCompaction = metric("store_compaction_pending_bytes", "Compaction work left.", "table", "partition")
+	mStoreDelayed    = metric("store_writes_delayed", "1 while RocksDB slows writes down.", "table", "partition")
+	mStoreUnflushed  = metric("store_unflushed_offsets", "Changelog offsets that a restart would read again.", "table", "partition")
+
+	mDiskTotal = metric("disk_space_total", "Bytes of the volume of tableDir.")
+	mDiskFree  = metric("disk_space_free", "Bytes free for us on it.")
+	mDiskUsed  = metric("disk_space_used", "Bytes used on it.")
+)
+
+// Describe and Collect are prometheus.Collector's.
+func (s *series) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range described {
+		to <- d
+	}
+}
+
+func (s *series) Collect(to chan<- prometheus.Metric) {
+	c := collection(to)
+	a := s.app
+	c.gauge(mAppInfo, float64(a.seen.began.Unix()), a.plan.App.ID, a.opts.Version)
+	if !a.seen.running.Load() {
+		c.gauge(mHealth, health[stateStarting])
+		return
+	}
+	feeds := a.feedStates()
+	state, _ := a.state(feeds)
+	c.gauge(mHealth, health[state])
+	c.counter(mAssigns, a.seen.assignments.Load(), "completed")
+	c.counter(mStalls, a.stalls.Load())
+	c.agents(a.agents)
+	c.feeds(feeds)
+	c.commits(&a.commits.stats)
+	c.tables(a.tables)
+	if a.stores != nil {
+		c.disk(a.cfg.TableDir)
+	}
+}
+
+var health = map[appState]float64{stateStarting: -1, stateRunning: 0, stateJoining: 1, stateRestoring: 2, stateStopping: 3}
+
+// collection is what one request for metrics gets.
+type collection chan<- prometheus.Metric
+
+func (c collection) counter(d *prometheus.Desc, n int64, labels ...string) {
+	c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+func (c collection) seconds(d *prometheus.Desc, t time.Duration, labels ...string) {
+	c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, t.Seconds(), labels...)
+}
+
+func (c collection) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (c collection) agents(agents []*agent) {
+	var received, sent int64
+	for _, ag := range agents {
+		name, n := ag.plan.Name, &ag.stats
+		received += n.Records.Load()
+		sent += n.Outputs.Load() + n.DeadLettered.Load()
+		c.counter(mRecords, n.Records.Load(), name)
+		c.counter(mOutputs, n.Outputs.Load(), name)
+		c.counter(mCalls, n.Calls.Load(), name)
+		for kind := range n.FailedBy {
+			c.counter(mFailed, n.FailedBy[kind].Load(), name, record.FailureKind(kind).String())
+		}
+		c.counter(mDead, n.DeadLettered.Load(), name)
+		c.counter(mSkipped, n.Skipped.Load(), name)
+		c.counter(mRetried, n.Retried.Load(), name)
+		if code, ok := ag.code.(*wasmhost.Component); ok {
+			c.guest(name, code.Stats())
+		}
+	}
+	c.counter(mReceived, received)
+	c.counter(mSent, sent)
+}
+
+func (c collection) guest(agent string, n *wasmhost.Stats) {
+	c.counter(mGuestCalls, n.Calls.Load(), agent)
+	c.counter(mGuestRecords, n.Records.Load(), agent)
+	c.seconds(mGuestSeconds, n.WasmTime(), agent)
+	c.counter(mGuestRestores, n.Restores.Load(), agent)
+	c.seconds(mGuestRestore, time.Duration(n.RestoreNanos.Load()), agent)
+	c.counter(mGuestLimits, n.Deadlines.Load(), agent, "deadline")
+	c.counter(mGuestLimits, n.MemoryHits.Load(), agent, "memory")
+	c.counter(mGuestLimits, n.Traps.Load(), agent, "trap")
+	c.counter(mGuestRetries, n.Retries.Load(), agent)
+	c.gauge(mInstances, float64(n.Instances.Load()), agent)
+}
+
+// feeds are sorted by partition. What is of a partition, not of an agent, is the least of its agents'.
+func (c collection) feeds(feeds []feedState) {
+	active := 0
+	for i := range feeds {
+		f := &feeds[i]
+		n := number(f.Partition)
+		active += f.Queued + f.Working + f.Pending
+		if f.Position >= 0 {
+			c.gauge(mPosition, float64(f.Position), f.Topic, n, f.Agent)
+		}
+		if f.Lag >= 0 {
+			c.gauge(mLag, float64(f.Lag), f.Topic, n, f.Agent)
+		}
+	}
+	c.gauge(mActive, float64(active))
+	for len(feeds) > 0 {
+		f := feeds[0]
+		for feeds = feeds[1:]; len(feeds) > 0 && feeds[0].Topic == f.Topic && feeds[0].Partition == f.Partition; feeds = feeds[1:] {
+			f.Committed, f.Read = min(f.Committed, feeds[0].Committed), max(f.Read, feeds[0].Read)
+		}
+		n := number(f.Partition)
+		if f.Read > 0 {
+			c.gauge(mRead, float64(f.Read-1), f.Topic, n)
+		}
+		if f.End >= 0 {
+			c.gauge(mEnd, float64(f.End), f.Topic, n)
+		}
+		if f.Committed >= 0 {
+			c.gauge(mCommitted, float64(f.Committed), f.Topic, n)
+			c.gauge(mCommited, float64(f.Committed), f.Topic, n)
+		}
+	}
+}
+
+func (c collection) commits(n *CommitStats) {
+	c.counter(mCommits, n.Commits.Load())
+	c.counter(mRollbacks, n.Rollbacks.Load())
+	c.counter(mReopened, n.Reopened.Load())
+	c <- n.Took.metric(mCommitTime)
+}
+
+func (c collection) tables(t *tables) {
+	recovering := 0.0
+	for _, x := range t.Progress() {
+		n := number(x.Partition)
+		c.gauge(mLeft, float64(x.Left), x.Table, n, x.Role)
+		c.gauge(mRate, x.Rate, x.Table, n, x.Role)
+		c.gauge(mPhase, 1, x.Table, n, string(x.Phase))
+		c.counter(mTStalls, x.Stalls, x.Table, n)
+		if x.Phase == phaseRestoring || x.Phase == phaseWaiting {
+			recovering = 1
+		}
+	}
+	c.gauge(mRecover, recovering)
+	keys := map[string]int64{}
+	t.each(func(p *tablePart) {
+		now := p.now.Load()
+		if now == nil {
+			return
+		}
+		table, n, m := t.plan[p.table].Name, number(p.number), now.store.Metrics()
+		if now.staged != nil {
+			keys[table] += m.Keys
+		}
+		c.counter(mTableOps, int64(m.ReadKeys), table, n, "keys_retrieved")
+		c.counter(mTableOps, int64(m.Changes), table, n, "keys_changed")
+		c.gauge(mStoreDisk, float64(m.DiskBytes), table, n)
+		c.gauge(mStoreMemory, float64(m.MemtableBytes), table, n)
+		c.gauge(mStoreCompaction, float64(m.CompactionBytes), table, n)
+		c.gauge(mStoreUnflushed, float64(m.Offset-m.Durable), table, n)
+		delayed := 0.0
+		if m.Delayed {
+			delayed = 1
+		}
+		c.gauge(mStoreDelayed, delayed, table, n)
+	})
+	for table, n := range keys {
+		c.gauge(mKeyCount, float64(n), table)
+	}
+}
+
+func (c collection) disk(dir string) {
+	var st syscall.Statfs_t
+	if syscall.Statfs(dir, &st) != nil {
+		return // stores tell what is wrong with their disk
+	}
+	block := float64(st.Bsize)
+	c.gauge(mDiskTotal, float64(st.Blocks)*block)
+	c.gauge(mDiskFree, float64(st.Bavail)*block)
+	c.gauge(mDiskUsed, float64(st.Blocks-st.Bfree)*block)
+}
+
+// durations is a histogram of times, in milliseconds. The zero value is ready.
+type durations struct {
+	counts [len(bounds) + 1]atomic.Uint64
+	nanos  atomic.Int64
+}
+
+var bounds = [...]float64{.25, .5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000}
+
+func (d *durations) observe(t time.Duration) {
+	ms := float64(t) / float64(time.Millisecond)
+	i := 0
+	for i < len(bounds) && ms > bounds[i] {
+		i++
+	}
+	d.counts[i].Add(1)
+	d.nanos.Add(int64(t))
+}
+
+func (d *durations) metric(desc *prometheus.Desc) prometheus.Metric {
+	buckets := make(map[float64]uint64, len(bounds))
+	var n uint64
+	for i, b := range bounds {
+		n += d.counts[i].Load()
+		buckets[b] = n
+	}
+	n += d.counts[len(bounds)].Load()
+	return prometheus.MustNewConstHistogram(desc, n, float64(d.nanos.Load())/float64(time.Millisecond), buckets)
+}

@@ -1,0 +1,195 @@
+// Package http serves over HTTP what a process tells about itself: that it lives, whether it is ready, its metrics, its state.
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+)
+
+// App is what the server asks; all of it is called from any number of goroutines, from Listen on.
+type App interface {
+	// Ready tells whether the process does all of its work by now, and a value that says as JSON what is missing.
+	Ready() (bool, any)
+	// Status is the state as a value for JSON. It has no data of records or tables: the server asks nobody who they are.
+	Status() any
+}
+
+// Options are where to listen and what to serve.
+type Options struct {
+	Addr        string // host:port; an empty host is every interface
+	MetricsBase string // path before /metrics, such as "/internal"
+	App         App
+	Registry    prometheus.Gatherer   // what /metrics tells
+	Own         prometheus.Registerer // of it: where the server's own series go
+	Log         *slog.Logger
+}
+
+// Limits of a request. Nothing here takes a body; a client that is slower than this, or says more, is cut off.
+const (
+	headBytesMax = 8 << 10 // request line and headers
+	bodyBytesMax = 4 << 10
+	readTimeout  = 10 * time.Second // of a whole request
+	writeTimeout = 30 * time.Second // of a whole answer
+	idleTimeout  = 2 * time.Minute  // between two requests of a connection
+	connsMax     = 256              // at a time; those beyond are answered with 503
+)
+
+// Server answers until Close.
+type Server struct {
+	srv    *fasthttp.Server
+	ln     net.Listener
+	opts   Options
+	routes map[string]func(*fasthttp.RequestCtx)
+	stats  *stats
+	closed atomic.Bool
+	ended  chan struct{}
+}
+
+// Listen begins to serve. The error says so when another process has the port.
+func Listen(o Options) (*Server, error) {
+	ln, err := net.Listen("tcp", o.Addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("HTTP server: port %s is in use by another process; give this one another webPort (0: no HTTP server)", port(o.Addr))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("HTTP server: %w", err)
+	}
+	s := newServer(o)
+	s.ln = ln
+	go func() {
+		defer close(s.ended)
+		if err := s.srv.Serve(ln); err != nil && !s.closed.Load() {
+			o.Log.Error("the HTTP server has ended", "err", err)
+		}
+	}()
+	return s, nil
+}
+
+func newServer(o Options) *Server {
+	s := &Server{opts: o, stats: newStats(o.Own), ended: make(chan struct{})}
+	s.routes = map[string]func(*fasthttp.RequestCtx){
+		"/":                        s.ok,
+		"/healthz":                 s.ok,
+		"/readyz":                  s.ready,
+		"/status":                  s.status,
+		"/status/":                 s.status, // the original's
+		metricsPath(o.MetricsBase): s.metrics,
+	}
+	s.srv = &fasthttp.Server{
+		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
+		ReadBufferSize: headBytesMax, MaxRequestBodySize: bodyBytesMax, Concurrency: connsMax,
+		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		CloseOnShutdown: true, NoDefaultDate: true,
+	}
+	return s
+}
+
+// metricsPath is base + "/metrics", with one slash before and none after the base.
+func metricsPath(base string) string {
+	if base = strings.Trim(base, "/"); base != "" {
+		base = "/" + base
+	}
+	return base + "/metrics"
+}
+
+func port(addr string) string {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return port
+}
+
+// Addr is where the server listens, with the port it got.
+func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// Close takes no more requests and waits for those under way until ctx ends.
+func (s *Server) Close(ctx context.Context) error {
+	s.closed.Store(true)
+	err := s.srv.ShutdownWithContext(ctx)
+	if closed := s.ln.Close(); err == nil && !errors.Is(closed, net.ErrClosed) {
+		err = closed // it may not have begun to serve yet, and Shutdown not know of it
+	}
+	<-s.ended
+	return err
+}
+
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	began := time.Now()
+	defer func() { s.stats.add(ctx.Response.StatusCode(), time.Since(began)) }()
+	answer := s.routes[string(ctx.Path())]
+	switch {
+	case answer == nil:
+		fail(ctx, fasthttp.StatusNotFound, "not found")
+	case !ctx.IsGet() && !ctx.IsHead():
+		ctx.Response.Header.Set("Allow", "GET, HEAD")
+		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
+	default:
+		ctx.Response.Header.Set("Cache-Control", "no-store")
+		answer(ctx)
+	}
+}
+
+// refuse answers what is no request, or none of the size allowed.
+func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
+	var small *fasthttp.ErrSmallBuffer
+	var slow net.Error
+	code := fasthttp.StatusBadRequest
+	switch {
+	case errors.As(err, &small):
+		code = fasthttp.StatusRequestHeaderFieldsTooLarge
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		code = fasthttp.StatusRequestEntityTooLarge
+	case errors.As(err, &slow) && slow.Timeout():
+		code = fasthttp.StatusRequestTimeout
+	}
+	fail(ctx, code, fasthttp.StatusMessage(code))
+	s.stats.add(code, 0)
+}
+
+func (s *Server) ok(ctx *fasthttp.RequestCtx) {
+	reply(ctx, fasthttp.StatusOK, map[string]string{"status": "OK"})
+}
+
+func (s *Server) ready(ctx *fasthttp.RequestCtx) {
+	ok, detail := s.opts.App.Ready()
+	code := fasthttp.StatusOK
+	if !ok {
+		code = fasthttp.StatusServiceUnavailable
+	}
+	reply(ctx, code, detail)
+}
+
+func (s *Server) status(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, s.opts.App.Status()) }
+
+func reply(ctx *fasthttp.RequestCtx, code int, body any) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic("BUG: " + err.Error()) // our own values
+	}
+	ctx.SetStatusCode(code)
+	ctx.SetContentType("application/json")
+	ctx.SetBody(append(text, '\n'))
+}
+
+func fail(ctx *fasthttp.RequestCtx, code int, text string) {
+	reply(ctx, code, map[string]string{"error": text})
+}
+
+// quiet is fasthttp's log: broken connections are nobody's concern.
+type quiet struct{ log *slog.Logger }
+
+func (q quiet) Printf(format string, args ...any) {
+	q.log.Debug("http: " + fmt.Sprintf(format, args...))
+}

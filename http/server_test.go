@@ -1,0 +1,192 @@
+package http
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	nethttp "net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// fakeApp is ready when it is told so.
+type fakeApp struct{ ready atomic.Bool }
+
+func (a *fakeApp) Ready() (bool, any) {
+	ok := a.ready.Load()
+	return ok, map[string]any{"ready": ok, "left": 7}
+}
+
+func (a *fakeApp) Status() any { return map[string]string{"app": "shop"} }
+
+// serve starts a server on a free port.
+func serve(t *testing.T, base string) (*Server, *fakeApp) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	orders := prometheus.NewCounter(prometheus.CounterOpts{Name: "kaspr_orders_total", Help: "Orders."})
+	registry.MustRegister(orders)
+	orders.Add(3)
+	app := &fakeApp{}
+	s, err := Listen(Options{
+		Addr: "127.0.0.1:0", MetricsBase: base, App: app, Registry: registry, Own: registry, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s, app
+}
+
+func ask(t *testing.T, s *Server, method, path string, body io.Reader) (*nethttp.Response, string) {
+	t.Helper()
+	req, err := nethttp.NewRequestWithContext(t.Context(), method, "http://"+s.Addr()+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := nethttp.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(text)
+}
+
+// Probes, Prometheus and people must find what they ask for, and nothing else.
+func TestRoutes(t *testing.T) {
+	s, app := serve(t, "/internal/")
+	app.ready.Store(true)
+	for _, c := range []struct {
+		method, path string
+		code         int
+		body         string
+	}{
+		{"GET", "/healthz", 200, `{"status":"OK"}`},
+		{"HEAD", "/healthz", 200, ``},
+		{"GET", "/", 200, `{"status":"OK"}`},
+		{"GET", "/readyz", 200, `{"left":7,"ready":true}`},
+		{"GET", "/status", 200, `{"app":"shop"}`},
+		{"GET", "/status/?x=1", 200, `{"app":"shop"}`},
+		{"GET", "/internal/metrics", 200, "# HELP kaspr_orders_total Orders.\n# TYPE kaspr_orders_total counter\nkaspr_orders_total 3\n"},
+		{"GET", "/metrics", 404, `{"error":"not found"}`},
+		{"GET", "/readyz/", 404, `{"error":"not found"}`},
+		{"GET", "/x/../../etc/passwd", 404, `{"error":"not found"}`},
+		{"POST", "/readyz", 405, `{"error":"only GET and HEAD are answered here"}`},
+		{"DELETE", "/internal/metrics", 405, `{"error":"only GET and HEAD are answered here"}`},
+	} {
+		resp, body := ask(t, s, c.method, c.path, nil)
+		if resp.StatusCode != c.code || !strings.Contains(body, c.body) {
+			t.Errorf("%s %s: %d %q, want %d with %q", c.method, c.path, resp.StatusCode, body, c.code, c.body)
+		}
+		if c.code == 405 && resp.Header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s %s: Allow %q", c.method, c.path, resp.Header.Get("Allow"))
+		}
+	}
+	_, body := ask(t, s, "GET", "/internal/metrics", nil)
+	for _, series := range []string{
+		`kaspr_http_status_codes_total{status_code="200"} 7`, `kaspr_http_status_codes_total{status_code="404"} 3`, `kaspr_http_latency_bucket{le="10000"}`,
+	} {
+		if !strings.Contains(body, series) {
+			t.Errorf("no %s in\n%s", series, body)
+		}
+	}
+}
+
+// A process that restores its tables must get no traffic, and say how long that will be.
+func TestReadiness(t *testing.T) {
+	s, app := serve(t, "")
+	for _, want := range []bool{false, true, false} {
+		app.ready.Store(want)
+		resp, body := ask(t, s, "GET", "/readyz", nil)
+		if (resp.StatusCode == 200) != want || !want && resp.StatusCode != 503 || !strings.Contains(body, `"left":7`) {
+			t.Errorf("ready %v: %d %s", want, resp.StatusCode, body)
+		}
+		if ct := resp.Header.Get("Content-Type"); ct != "application/json" {
+			t.Errorf("content type %q", ct)
+		}
+	}
+}
+
+// A client cannot make the process hold more than a request's worth of bytes.
+func TestLimits(t *testing.T) {
+	s, _ := serve(t, "")
+	for name, c := range map[string]struct {
+		request string
+		code    string
+	}{
+		"path":   {"GET /" + strings.Repeat("a", headBytesMax) + " HTTP/1.1\r\nHost: x\r\n\r\n", "431"},
+		"header": {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", headBytesMax) + "\r\n\r\n", "431"},
+		"body":   {fmt.Sprintf("POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", bodyBytesMax+1) + strings.Repeat("a", bodyBytesMax+1), "413"},
+		"chunks": {"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n" + strings.Repeat("a", 0x2000) + "\r\n0\r\n\r\n", "413"},
+		"noise":  {"\x16\x03\x01\r\n\r\n", "400"},
+	} {
+		conn, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, c.request); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil || !strings.HasPrefix(line, "HTTP/1.1 "+c.code) {
+			t.Errorf("%s: answered %q, %v; want %s", name, line, err, c.code)
+		}
+		conn.Close()
+	}
+}
+
+// The second process on a machine must say what is wrong, not serve nothing.
+func TestPortInUse(t *testing.T) {
+	s, _ := serve(t, "")
+	_, err := Listen(Options{Addr: s.Addr(), App: &fakeApp{}, Registry: prometheus.NewRegistry(), Own: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err == nil || !strings.Contains(err.Error(), port(s.Addr())+" is in use") || !strings.Contains(err.Error(), "webPort") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A stop must not wait for clients that keep their connections, or send their requests never.
+func TestClose(t *testing.T) {
+	s, _ := serve(t, "")
+	ask(t, s, "GET", "/healthz", nil) // keeps its connection
+	conn, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := s.Close(ctx); err != nil && ctx.Err() == nil {
+		t.Error(err)
+	}
+	if c, err := net.Dial("tcp", s.Addr()); err == nil {
+		c.Close()
+		t.Error("the port is still open")
+	}
+}
+
+func TestMetricsPath(t *testing.T) {
+	for base, want := range map[string]string{"": "/metrics", "/": "/metrics", "a": "/a/metrics", "/a/b/": "/a/b/metrics"} {
+		if got := metricsPath(base); got != want {
+			t.Errorf("%q: %q, want %q", base, got, want)
+		}
+	}
+}
