@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// A process that is not able to do all of its work must not be called ready, and must say what it waits for.
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, nil, plan.Agent{}, limits{}, true)
+		x := newTablesFixture(t)
+		b.app.tables = x.tables
+		b.app.agents = []*agent{b.agent}
+		want := func(ready bool, parts ...string) {
+			t.Helper()
+			ok, detail := observer{b.app}.Ready()
+			text, err := json.Marshal(detail)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range parts {
+				if !strings.Contains(string(text), p) {
+					t.Errorf("no %s in %s", p, text)
+				}
+			}
+			if ok != ready {
+				t.Errorf("ready %v: %s", ok, text)
+			}
+		}
+		want(false, `"state":"starting"`, `"tables":[]`)
+		b.app.seen.running.Store(true)
+		want(false, `"state":"joining"`)
+		b.app.Assigned(nil)
+		want(true, `"state":"running"`, `"ready":true`) // nothing is assigned, and nothing waits
+
+		// Its table is behind, and the broker slow.
+		x.append("users-log", 2, "a=1", "b=2", "c=3")
+		x.logs.change(func() { x.logs.silent = true })
+		x.Acquire(2, []int{users}, nil)
+		p := record.Partition{Topic: "in", Number: 2}
+		f := b.assign(b.agent, p)
+		b.app.feeds[p] = []laneFeed{{b.lane, f}}
+		b.position(f, 0)
+		time.Sleep(x.tuning.stalledAfter + time.Second)
+		want(false, `"state":"restoring"`, `1 of 1 assigned partitions`, `"table":"users","partition":2,"role":"active"`, `"left":3`, `"stalls":1`, `the broker returns no records`)
+		value := gathered(t, b.app)
+		for series, n := range map[string]float64{
+			"kaspr_health": 2, "kaspr_total_rebalances_recovering": 1, "kaspr_table_restore_records_left": 3, "kaspr_table_restore_stalls_total": 1,
+		} {
+			if got, ok := value[series]; !ok || got != n {
+				t.Errorf("%s is %v (%v), want %v", series, got, ok, n)
+			}
+		}
+
+		x.logs.change(func() { x.logs.silent = false })
+		x.ready(2, users)
+		b.begin(f, nil)
+		want(true, `"phase":"active"`, `"left":0`)
+		ends := map[string]map[int32]int64{"in": {2: 9}}
+		b.app.seen.ends.Store(&ends)
+		b.put(f, records(2, 0, 4), 4)
+		value = gathered(t, b.app)
+		for series, n := range map[string]float64{
+			"kaspr_health": 0, "kaspr_table_restore_records_left": 0, "kaspr_table_key_count": 3, "kaspr_topic_partition_lag": 9,
+			"kaspr_topic_partition_position": 0, "kaspr_messages_received_per_topics_partition": 3, "kaspr_active_messages": 4,
+		} {
+			if got, ok := value[series]; !ok || got != n {
+				t.Errorf("%s is %v (%v), want %v", series, got, ok, n)
+			}
+		}
+
+		b.app.Lost(nil)
+		want(false, `"state":"joining"`)
+		b.app.Assigned(nil)
+		want(true)
+		b.app.until = time.Now()
+		want(false, `"state":"stopping"`)
+	})
+}
+
+// gathered is the sum of every series over its labels.
+func gathered(t *testing.T, a *App) map[string]float64 {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(&series{a})
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			value[f.GetName()] += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return value
+}
+
+// Agents that share a partition must not hide how far the slowest of them is.
+func TestPartitionSeriesOfTwoAgents(t *testing.T) {
+	to := make(chan prometheus.Metric, 100)
+	collection(to).feeds([]feedState{
+		{Topic: "in", Agent: "a", Position: 7, Committed: 6, Read: 9, End: 20, Lag: 13},
+		{Topic: "in", Agent: "b", Position: 3, Committed: 2, Read: 8, End: 20, Lag: 17},
+		{Topic: "in", Partition: 1, Agent: "a", Position: -1, Committed: -1, Read: -1, End: -1, Lag: -1},
+	})
+	close(to)
+	committed := 0
+	for m := range to {
+		var d dto.Metric
+		if err := m.Write(&d); err != nil {
+			t.Fatal(err)
+		}
+		if m.Desc() == mCommitted {
+			if committed++; d.GetGauge().GetValue() != 2 {
+				t.Errorf("committed %v, want 2", d.GetGauge().GetValue())
+			}
+		}
+		if m.Desc() == mRead && d.GetGauge().GetValue() != 8 {
+			t.Errorf("last offset read %v, want 8", d.GetGauge().GetValue())
+		}
+	}
+	if committed != 1 {
+		t.Errorf("%d series of committed offsets, want one", committed)
+	}
+}
