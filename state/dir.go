@@ -213,7 +213,7 @@ func (d *Dir) openDatabase(i id, path string) (*handle, position, error) {
 		return nil, position{}, err
 	}
 	defer opts.Destroy()
-	h, err := openHandle(path, opts, d.opts.wal)
+	h, err := openHandle(path, opts)
 	if err != nil {
 		return nil, position{}, err
 	}

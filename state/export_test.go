@@ -60,16 +60,6 @@ func Raw(s Store, key, value []byte) error {
 	return s.(*partition).handle.Load().db.Put(o, key, value)
 }
 
-// GetEach is MultiGet with one crossing for each key, for the benchmark.
-func GetEach(s Store, keys [][]byte) error {
-	for _, k := range keys {
-		if _, err := s.Get(k); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // MemoryUsed is what the accounts say the memtables of a Dir take.
 func MemoryUsed(d *Dir) int64 { return d.memory.Load() }
 

@@ -49,7 +49,7 @@ func pointer(v any) unsafe.Pointer {
 }
 
 // openHandle opens or creates a database. The options are free to go afterwards.
-func openHandle(path string, opts *grocksdb.Options, wal bool) (*handle, error) {
+func openHandle(path string, opts *grocksdb.Options) (*handle, error) {
 	db, cfs, err := grocksdb.OpenDbColumnFamilies(opts, path, []string{"default"}, []*grocksdb.Options{opts})
 	if err != nil {
 		return nil, classify(err.Error())
@@ -62,9 +62,7 @@ func openHandle(path string, opts *grocksdb.Options, wal bool) (*handle, error) 
 		wo:   C.rocksdb_writeoptions_create(),
 		gate: newGate(), gone: make(chan struct{}), iterators: map[*iterator]*cIterator{}, views: map[*view]struct{}{},
 	}
-	if !wal {
-		C.rocksdb_writeoptions_disable_WAL(h.wo, 1)
-	}
+	C.rocksdb_writeoptions_disable_WAL(h.wo, 1)
 	return h, nil
 }
 

@@ -42,8 +42,6 @@ type Options struct {
 	Tables map[string]map[string]string
 
 	Log *slog.Logger // default: discarded
-
-	wal bool // for the benchmark that compares
 }
 
 // Without a container's limit we assume this: a share of the node could be the share of many.
