@@ -105,16 +105,8 @@ func benchmarkApp(b *testing.B, text string, n int) {
 	if problems = append(problems, more...); problems.Fatal() {
 		b.Fatal(problems)
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		b.Fatal(err)
-	}
-	cache = filepath.Join(cache, "kaspr", "compiled")
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		b.Fatal(err)
-	}
 	rt, err := wasmhost.New(b.Context(), wasmhost.Config{
-		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: cache,
+		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: compiled(b),
 		Gate: wasmhost.NewGate(engine.Turns(cfg)),
 	})
 	if err != nil {
@@ -167,4 +159,18 @@ func produce(b *testing.B, broker *dev.Broker, n int) {
 	if err := cl.Flush(context.Background()); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// compiled is the folder of compiled modules, which all runs share.
+func compiled(b *testing.B) string {
+	b.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cache = filepath.Join(cache, "kaspr", "compiled")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	return cache
 }
