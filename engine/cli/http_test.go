@@ -162,12 +162,20 @@ func TestHTTP(t *testing.T) {
 		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1}]}"; got != want {
 		t.Errorf("/status:\n%s\nwant\n%s", got, want)
 	}
+	for _, args := range [][]string{{"health"}, {"health", "--ready"}} {
+		if code, said, errs := kaspr(t, dir, nil, append(args, "--set", "webPort="+port)...); code != exitOK || !strings.HasPrefix(said, "{") {
+			t.Errorf("%v: exit %d, %s%s", args, code, said, errs)
+		}
+	}
 	cancel()
 	if code := <-ended; code != exitOK {
 		t.Errorf("exit %d\n%s", code, &errs)
 	}
 	if code, _ := get(t, base+"/healthz"); code != 0 {
 		t.Errorf("the port still answers: %d", code)
+	}
+	if code, _, errs := kaspr(t, dir, nil, "health", "--set", "webPort="+port); code != exitFailed || !strings.Contains(errs, "ask 127.0.0.1:"+port+"/healthz") {
+		t.Errorf("health of nobody: exit %d, %s", code, errs)
 	}
 }
 

@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kaspr.io/kaspr/engine/config"
+	apphttp "kaspr.io/kaspr/http"
+)
+
+// healthTimeout is how long an answer may take.
+const healthTimeout = 3 * time.Second
+
+// healthCommand is what a container without a shell asks its own process with.
+func (c *command) healthCommand() *cobra.Command {
+	var file string
+	var ready bool
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Ask the engine that runs on this machine whether it lives, or with --ready whether it does all of its work",
+		Long: "Ask the engine that runs on this machine, at the webPort that the same settings give it, whether it lives.\n" +
+			"The exit code is 0 if it does, and if it has no HTTP server (webPort is 0); else 1.",
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return c.health(file, ready) },
+	}
+	cmd.Flags().StringVar(&file, "config", "", "settings file of that engine")
+	cmd.Flags().BoolVar(&ready, "ready", false, "ask /readyz: partitions assigned, tables restored")
+	c.appFlag(cmd)
+	c.settingFlags(cmd)
+	return cmd
+}
+
+func (c *command) health(file string, ready bool) error {
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
+	early := layers.Early()
+	// The manifests may name the port, too; whether they are right is not asked here.
+	port := read([]string{early.DefinitionsDir}, layers, early.App, nil).cfg.Web.Port
+	if port == 0 {
+		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
+		return nil
+	}
+	path := "/healthz"
+	if ready {
+		path = "/readyz"
+	}
+	code, body, err := apphttp.Ask(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), path, healthTimeout)
+	if err != nil {
+		return err
+	}
+	if _, err := c.streams.Out.Write(body); err != nil {
+		return err
+	}
+	if code != 200 {
+		return errReported
+	}
+	return nil
+}
