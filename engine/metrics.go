@@ -64,6 +64,7 @@ var (
 	mGuestLimits   = metric("guest_limit_hits_total", "Records or instances ended by a limit: deadline, memory, trap.", "agent", "limit")
 	mGuestRetries  = metric("guest_isolated_records_total", "Records run again alone in a new instance.", "agent")
 	mInstances     = metric("guest_instances", "Live instances.", "agent")
+	mGuestMemory   = metric("guest_memory_bytes", "Memory of the live instances; what one has not written it shares with the others.", "agent")
 
 	mLeft     = metric("table_restore_records_left", "Changelog records left to read, at most.", "table", "partition", "role")
 	mRate     = metric("table_restore_records_per_second", "Changelog records read a second while restoring.", "table", "partition", "role")
@@ -164,6 +165,7 @@ func (c collection) guest(agent string, n *wasmhost.Stats) {
 	c.counter(mGuestLimits, n.Traps.Load(), agent, "trap")
 	c.counter(mGuestRetries, n.Retries.Load(), agent)
 	c.gauge(mInstances, float64(n.Instances.Load()), agent)
+	c.gauge(mGuestMemory, float64(n.MemoryBytes.Load()), agent)
 }
 
 // feeds are sorted by partition. What is of a partition, not of an agent, is the least of its agents'.

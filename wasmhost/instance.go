@@ -33,6 +33,8 @@ type Instance struct {
 	input     uint32 // address of the guest's input buffer
 	inputSize int    // its size; 0 before the first
 
+	counted int64 // of its memory, in the program's Stats
+
 	own int32 // partition number of the batch of the call that runs, -1 without one
 
 	busy   atomic.Bool // a call runs; only to notice two
@@ -175,6 +177,7 @@ func endsEarly(b *record.Batch, res *record.Result) bool {
 
 func (in *Instance) count(res *record.Result, err error) {
 	stats := in.program.stats
+	in.countMemory(in.mem.size)
 	stats.Calls.Add(1)
 	stats.Records.Add(int64(res.Done))
 	stats.WasmNanos.Add(res.Elapsed.Nanoseconds())
@@ -512,6 +515,12 @@ func (in *Instance) resultText() string {
 // MemoryBytes is the size of the instance's memory, of which it shares with the image what it has not written.
 func (in *Instance) MemoryBytes() int64 { return in.mem.size }
 
+// countMemory makes size the instance's part of the program's MemoryBytes.
+func (in *Instance) countMemory(size int64) {
+	in.program.stats.MemoryBytes.Add(size - in.counted)
+	in.counted = size
+}
+
 // Close frees the instance. It is idempotent.
 func (in *Instance) Close() error {
 	if in.closed {
@@ -523,6 +532,7 @@ func (in *Instance) Close() error {
 	in.slot.remove()
 	err := errors.Join(in.mod.Close(context.Background()), in.mem.unmap())
 	in.r.open.Add(-1)
+	in.countMemory(0)
 	in.program.stats.Instances.Add(-1)
 	return err
 }

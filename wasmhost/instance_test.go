@@ -321,6 +321,9 @@ func TestNoLeaks(t *testing.T) {
 		if n := s.Stats().Instances.Load(); n > 4 {
 			t.Errorf("%d instances for 4 slots", n)
 		}
+		if n, least := s.Stats().MemoryBytes.Load(), s.Stats().Instances.Load()*s.image.size; n < least || n > 4*testOptions().MemoryMax {
+			t.Errorf("%d bytes of memory, at least %d are mapped", n, least)
+		}
 		for range 2 {
 			if err := errors.Join(c.Close(), r.Close()); err != nil {
 				t.Fatal(err)
@@ -328,6 +331,9 @@ func TestNoLeaks(t *testing.T) {
 		}
 		if n := s.Stats().Instances.Load(); n != 0 {
 			t.Errorf("%d instances after Close", n)
+		}
+		if n := s.Stats().MemoryBytes.Load(); n != 0 {
+			t.Errorf("%d bytes of memory after Close", n)
 		}
 	}
 	run()

@@ -134,5 +134,6 @@ func (r *Runtime) instantiate(ctx context.Context, mem *memory, globals []uint64
 	in.ctx = instanceContext{context.Background(), in}
 	r.open.Add(1)
 	p.stats.Instances.Add(1)
+	in.countMemory(mem.size)
 	return in, nil
 }

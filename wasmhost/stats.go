@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Stats counts what a program's instances did. All fields only grow, except Instances.
+// Stats counts what a program's instances did. All fields only grow, except the last two.
 type Stats struct {
 	Calls        atomic.Int64
 	Records      atomic.Int64
@@ -18,6 +18,7 @@ type Stats struct {
 	RestoreNanos atomic.Int64
 	Ticks        atomic.Int64 // times a guest was interrupted
 	Instances    atomic.Int64 // live now
+	MemoryBytes  atomic.Int64 // of those, as of their last calls; what an instance has not written it shares with the others
 }
 
 // WasmTime is the time spent inside guests.
