@@ -198,6 +198,7 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 	all := map[string]string{
 		"definitionsDir": dir, "dataDir": dir, "kafkaBootstrapServers": k.broker.Addr(), "topicReplicationFactor": "1", "topicPartitions": "1",
 		"brokerSessionTimeout": "6s", "brokerHeartbeatInterval": "1s", "logLevel": "info",
+		"webPort": "0", // many of them run on one machine
 	}
 	for key, v := range settings {
 		all[key] = v
@@ -212,7 +213,7 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 	}
 	p := &process{t: k.t, log: &syncBuffer{}, done: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], "run", "--config", path)
-	p.cmd.Env = append(os.Environ(), childEnv+"=1", "KASPR_WEB_PORT=0") // many of them run on one machine
+	p.cmd.Env = append(os.Environ(), childEnv+"=1")
 	p.cmd.Stderr = p.log
 	p.cmd.Stdout = p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
