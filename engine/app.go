@@ -184,7 +184,7 @@ func (a *App) Run(ctx context.Context) error {
 	defer a.Close()
 	ctx, a.stop = context.WithCancel(ctx)
 	defer a.stop()
-	if err := a.listen(); err != nil {
+	if err := a.listen(ctx); err != nil {
 		return err
 	}
 	defer a.unlisten()

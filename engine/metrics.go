@@ -134,9 +134,11 @@ func (c collection) gauge(d *prometheus.Desc, v float64, labels ...string) {
 func (c collection) agents(agents []*agent) {
 	var received, sent int64
 	for _, ag := range agents {
-		name, n := ag.plan.Name, &ag.stats
-		received += n.Records.Load()
-		sent += n.Outputs.Load() + n.DeadLettered.Load()
+		name, n := ag.shown(), &ag.stats
+		if !ag.plan.Writer {
+			received += n.Records.Load()
+			sent += n.Outputs.Load() + n.DeadLettered.Load()
+		}
 		c.counter(mRecords, n.Records.Load(), name)
 		c.counter(mOutputs, n.Outputs.Load(), name)
 		c.counter(mCalls, n.Calls.Load(), name)

@@ -31,7 +31,7 @@ type observed struct {
 }
 
 // listen starts the HTTP server, if there is to be one.
-func (a *App) listen() error {
+func (a *App) listen(ctx context.Context) error {
 	a.seen.began = time.Now()
 	if a.opts.Listen == "" {
 		return nil
@@ -40,7 +40,7 @@ func (a *App) listen() error {
 	labeled := prometheus.WrapRegistererWith(prometheus.Labels{"app_name": a.plan.App.ID, "worker_name": worker(a.cfg.Web.Host)}, metrics)
 	labeled.MustRegister(&series{a})
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	web, err := apphttp.Listen(apphttp.Options{
+	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Addr: a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
 	})
 	if err != nil {
@@ -132,6 +132,14 @@ func (a *App) assignedTopics() []string {
 	return slices.Compact(topics)
 }
 
+// shown is the agent's name to people. What applies a table's writes is no agent of theirs, and must not be taken for one of its name.
+func (a *agent) shown() string {
+	if a.plan.Writer {
+		return a.component
+	}
+	return a.plan.Name
+}
+
 // feedState is one partition's way to one agent, at one moment. Offsets are -1 where they are not known.
 type feedState struct {
 	Topic     string `json:"topic"`
@@ -157,7 +165,7 @@ func (a *App) feedStates() []feedState {
 	list := []feedState{}
 	a.eachFeed(func(p record.Partition, _ *lane, f *feed) {
 		s := feedState{
-			Topic: p.Topic, Partition: p.Number, Agent: f.agent.plan.Name, Position: f.position(), Committed: f.committed,
+			Topic: p.Topic, Partition: p.Number, Agent: f.agent.shown(), Position: f.position(), Committed: f.committed,
 			Read: -1, End: -1, Lag: -1, Queued: f.queued, Working: len(f.taken.records), Ready: f.ready,
 		}
 		for i := range f.done {
@@ -343,7 +351,7 @@ func (a observer) Status() any {
 	for _, ag := range a.agents {
 		n := &ag.stats
 		s.Agents = append(s.Agents, agentStatus{
-			ag.plan.Name, n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),
+			ag.shown(), n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),
 		})
 	}
 	return s

@@ -88,6 +88,25 @@ func TestReady(t *testing.T) {
 	})
 }
 
+// An agent that has the name of a table's writes must not make its series ambiguous, which would end them all.
+func TestAgentNamedAsWrites(t *testing.T) {
+	b := testLane(t, nil, plan.Agent{}, limits{}, true)
+	b.app.tables = newTables(nil, nil, "", nil, b.app.log, nil)
+	for _, p := range []plan.Agent{{Name: "users-writes"}, {Name: "users-writes", Writer: true}} {
+		ag := newAgent(b.app, &p)
+		if p.Writer {
+			ag.component = "KasprTable/users"
+		}
+		ag.stats.Records.Add(5)
+		b.app.agents = append(b.app.agents, ag)
+	}
+	b.app.seen.running.Store(true)
+	value := gathered(t, b.app)
+	if value["kaspr_agent_records_total"] != 10 || value["kaspr_messages_received_total"] != 5 {
+		t.Errorf("%v records, %v of agents; want 10 and 5", value["kaspr_agent_records_total"], value["kaspr_messages_received_total"])
+	}
+}
+
 // gathered is the sum of every series over its labels.
 func gathered(t *testing.T, a *App) map[string]float64 {
 	t.Helper()

@@ -56,9 +56,9 @@ type Server struct {
 	ended  chan struct{}
 }
 
-// Listen begins to serve. The error says so when another process has the port.
-func Listen(o Options) (*Server, error) {
-	ln, err := net.Listen("tcp", o.Addr)
+// Listen begins to serve, until Close; ctx is of the start only. The error says so when another process has the port.
+func Listen(ctx context.Context, o Options) (*Server, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.Addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("HTTP server: port %s is in use by another process; give this one another webPort (0: no HTTP server)", port(o.Addr))
 	}

@@ -34,7 +34,7 @@ func serve(t *testing.T, base string) (*Server, *fakeApp) {
 	registry.MustRegister(orders)
 	orders.Add(3)
 	app := &fakeApp{}
-	s, err := Listen(Options{
+	s, err := Listen(t.Context(), Options{
 		Addr: "127.0.0.1:0", MetricsBase: base, App: app, Registry: registry, Own: registry, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -50,9 +50,16 @@ func serve(t *testing.T, base string) (*Server, *fakeApp) {
 	return s, app
 }
 
-func ask(t *testing.T, s *Server, method, path string, body io.Reader) (*nethttp.Response, string) {
+// answer is what came back.
+type answer struct {
+	code   int
+	header nethttp.Header
+	body   string
+}
+
+func ask(t *testing.T, s *Server, method, path string) answer {
 	t.Helper()
-	req, err := nethttp.NewRequestWithContext(t.Context(), method, "http://"+s.Addr()+path, body)
+	req, err := nethttp.NewRequestWithContext(t.Context(), method, "http://"+s.Addr()+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +72,7 @@ func ask(t *testing.T, s *Server, method, path string, body io.Reader) (*nethttp
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(text)
+	return answer{resp.StatusCode, resp.Header, string(text)}
 }
 
 // Probes, Prometheus and people must find what they ask for, and nothing else.
@@ -90,20 +97,20 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/readyz", 405, `{"error":"only GET and HEAD are answered here"}`},
 		{"DELETE", "/internal/metrics", 405, `{"error":"only GET and HEAD are answered here"}`},
 	} {
-		resp, body := ask(t, s, c.method, c.path, nil)
-		if resp.StatusCode != c.code || !strings.Contains(body, c.body) {
-			t.Errorf("%s %s: %d %q, want %d with %q", c.method, c.path, resp.StatusCode, body, c.code, c.body)
+		got := ask(t, s, c.method, c.path)
+		if got.code != c.code || !strings.Contains(got.body, c.body) {
+			t.Errorf("%s %s: %d %q, want %d with %q", c.method, c.path, got.code, got.body, c.code, c.body)
 		}
-		if c.code == 405 && resp.Header.Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s %s: Allow %q", c.method, c.path, resp.Header.Get("Allow"))
+		if allow := got.header.Get("Allow"); c.code == 405 && allow != "GET, HEAD" {
+			t.Errorf("%s %s: Allow %q", c.method, c.path, allow)
 		}
 	}
-	_, body := ask(t, s, "GET", "/internal/metrics", nil)
+	text := ask(t, s, "GET", "/internal/metrics").body
 	for _, series := range []string{
 		`kaspr_http_status_codes_total{status_code="200"} 7`, `kaspr_http_status_codes_total{status_code="404"} 3`, `kaspr_http_latency_bucket{le="10000"}`,
 	} {
-		if !strings.Contains(body, series) {
-			t.Errorf("no %s in\n%s", series, body)
+		if !strings.Contains(text, series) {
+			t.Errorf("no %s in\n%s", series, text)
 		}
 	}
 }
@@ -113,11 +120,11 @@ func TestReadiness(t *testing.T) {
 	s, app := serve(t, "")
 	for _, want := range []bool{false, true, false} {
 		app.ready.Store(want)
-		resp, body := ask(t, s, "GET", "/readyz", nil)
-		if (resp.StatusCode == 200) != want || !want && resp.StatusCode != 503 || !strings.Contains(body, `"left":7`) {
-			t.Errorf("ready %v: %d %s", want, resp.StatusCode, body)
+		got := ask(t, s, "GET", "/readyz")
+		if (got.code == 200) != want || !want && got.code != 503 || !strings.Contains(got.body, `"left":7`) {
+			t.Errorf("ready %v: %d %s", want, got.code, got.body)
 		}
-		if ct := resp.Header.Get("Content-Type"); ct != "application/json" {
+		if ct := got.header.Get("Content-Type"); ct != "application/json" {
 			t.Errorf("content type %q", ct)
 		}
 	}
@@ -136,7 +143,7 @@ func TestLimits(t *testing.T) {
 		"chunks": {"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n" + strings.Repeat("a", 0x2000) + "\r\n0\r\n\r\n", "413"},
 		"noise":  {"\x16\x03\x01\r\n\r\n", "400"},
 	} {
-		conn, err := net.Dial("tcp", s.Addr())
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +161,7 @@ func TestLimits(t *testing.T) {
 // The second process on a machine must say what is wrong, not serve nothing.
 func TestPortInUse(t *testing.T) {
 	s, _ := serve(t, "")
-	_, err := Listen(Options{Addr: s.Addr(), App: &fakeApp{}, Registry: prometheus.NewRegistry(), Own: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	_, err := Listen(t.Context(), Options{Addr: s.Addr(), App: &fakeApp{}, Registry: prometheus.NewRegistry(), Own: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), port(s.Addr())+" is in use") || !strings.Contains(err.Error(), "webPort") {
 		t.Errorf("error %v", err)
 	}
@@ -163,8 +170,8 @@ func TestPortInUse(t *testing.T) {
 // A stop must not wait for clients that keep their connections, or send their requests never.
 func TestClose(t *testing.T) {
 	s, _ := serve(t, "")
-	ask(t, s, "GET", "/healthz", nil) // keeps its connection
-	conn, err := net.Dial("tcp", s.Addr())
+	ask(t, s, "GET", "/healthz") // keeps its connection
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +184,7 @@ func TestClose(t *testing.T) {
 	if err := s.Close(ctx); err != nil && ctx.Err() == nil {
 		t.Error(err)
 	}
-	if c, err := net.Dial("tcp", s.Addr()); err == nil {
+	if c, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.Addr()); err == nil {
 		c.Close()
 		t.Error("the port is still open")
 	}
