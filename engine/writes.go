@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // A table write goes to the partition of the record in progress, which the step owns. One for another partition goes to that
@@ -73,20 +74,16 @@ func (f *feed) route(v *verdict, w *work) {
 	v.changes = kept
 }
 
-// changeBytesMax bounds one table write: brokers take messages of 1 MiB by default (message.max.bytes), with some room for what
-// Kafka adds.
-const changeBytesMax = 1<<20 - 1<<10
-
-// checkChanges makes records fail whose table writes cannot be: too large for the changelog, or to another partition although
-// the plan saw no sign of that in the code.
+// checkChanges makes records fail whose table writes cannot be: too large for the changelog, which the guest itself refuses if it
+// is what it should be, or to another partition although the plan saw no sign of that in the code.
 func (f *feed) checkChanges(shares []*share, res *record.Result) {
 	bad := map[int32]string{}
 	for i := range res.Changes {
 		c := &res.Changes[i]
 		s := shares[c.Table]
 		switch size := len(c.Key) + len(c.Value); {
-		case size > changeBytesMax:
-			bad[c.Record] = fmt.Sprintf("a write of %d bytes to %s is more than its changelog takes (%d)", size, s.label, changeBytesMax)
+		case size > abi.ChangeBytesMax:
+			bad[c.Record] = fmt.Sprintf("a write of %d bytes to %s is more than its changelog takes (%d)", size, s.label, abi.ChangeBytesMax)
 		case s.staged == nil && (c.Partition < 0 || c.Partition == f.partition.Number):
 			bad[c.Record] = fmt.Sprintf("%s has no partition %d", s.label, f.partition.Number)
 		case c.Partition >= 0 && c.Partition != f.partition.Number && s.writes == "":

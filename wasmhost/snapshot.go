@@ -19,7 +19,7 @@ type Snapshot struct {
 	closed  atomic.Bool
 }
 
-// NewInstance restores the image: a ready instance in less than a millisecond.
+// NewInstance restores the image over a module of its own; most of its time is that of the module (see reset).
 func (s *Snapshot) NewInstance(ctx context.Context) (*Instance, error) {
 	if s.closed.Load() {
 		return nil, ErrClosed

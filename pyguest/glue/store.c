@@ -372,6 +372,11 @@ int32_t store_partitions(uint32_t table)
 int store_write(uint32_t table, int32_t partition, const char *key, size_t len, const char *value, int32_t value_len, int64_t expires)
 {
     uint32_t scope;
+    size_t size = len + (value_len < 0 ? 0 : (size_t)value_len);
+    if (size > KASPR_CHANGE_BYTES_MAX) {
+        PyErr_Format(PyExc_ValueError, "a table write of %zu bytes, key and value, is more than the changelog takes (%d)", size, KASPR_CHANGE_BYTES_MAX);
+        return -1;
+    }
     if (scope_of(table, partition, &scope) < 0)
         return -1;
     store_entry *e = entry_of(scope, key, len);

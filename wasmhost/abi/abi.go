@@ -126,5 +126,9 @@ const (
 	TableError   = 2
 )
 
+// ChangeBytesMax bounds one table write, key and value: brokers take messages of 1 MiB by default (message.max.bytes), with some
+// room for what Kafka adds. The guest refuses a larger one in the line that makes it.
+const ChangeBytesMax = 1<<20 - 1<<10
+
 // HostRefused is host's answer to an operation it does not offer or a request it cannot read.
 const HostRefused = -1 << 31
