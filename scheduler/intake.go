@@ -58,8 +58,10 @@ func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Ste
 }
 
 func (w *work) answer(q *Request, v Verdict, c Code) {
-	w.note(Outcome{Verdict: v, Code: c, Verb: q.Verb, ID: q.ID, Topic: q.Topic, Due: q.Due, Source: q.Source,
-		PastDue: (v == Accepted || v == Replaced) && !q.Verb.cron() && q.Due <= w.ms})
+	w.note(Outcome{
+		Verdict: v, Code: c, Verb: q.Verb, ID: q.ID, Topic: q.Topic, Due: q.Due, Source: q.Source,
+		PastDue: (v == Accepted || v == Replaced) && !q.Verb.cron() && q.Due <= w.ms,
+	})
 }
 
 // take does what a request asks for, or says why not.

@@ -139,13 +139,13 @@ func (f *firing) encode() []byte {
 // decodeMessage reads a message row: one or the other.
 func decodeMessage(at Location, b []byte) (m *Message, f *firing, err error) {
 	d := decode(b)
-	switch kind := d.uint(); {
-	case kind == kindMessage:
+	switch d.uint() {
+	case kindMessage:
 		m = &Message{At: at, Due: d.int(), Expires: d.int(), ID: d.text(), Loose: d.bool(), Cron: d.text()}
 		copy(m.Print[:], d.take(uint64(len(m.Print))))
 		m.Attempts, m.Source = d.uint(), d.source()
 		m.Topic, m.Key, m.Value, m.Headers = d.payload()
-	case kind == kindFiring:
+	case kindFiring:
 		f = &firing{Cron: d.text(), Version: d.uint()}
 	default:
 		d.bad = true

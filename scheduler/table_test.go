@@ -16,13 +16,3 @@ func memory(t testing.TB) view {
 	}
 	return view{state.NewStaged(store)}
 }
-
-// lay puts the changes of a step over the table.
-func (v view) lay(st Step) Step {
-	changes := make([]state.Change, len(st.Changes))
-	for i, c := range st.Changes {
-		changes[i] = state.Change{Key: c.Key, Value: c.Value}
-	}
-	v.Stage(changes)
-	return st
-}

@@ -2,7 +2,6 @@ package cron
 
 import (
 	"time"
-
 )
 
 // Gap is the smallest distance between two times, on a clock that nobody changes.
@@ -63,4 +62,3 @@ func bits(field uint64, n int) (list []int) {
 	}
 	return list
 }
-
