@@ -44,8 +44,8 @@ func client(t *testing.T, address string, opts ...kgo.Opt) *kgo.Client {
 	return cl
 }
 
-func context20(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+func bounded(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -53,7 +53,7 @@ func context20(t *testing.T) context.Context {
 // Fault tests need acknowledged records to be there after a crash of the broker, and the same address.
 func TestAcknowledgedRecordsSurviveAKill(t *testing.T) {
 	b := Shared(t)
-	ctx := context20(t)
+	ctx := bounded(t)
 	cl := client(t, b.Addr(), kgo.ConsumeTopics("survivors"))
 	if _, err := kadm.NewClient(cl).CreateTopic(ctx, 1, 1, nil, "survivors"); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func TestAcknowledgedRecordsSurviveAKill(t *testing.T) {
 func TestPausedBrokerAnswersAfterResume(t *testing.T) {
 	b := Shared(t)
 	cl := client(t, b.Addr())
-	if err := cl.Ping(context20(t)); err != nil {
+	if err := cl.Ping(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
 	b.Pause()
