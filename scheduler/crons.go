@@ -161,6 +161,12 @@ func (w *work) fire(at Location, f *firing) *Message {
 	return m
 }
 
+// defines tells whether a firing that was refused is still one of its cron entry's.
+func (w *work) defines(m *Message) bool {
+	c := w.crons[m.Cron]
+	return c != nil && c.State < gone && c.Source == m.Source
+}
+
 // skip plans the first firing that is not before a time.
 func (w *work) skip(id string, c *cronRow, sched cron.Schedule, from time.Time) {
 	o := Outcome{Verdict: Skipped, ID: id, Topic: c.Topic, Due: c.Next, Late: w.ms - c.Next, Fire: true, Source: c.Source}

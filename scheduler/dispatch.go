@@ -10,8 +10,8 @@ import (
 // Scheduled is a row that is due: a message, or a cron's firing.
 type Scheduled struct {
 	At      Location
-	Message *Message // nil for a firing
-	Cron    string   // the entry that fires
+	Message *Message // nil for a firing, unless it was refused before
+	Cron    string   // the entry that fires; empty for others
 	firing  *firing
 }
 
@@ -46,6 +46,8 @@ func Due(r Reader, from Location, now time.Time, limit, bytes int) (rows []Sched
 		}
 		if s.firing != nil {
 			s.Cron = s.firing.Cron
+		} else {
+			s.Cron = s.Message.Cron
 		}
 		rows = append(rows, s)
 		next = Location{at.Due, at.Seq + 1}
@@ -53,9 +55,27 @@ func Due(r Reader, from Location, now time.Time, limit, bytes int) (rows []Sched
 	return rows, next, wake, nil
 }
 
+// due is a batch of what is due.
+func (s *Settings) due(r Reader, low Location, now time.Time) (rows []Scheduled, next Location, wake time.Time, err error) {
+	if !s.Interleave {
+		return Due(r, low, now, s.BatchMessages, s.BatchBytes)
+	}
+	half := (s.BatchMessages + 1) / 2
+	rows, next, wake, err = Due(r, low, now, half, s.BatchBytes/2)
+	recent := Location{Due: now.UnixMilli() - 1000}
+	if err != nil || wake.IsZero() || wake.After(now) || !next.less(recent) {
+		return rows, next, wake, err
+	}
+	others, _, _, err := Due(r, recent, now, half, s.BatchBytes/2)
+	return append(rows, others...), next, wake, err
+}
+
 // Dispatch delivers what is due, oldest first, at most a batch: the messages' rows go, their ids become known as sent, and
 // the outputs are theirs. Wake is now while there is more.
-func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
+//
+// Of refused messages, whose step was undone for it, none is sent; they are planned for later, or given up with a rejection. A
+// host passes them until a step with them is kept; what is not due any more does no harm.
+func (s *Settings) Dispatch(r Reader, refused []Refusal, now time.Time) (Step, error) {
 	raw, err := r.Get(headKey)
 	if err != nil {
 		return Step{}, err
@@ -64,7 +84,7 @@ func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	rows, next, wake, err := Due(r, h.Low, now, s.BatchMessages, s.BatchBytes)
+	rows, next, wake, err := s.due(r, h.Low, now)
 	if err != nil {
 		return Step{}, err
 	}
@@ -73,7 +93,7 @@ func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
 	}
 	var crons []string
 	for _, row := range rows {
-		if row.firing != nil {
+		if row.Cron != "" {
 			crons = append(crons, row.Cron)
 		}
 	}
@@ -82,7 +102,14 @@ func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
 		return Step{}, err
 	}
 	w.at = -1
+	w.Messages = make([]*Message, 0, len(rows))
+	w.Outputs, w.Outcomes = make([]record.Output, 0, len(rows)), make([]Outcome, 0, len(rows))
+	w.Changes = make([]record.Change, 0, 2*len(rows)+2)
 	w.head.Low = next // firings that are planned below take it back
+	known := map[attempt]Refusal{}
+	for _, refusal := range refused {
+		known[refusal.Message.attempt()] = refusal
+	}
 	for _, row := range rows {
 		m := row.Message
 		if m != nil {
@@ -90,13 +117,21 @@ func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
 		} else if m = w.fire(row.At, row.firing); m == nil {
 			continue
 		}
+		if m.Cron != "" && row.firing == nil && !w.defines(m) {
+			w.end(m, cancelled, Cancelled, "")
+			continue
+		}
 		if m.Expires <= w.ms && m.Expires != noExpiry {
 			w.refuse(m, TooLate, "it was late: not to be delivered from "+stamp(m.Expires)+" on")
 			w.end(m, failed, Expired, TooLate)
 			continue
 		}
+		if refusal, ok := known[m.attempt()]; ok {
+			w.again(m, refusal)
+			continue
+		}
 		w.Outputs = append(w.Outputs, w.output(m, len(w.Messages)))
-		w.Messages = append(w.Messages, *m)
+		w.Messages = append(w.Messages, m)
 		w.end(m, sent, Delivered, "")
 	}
 	if !wake.IsZero() {
@@ -109,7 +144,7 @@ func (s *Settings) Dispatch(r Reader, now time.Time) (Step, error) {
 func (w *work) end(m *Message, st status, v Verdict, code Code) {
 	o := Outcome{Verdict: v, Code: code, ID: m.ID, Topic: m.Topic, Due: m.Due, Late: w.ms - m.Due, Source: m.Source}
 	if m.Cron != "" {
-		o.ID, o.Fire = m.Cron, true
+		o.ID, o.Fire, o.Missed = m.Cron, true, o.Late > w.s.CronGrace.Milliseconds()
 	}
 	if m.ID != "" && !m.Loose {
 		w.setID(m.ID, &idRow{State: st, At: m.At, Print: m.Print, Since: w.ms, Source: m.Source})
@@ -153,77 +188,4 @@ func (w *work) refuse(m *Message, code Code, text string) {
 		add(HeaderID, id)
 	}
 	w.s.rejection(w.Step, w.at, m.Key, m.Value, headers, m.Source, []Problem{{code, text}})
-}
-
-// Refusal is a message that the broker did not take.
-type Refusal struct {
-	Message   Message
-	Reason    string
-	Permanent bool // it will never take it: there is no use in sending it again
-}
-
-// Refused plans messages anew that were not taken, after a pause, or gives them up with a rejection. The step that sent them was
-// undone before; with AtLeastOnce it was kept. A message that was cancelled since is not planned.
-func (s *Settings) Refused(r Reader, refusals []Refusal, now time.Time) (Step, error) {
-	var ids, crons []string
-	keys := make([][]byte, len(refusals))
-	for i := range refusals {
-		m := &refusals[i].Message
-		keys[i] = m.At.key(spaceMessage)
-		if m.ID != "" {
-			ids = append(ids, m.ID)
-		}
-		if m.Cron != "" {
-			crons = append(crons, m.Cron)
-		}
-	}
-	w, err := s.begin(r, now, ids, crons)
-	if err != nil {
-		return Step{}, err
-	}
-	rows, err := r.MultiGet(keys)
-	if err != nil {
-		return Step{}, err
-	}
-	w.at = -1
-	for i, refusal := range refusals {
-		m := refusal.Message
-		switch {
-		case rows[i] != nil:
-			_, f, err := decodeMessage(m.At, rows[i])
-			if err != nil {
-				return Step{}, err
-			}
-			if f == nil {
-				w.remove(m.At)
-			} else if w.fire(m.At, f) == nil {
-				continue
-			}
-		case !s.AtLeastOnce:
-			continue
-		case m.ID != "" && !m.Loose:
-			if row := w.ids[m.ID]; row == nil || row.State != sent || row.At != m.At {
-				m.Loose = true
-			}
-		}
-		w.again(&m, refusal)
-	}
-	return w.finish(), nil
-}
-
-// again plans a message that was refused, or ends it.
-func (w *work) again(m *Message, refusal Refusal) {
-	if refusal.Permanent || m.Attempts >= uint64(w.s.RetryMax) {
-		w.refuse(m, Undeliverable, refusal.Reason)
-		w.end(m, failed, Failed, Undeliverable)
-		return
-	}
-	pause := w.s.RetryFirst
-	for n := m.Attempts; n > 0 && pause < w.s.RetryTop; n-- {
-		pause *= 2
-	}
-	m.Attempts++
-	// The clock may have been set back since it was sent.
-	w.insert(m, max(m.Due, w.now.Add(min(pause, w.s.RetryTop)).UnixMilli()))
-	w.end(m, pending, Retried, "")
 }

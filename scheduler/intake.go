@@ -31,6 +31,7 @@ func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Ste
 	if err != nil {
 		return Step{}, err
 	}
+	w.Outcomes, w.Changes = make([]Outcome, 0, len(actions)), make([]record.Change, 0, 2*len(actions)+2)
 	seen := sources{}
 	if s.AtLeastOnce {
 		if seen, err = readSources(r, requests); err != nil {

@@ -75,9 +75,9 @@ func (w *world) invent() *ask {
 	if a.verb != Add || w.rng.IntN(3) > 0 {
 		a.id = string(rune('p' + w.rng.IntN(5)))
 	}
-	a.due = w.clock + w.rng.Int64N(35_000) - 5_000
+	a.due = w.clock + w.span(35_000) - 5_000
 	if w.rng.IntN(8) == 0 {
-		a.expires = a.due + w.rng.Int64N(5_000)
+		a.expires = a.due + w.span(5_000)
 	}
 	switch w.rng.IntN(4) {
 	case 0:
@@ -410,6 +410,9 @@ func (m *model) fires(id string, due, now int64) (*item, error) {
 	if now-due > m.bound(c.ask.skip) {
 		return nil, fmt.Errorf("cron %s fires for %d at %d, which is too late", id, due, now)
 	}
+	if due > now {
+		return nil, fmt.Errorf("cron %s fires for %d at %d, which is early", id, due, now)
+	}
 	c.next, c.last = following(due, c.ask.period), due
 	return &item{key: c.key + fmt.Sprintf(" %d", due), ask: c.ask, from: due, due: due, cron: id}, nil
 }
@@ -445,7 +448,7 @@ func (m *model) dispatched(e *event) error {
 		case Delivered:
 			msg, out := e.messages[0], deliveries[0]
 			e.messages, deliveries = e.messages[1:], deliveries[1:]
-			it, err := m.leaves(&msg, e.now)
+			it, err := m.leaves(msg, e.now)
 			if err != nil {
 				return err
 			}
@@ -464,16 +467,27 @@ func (m *model) dispatched(e *event) error {
 			last = max(last, it.from)
 			delete(m.items, it.key)
 			m.holds(it, "failed", e.now)
+		case Retried, Failed:
+			if err := m.refusal(o, e.now); err != nil {
+				return err
+			}
 		case Skipped:
 			if err := m.skips(o, e.now); err != nil {
 				return err
 			}
+		case Cancelled: // a firing that was refused, and whose cron was cancelled or replaced then
+			it := m.items[firingKey(o.Source, o.Due)]
+			if it == nil || it.from > e.now || m.defines(it) {
+				return fmt.Errorf("cancelled: %+v, at %d", it, e.now)
+			}
+			m.tally["firing cancelled"]++
+			delete(m.items, it.key)
 		default:
 			return fmt.Errorf("a dispatch has outcome %+v", o)
 		}
 	}
 	for _, it := range m.items {
-		if it.from < last {
+		if it.from < last && !m.s.Interleave {
 			return fmt.Errorf("%s, due at %d, was overtaken by one of %d", it.key, it.from, last)
 		}
 	}
@@ -490,9 +504,6 @@ func (m *model) leaves(msg *Message, now int64) (*item, error) {
 	switch {
 	case it == nil && msg.Cron != "":
 		m.tally["firing"]++
-		if msg.Due > now {
-			return nil, fmt.Errorf("%s fires at %d, which is early", key, now)
-		}
 		it, err := m.fires(msg.Cron, msg.Due, now)
 		if err == nil {
 			m.sent[key] = it
@@ -505,11 +516,20 @@ func (m *model) leaves(msg *Message, now int64) (*item, error) {
 	case it.cron == "" && it.ask.expires != 0 && it.ask.expires <= now:
 		return nil, fmt.Errorf("%s is delivered at %d although it expired at %d", key, now, it.ask.expires)
 	}
+	if it.cron != "" && !m.defines(it) {
+		return nil, fmt.Errorf("%s fires although its cron is another by now", key)
+	}
 	m.tally["delivery"]++
 	delete(m.items, key)
 	m.sent[key] = it
 	m.holds(it, "sent", now)
 	return it, nil
+}
+
+// defines tells whether a firing is one of its cron as it is now.
+func (m *model) defines(it *item) bool {
+	c := m.crons[it.cron]
+	return c != nil && c.state != "cancelled" && strings.HasPrefix(it.key, c.key+" ")
 }
 
 // holds notes what became of a message with its id, if it still has it.
@@ -546,49 +566,51 @@ func (m *model) faithful(it *item, out record.Output, now int64) error {
 	return nil
 }
 
-// refused checks messages that the broker did not take, and that are planned anew or given up.
+// refused checks the outcomes of messages that were planned anew or given up although their step was kept.
 func (m *model) refused(e *event) error {
 	for _, o := range e.outcomes {
-		if o.Verdict == Skipped {
-			if err := m.skips(o, e.now); err != nil {
-				return err
-			}
-			continue
+		if err := m.refusal(o, e.now); err != nil {
+			return err
 		}
-		key := fmt.Sprintf("%d@%d", o.Source.Partition, o.Source.Offset)
-		if o.Fire {
-			key = firingKey(o.Source, o.Due)
+	}
+	return nil
+}
+
+// refusal is a message that the broker did not take.
+func (m *model) refusal(o Outcome, now int64) error {
+	key := fmt.Sprintf("%d@%d", o.Source.Partition, o.Source.Offset)
+	if o.Fire {
+		key = firingKey(o.Source, o.Due)
+	}
+	it := m.items[key]
+	switch {
+	case it != nil && !m.s.AtLeastOnce:
+	case m.s.AtLeastOnce:
+		if it = m.sent[key]; it == nil {
+			return fmt.Errorf("%s was refused, but neither waits nor was sent", key)
 		}
-		it := m.items[key]
-		switch {
-		case it != nil:
-		case m.s.AtLeastOnce:
-			if it = m.sent[key]; it == nil {
-				return fmt.Errorf("%s was refused, but neither waits nor was sent", key)
-			}
-			delete(m.sent, key)
-		case o.Fire:
-			var err error
-			if it, err = m.fires(o.ID, o.Due, e.now); err != nil {
-				return err
-			}
-		default:
-			return fmt.Errorf("%s was refused, but does not wait", key)
+		delete(m.sent, key)
+	case o.Fire:
+		var err error
+		if it, err = m.fires(o.ID, o.Due, now); err != nil {
+			return err
 		}
-		m.tally["refused"]++
-		delete(m.items, key)
-		switch {
-		case o.Verdict == Failed && (it.ask.topic == "gone" || it.tries == m.s.RetryMax):
-			m.tally["refused for good"]++
-			m.holds(it, "failed", e.now)
-		case o.Verdict == Retried && it.tries < m.s.RetryMax:
-			it.from = max(it.due, e.now+1000<<it.tries)
-			it.tries++
-			m.items[key] = it
-			m.holds(it, "pending", e.now)
-		default:
-			return fmt.Errorf("%s was refused %d times: %+v", key, it.tries, o)
-		}
+	default:
+		return fmt.Errorf("%s was refused, but does not wait", key)
+	}
+	m.tally["refused"]++
+	delete(m.items, key)
+	switch {
+	case o.Verdict == Failed && (it.ask.topic == "gone" || it.tries == m.s.RetryMax):
+		m.tally["refused for good"]++
+		m.holds(it, "failed", now)
+	case o.Verdict == Retried && it.tries < m.s.RetryMax:
+		it.from = max(it.due, now+1000<<it.tries)
+		it.tries++
+		m.items[key] = it
+		m.holds(it, "pending", now)
+	default:
+		return fmt.Errorf("%s was refused %d times: %+v", key, it.tries, o)
 	}
 	return nil
 }

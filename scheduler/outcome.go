@@ -74,6 +74,7 @@ type Outcome struct {
 	Count   int64  // firings skipped
 	PastDue bool   // of a request: it was due when it was taken in
 	Fire    bool   // of a message: a firing of the cron entry ID
+	Missed  bool   // of a firing: it is made up for
 	Source  Source // the request
 }
 

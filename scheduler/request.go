@@ -253,7 +253,7 @@ func (r *Request) action(topic string, partitions int32) record.Output {
 
 // Distribute makes of each request its action, or a rejection. It needs no state, and no time but for what it writes.
 func (s *Settings) Distribute(requests []record.Record, now time.Time) Step {
-	var st Step
+	st := Step{Outputs: make([]record.Output, 0, len(requests))}
 	for i := range requests {
 		rec := &requests[i]
 		r, problems := parse(rec, false)

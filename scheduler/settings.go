@@ -30,6 +30,10 @@ type Settings struct {
 	BatchMessages int // most messages of one Dispatch, and most ids of one Clean
 	BatchBytes    int // most bytes of one Dispatch; a single larger message goes alone
 
+	// Interleave gives half of a batch to messages that have come due within the last second while older ones wait, so that a second
+	// with very many messages does not hold up the others. Without it messages leave in the order in which they are due, always.
+	Interleave bool
+
 	RetryMax             int           // how often a message that the broker refused for a while is sent again
 	RetryFirst, RetryTop time.Duration // pause before the first time; longest pause, doubling up to there
 

@@ -63,7 +63,7 @@ func newTally() tally {
 	t := tally{}
 	for _, what := range []string{
 		"crash", "crash after commit", "abort", "hand over", "clock back", "clock ahead", "refused", "refused for good", "commit",
-		"duplicate", "late request", "delivery", "firing", "firing skipped",
+		"duplicate", "late request", "delivery", "firing", "firing skipped", "firing cancelled",
 		"accepted", "replaced", "cancelled", "rejected", "paused", "resumed", "expired",
 		"SAME", "NOT_FOUND", "ALREADY_SENT", "SUPERSEDED", "REPEATED", "SAME_STATE", "DUPLICATE_ID",
 	} {
@@ -95,6 +95,7 @@ type world struct {
 	log      func(string, ...any)
 	tally    tally
 	clock    int64 // true time, milliseconds
+	grain    int64 // of all times: a coarse one has many at the same moment
 	requests [][]record.Record
 	asked    []map[int64]*ask // what the records of requests mean, by offset
 	held     []*ask           // made, but not at the broker yet
@@ -134,8 +135,8 @@ type event struct {
 	cleaned  [][]byte // keys whose rows are gone
 	outcomes []Outcome
 	outputs  []record.Output
-	messages []Message // that outputs deliver, by Output.Record
-	retrying bool      // messages that were refused are planned anew
+	messages []*Message // that outputs deliver, by Output.Record
+	retrying bool       // messages that were refused are planned anew
 }
 
 // view is how the host lets the scheduler read what is staged.
@@ -147,7 +148,8 @@ func (v view) Scan(prefix, from []byte) Iterator {
 
 func newWorld(seed uint64) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x5eed))
-	w := &world{rng: rng, log: func(string, ...any) {}, tally: newTally(), clock: 1772352000000 + rng.Int64N(1000)}
+	w := &world{rng: rng, log: func(string, ...any) {}, tally: newTally(), grain: []int64{1, 500}[rng.IntN(2)]}
+	w.clock = 1772352000000 + w.span(1000)
 	w.s = Defaults("sim")
 	w.s.Partitions = int32(1 + rng.IntN(3))
 	w.s.AtLeastOnce = rng.IntN(4) == 0
@@ -155,6 +157,7 @@ func newWorld(seed uint64) *world {
 	w.s.Provenance = rng.IntN(2) == 0
 	w.s.BatchMessages = []int{1, 2, 7, 1000}[rng.IntN(4)]
 	w.s.BatchBytes = []int{1, 300, 1 << 20}[rng.IntN(3)]
+	w.s.Interleave = rng.IntN(4) == 0
 	w.s.Remember = time.Duration(rng.IntN(30)) * time.Second
 	w.s.RetryMax = rng.IntN(3)
 	w.s.Cron = true
@@ -165,7 +168,7 @@ func newWorld(seed uint64) *world {
 		w.s.Results = "results"
 	}
 	for range 1 + rng.IntN(3) {
-		w.workers = append(w.workers, &worker{offset: rng.Int64N(3000) - 1500})
+		w.workers = append(w.workers, &worker{offset: w.span(3000) - 1500})
 	}
 	n := int(w.s.Partitions)
 	w.requests, w.actions = make([][]record.Record, n), make([][]record.Record, n)
@@ -178,6 +181,9 @@ func newWorld(seed uint64) *world {
 	}
 	return w
 }
+
+// span is a time below n.
+func (w *world) span(n int64) int64 { return w.rng.Int64N(n/w.grain) * w.grain }
 
 // assign gives a partition to some worker, which restores the table from the changelog.
 func (w *world) assign(p *part) {
@@ -229,11 +235,11 @@ func (w *world) step() error {
 	case n < 25:
 		w.client()
 	case n < 35:
-		w.clock += w.rng.Int64N(2000)
+		w.clock += w.span(2000)
 	case n < 36:
-		w.clock += w.rng.Int64N(100_000) // nothing works for a while
+		w.clock += w.span(100_000) // nothing works for a while
 	case n < 38:
-		jump := w.rng.Int64N(20_000) - 10_000
+		jump := w.span(20_000) - 10_000
 		p.owner.offset += jump
 		if jump < 0 {
 			w.tally["clock back"]++
@@ -315,7 +321,7 @@ func (p *part) plan(wake time.Time) {
 
 // dispatch is what a host's timer does: nothing while it is not time.
 func (w *world) dispatch(p *part) error {
-	if len(p.refusals) > 0 {
+	if w.s.AtLeastOnce && len(p.refusals) > 0 {
 		st, err := w.s.Refused(view{p.staged}, p.refusals, w.now(p))
 		if err != nil {
 			return err
@@ -328,7 +334,7 @@ func (w *world) dispatch(p *part) error {
 	if p.wake == 0 || p.wake > w.now(p).UnixMilli() {
 		return nil
 	}
-	st, err := w.s.Dispatch(view{p.staged}, w.now(p))
+	st, err := w.s.Dispatch(view{p.staged}, p.refusals, w.now(p))
 	if err != nil {
 		return err
 	}
@@ -417,7 +423,7 @@ func (w *world) commit(p *part) error {
 			w.log("refused: %d messages of partition %d", len(refusals), p.number)
 			p.staged.Abort()
 			p.restart()
-			p.refusals = refusals
+			p.refusals = append(p.refusals, refusals...)
 			return nil
 		}
 	} else if len(p.refusals) > 0 { // their outputs are not acknowledged: what they are of must not be committed without them
@@ -426,6 +432,7 @@ func (w *world) commit(p *part) error {
 		}
 	}
 	w.tally["commit"]++
+	p.refusals = nil
 	set := p.staged.Freeze()
 	if set != nil {
 		p.changelog = append(p.changelog, set.Changes)
@@ -468,7 +475,7 @@ func (w *world) inspect(p *part) error {
 	if err != nil {
 		return err
 	}
-	var count int64
+	var count, firings int64
 	it := p.store.Scan(state.Range{Prefix: []byte{spaceMessage}})
 	defer it.Close()
 	for it.Next() {
@@ -476,9 +483,12 @@ func (w *world) inspect(p *part) error {
 		if err != nil {
 			return err
 		}
-		m, _, err := decodeMessage(at, it.Value())
+		m, f, err := decodeMessage(at, it.Value())
 		if err != nil {
 			return err
+		}
+		if f != nil {
+			firings++
 		}
 		if count++; at.less(h.Low) {
 			return fmt.Errorf("partition %d: a message at %v lies below %v", p.number, at, h.Low)
@@ -495,6 +505,28 @@ func (w *world) inspect(p *part) error {
 	}
 	if h.Count != count {
 		return fmt.Errorf("partition %d: the head counts %d messages, there are %d", p.number, h.Count, count)
+	}
+	crons := p.store.Scan(state.Range{Prefix: []byte{spaceCron}})
+	defer crons.Close()
+	var active, there int64
+	for crons.Next() {
+		c, err := decodeCron(crons.Value())
+		if err != nil {
+			return err
+		}
+		if c.State < gone {
+			there++
+		}
+		if c.State != pending {
+			continue
+		}
+		active++
+		if b, err := p.store.Get(c.At.key(spaceMessage)); err != nil || b == nil {
+			return fmt.Errorf("partition %d: cron %q has no firing at %v, %w", p.number, crons.Key(), c.At, err)
+		}
+	}
+	if active != firings || there != h.Crons {
+		return fmt.Errorf("partition %d: %d crons of %d are active, there are %d firings; the head counts %d", p.number, active, there, firings, h.Crons)
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ type Step struct {
 	Outcomes []Outcome
 	// Messages are what Outputs of a Dispatch deliver. A host keeps them until the outputs are acknowledged, and gives those that
 	// are not to Refused.
-	Messages []Message
+	Messages []*Message
 	// Wake is when to call the same function again although nothing has come: now when there is more to do at once, zero for
 	// never. After an Intake it is when to call Dispatch, if earlier than planned.
 	Wake time.Time
