@@ -18,6 +18,7 @@ SEED     ?= on
 FUZZTIME ?= 60s
 BENCH    ?= .
 COUNT    ?= 1
+SEEDS    ?= 10000
 
 # The packages whose goroutines share something.
 RACE ?= ./engine ./engine/broker ./engine/dev ./wasmhost/...
@@ -96,6 +97,10 @@ test-guest: pyguest ## CPython's own tests inside the guest
 .PHONY: race
 race: pyguest ## Unit tests of the packages with goroutines under the race detector
 	$(GO) test -race -p $(PARALLEL) -shuffle $(SEED) -timeout 30m $(RACE)
+
+.PHONY: sim
+sim: ## Simulations from random seeds: make sim SEEDS=100000
+	SIM_RANDOM=1 $(GO) test -count 1 -v -timeout 4h -run '^TestSim$$' ./scheduler -seeds $(SEEDS)
 
 .PHONY: fuzz
 fuzz: pyguest ## Every fuzz target for FUZZTIME each

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 	"time"
 )
@@ -35,8 +36,8 @@ func (s *Settings) Clean(r Reader, now time.Time) (Step, error) {
 			w.put(0, key, nil)
 		}
 	}
-	for until, keys := range later {
-		w.forget(until, keys)
+	for _, until := range slices.Sorted(maps.Keys(later)) {
+		w.forget(until, later[until])
 	}
 	return w.finish(), nil
 }

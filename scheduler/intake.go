@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -52,8 +53,8 @@ func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Ste
 			}
 		}
 	}
-	for partition, source := range seen {
-		w.put(w.at, sourceKey(partition), encodeSource(source))
+	for _, partition := range slices.Sorted(maps.Keys(seen)) {
+		w.put(w.at, sourceKey(partition), encodeSource(seen[partition]))
 	}
 	return w.finish(), nil
 }
