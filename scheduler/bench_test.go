@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -167,12 +169,13 @@ func BenchmarkDispatch(b *testing.B) {
 	})
 }
 
-// What it costs to look, with a million messages for another day. A host looks once a wake, which is far away then.
+var benchPending = flag.Int("pending", 1_000_000, "messages that wait in BenchmarkIdle")
+
+// What it costs to look, with many messages for another day. A host looks once a wake, which is far away then.
 func BenchmarkIdle(b *testing.B) {
 	s := Defaults("bench")
-	const pending = 1_000_000
 	d := newBed(b, "rocksdb")
-	d.fill(&s, pending, false, someDay.AddDate(1, 0, 0))
+	d.fill(&s, *benchPending, false, someDay.AddDate(1, 0, 0))
 	if err := d.store.Flush(); err != nil {
 		b.Fatal(err)
 	}
@@ -183,4 +186,8 @@ func BenchmarkIdle(b *testing.B) {
 			b.Fatal(st, err)
 		}
 	}
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	b.ReportMetric(float64(m.HeapAlloc)/(1<<20), "MiB-heap")
 }
