@@ -88,7 +88,7 @@ crash-test: pyguest ## Kill engines and the broker under load: make crash-test K
 
 .PHONY: sim
 sim: ## Simulate histories of commits, crashes and faults: make sim SEEDS=100000, or SEED=N for one
-	$(GO) test -count 1 -timeout 60m -run '^TestSim$$' ./engine $(if $(filter-out on,$(SEED)),-seed $(SEED),-seeds $(or $(SEEDS),20000))
+	SIM_RANDOM=1 $(GO) test -p 1 -count 1 -timeout 4h -run '^TestSim$$' ./engine ./scheduler $(if $(filter-out on,$(SEED)),-seed $(SEED),-seeds $(SEEDS))
 
 .PHONY: test-guest
 test-guest: pyguest ## CPython's own tests inside the guest
@@ -97,10 +97,6 @@ test-guest: pyguest ## CPython's own tests inside the guest
 .PHONY: race
 race: pyguest ## Unit tests of the packages with goroutines under the race detector
 	$(GO) test -race -p $(PARALLEL) -shuffle $(SEED) -timeout 30m $(RACE)
-
-.PHONY: sim
-sim: ## Simulations from random seeds: make sim SEEDS=100000
-	SIM_RANDOM=1 $(GO) test -count 1 -v -timeout 4h -run '^TestSim$$' ./scheduler -seeds $(SEEDS)
 
 .PHONY: fuzz
 fuzz: pyguest ## Every fuzz target for FUZZTIME each
