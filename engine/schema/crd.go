@@ -58,8 +58,8 @@ func CRD(kind string) ([]byte, error) {
 		return nil, fmt.Errorf("there is no kind %q: it is one of %s", kind, strings.Join(manifest.Kinds(), ", "))
 	}
 	r := resources[i]
-	names := []pair{{"kind", r.kind}, {"listKind", r.kind + "List"}, {"plural", r.plural()}, {"singular", strings.ToLower(r.kind)}, {"shortNames", r.short}}
-	served := []pair{{"name", version}, {"served", true}, {"storage", true}}
+	names := object{{"kind", r.kind}, {"listKind", r.kind + "List"}, {"plural", r.plural()}, {"singular", strings.ToLower(r.kind)}, {"shortNames", r.short}}
+	served := object{{"name", version}, {"served", true}, {"storage", true}}
 	if r.status {
 		served = append(served, pair{"subresources", object{{"status", object{}}}})
 	}
@@ -78,7 +78,7 @@ func CRD(kind string) ([]byte, error) {
 		{"spec", object{
 			{"group", group},
 			{"scope", "Namespaced"},
-			{"names", object(names)},
+			{"names", names},
 			{"versions", []object{served}},
 		}},
 	})
@@ -152,36 +152,11 @@ func structuralValue(n *manifest.Node, key string) *node {
 	return s
 }
 
-// object is a mapping that keeps its order.
-type object []pair
-
-type pair struct {
-	key   string
-	value any
-}
-
-func (o object) MarshalJSON() ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteByte('{')
-	for i, p := range o {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		key, err := json.Marshal(p.key)
-		if err != nil {
-			return nil, err
-		}
-		value, err := json.Marshal(p.value)
-		if err != nil {
-			return nil, err
-		}
-		b.Write(key)
-		b.WriteByte(':')
-		b.Write(value)
-	}
-	b.WriteByte('}')
-	return b.Bytes(), nil
-}
+// object is what a CRD has around its schema.
+type (
+	object = ordered[any]
+	pair   = entry[any]
+)
 
 // blockYAML writes a value as YAML in block style, its members in order.
 func blockYAML(v any) ([]byte, error) {

@@ -49,26 +49,32 @@ type node struct {
 	IntOrText   bool     `json:"x-kubernetes-int-or-string,omitempty"`
 }
 
-// members is a JSON object that keeps its order.
-type members []property
+// members are the schemas of an object's members, by name.
+type (
+	members  = ordered[*node]
+	property = entry[*node]
+)
 
-type property struct {
+// ordered is a JSON object that keeps its order.
+type ordered[T any] []entry[T]
+
+type entry[T any] struct {
 	name  string
-	value *node
+	value T
 }
 
-func (m members) MarshalJSON() ([]byte, error) {
+func (o ordered[T]) MarshalJSON() ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteByte('{')
-	for i, p := range m {
+	for i, e := range o {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		name, err := json.Marshal(p.name)
+		name, err := json.Marshal(e.name)
 		if err != nil {
 			return nil, err
 		}
-		value, err := json.Marshal(p.value)
+		value, err := json.Marshal(e.value)
 		if err != nil {
 			return nil, err
 		}
@@ -80,13 +86,14 @@ func (m members) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func (m members) get(name string) *node {
-	for _, p := range m {
-		if p.name == name {
-			return p.value
+// get is a member's value; the zero value when there is no such member.
+func (o ordered[T]) get(name string) (value T) {
+	for _, e := range o {
+		if e.name == name {
+			return e.value
 		}
 	}
-	return nil
+	return value
 }
 
 // JSON is the schema of one kind, of Definitions, or, with no kind, of every document a manifest file may hold.
