@@ -39,16 +39,6 @@ var resources = []resource{
 
 func (r resource) plural() string { return strings.ToLower(r.kind) + "s" }
 
-// CRDName is the name of a kind's CustomResourceDefinition; "" for a kind there is not.
-func CRDName(kind string) string {
-	for _, r := range resources {
-		if r.kind == kind {
-			return r.plural() + "." + group
-		}
-	}
-	return ""
-}
-
 var group, version, _ = strings.Cut(manifest.APIVersion, "/")
 
 // CRD is the CustomResourceDefinition of a kind, as YAML.
@@ -74,7 +64,7 @@ func CRD(kind string) ([]byte, error) {
 	return blockYAML(object{
 		{"apiVersion", "apiextensions.k8s.io/v1"},
 		{"kind", "CustomResourceDefinition"},
-		{"metadata", object{{"name", CRDName(kind)}}},
+		{"metadata", object{{"name", r.plural() + "." + group}}},
 		{"spec", object{
 			{"group", group},
 			{"scope", "Namespaced"},
