@@ -45,9 +45,9 @@ func (b *builder) table(m *manifest.Table) Table {
 			Name: ChangelogTopic(b.info.ID, m.Name.V), Partitions: int32(m.Partitions.V), Replicas: int16(b.cfg.Topics.ReplicationFactor),
 			Config: map[string]string{"cleanup.policy": "compact"}, For: m.Label() + ", changelog", Pos: m.Pos,
 		},
-		Options: entries(m.Options),
+		Options: manifest.Texts(m.Options),
 	}
-	maps.Copy(t.Changelog.Config, entries(m.ExtraTopicConfigs))
+	maps.Copy(t.Changelog.Config, manifest.Texts(m.ExtraTopicConfigs))
 	if problem := manifest.TopicNameProblem(t.Changelog.Name); problem != "" {
 		b.fail(m.Name.Pos, manifest.NameTooLong, t.Label+": its changelog "+strconv.Quote(t.Changelog.Name)+" "+problem, "shorten the names it is made of: the app's and the table's")
 	}
@@ -71,17 +71,6 @@ func (b *builder) table(m *manifest.Table) Table {
 		t.Guest.Window = g
 	}
 	return t
-}
-
-func entries(list []manifest.Entry) map[string]string {
-	if len(list) == 0 {
-		return nil
-	}
-	m := map[string]string{}
-	for _, e := range list {
-		m[e.Key.V] = e.Value.V
-	}
-	return m
 }
 
 // mentionsTables finds code that may use app.tables. It errs on the safe side: who only mentions the word is scheduled together
