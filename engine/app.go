@@ -442,25 +442,37 @@ func (a *App) fail(err error) {
 	a.stop()
 }
 
-// reachCluster waits for a broker. A cluster that is not up yet is not an error; the log says what is waited for.
-func (a *App) reachCluster(ctx context.Context) error {
+// persist does what needs the cluster, again and again, until it succeeds, its error says that no attempt will, or ctx ends. again
+// is told of every failure that another attempt follows, and of the pause until then.
+func persist(ctx context.Context, do func() error, hopeless func(error) bool, again func(err error, pause time.Duration)) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := a.admin.Ping(attempt)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
+		err := do()
+		if err == nil || ctx.Err() != nil || hopeless(err) {
+			return err
 		}
-		if broker.Refused(err) {
-			return fmt.Errorf("connect to %s: %w", strings.Join(a.cfg.Kafka.BootstrapServers, ","), err)
-		}
-		a.log.Warn("no broker reached yet", "brokers", a.cfg.Kafka.BootstrapServers, "err", err, "again", pause)
+		again(err, pause)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}
+}
+
+// reachCluster waits for a broker. A cluster that is not up yet is not an error; the log says what is waited for.
+func (a *App) reachCluster(ctx context.Context) error {
+	ping := func() error {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		return a.admin.Ping(attempt)
+	}
+	err := persist(ctx, ping, broker.Refused, func(err error, pause time.Duration) {
+		a.log.Warn("no broker reached yet", "brokers", a.cfg.Kafka.BootstrapServers, "err", err, "again", pause)
+	})
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("connect to %s: %w", strings.Join(a.cfg.Kafka.BootstrapServers, ","), err)
+	}
+	return ctx.Err()
 }
 
 func (a *App) ensure(ctx context.Context, t broker.Topic) error {
@@ -691,45 +703,45 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 		}
 	}
 	ctx := a.commits.sending
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		at, err := a.member.Committed(ctx, ps)
-		var lost map[record.Partition]int64
-		if err == nil {
-			lost, err = a.lostPositions(ctx, at)
-		}
-		if err == nil {
-			err = a.checkInputs(ctx, ps)
-		}
-		if err == nil {
-			a.commits.found(at)
-			for _, lf := range feeds {
-				next := int64(-1)
-				if p, ok := at[lf.feed.partition]; ok {
-					next = nextOf(p, lf.feed.agent.plan.Name)
-				}
-				if instead, ok := lost[lf.feed.partition]; ok {
-					next = instead
-				}
-				lf.lane.position(lf.feed, next)
-			}
-			a.begin(feeds)
-			return
-		}
-		if ctx.Err() != nil {
-			return
-		}
+	err := persist(ctx, func() error { return a.locate(ctx, ps, feeds) }, func(err error) bool {
 		var wrong manifest.Errors
-		if broker.Refused(err) || errors.Is(err, errOffsetLost) || errors.As(err, &wrong) {
-			a.fail(err)
-			return
-		}
+		return broker.Refused(err) || errors.Is(err, errOffsetLost) || errors.As(err, &wrong)
+	}, func(err error, pause time.Duration) {
 		a.log.Warn("ask for stored positions, will be retried", "err", err, "again", pause)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
+	})
+	switch {
+	case err == nil:
+		a.begin(feeds)
+	case ctx.Err() == nil:
+		a.fail(err)
 	}
+}
+
+// locate gives the feeds of newly assigned partitions their positions.
+func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFeed) error {
+	at, err := a.member.Committed(ctx, ps)
+	if err != nil {
+		return err
+	}
+	lost, err := a.lostPositions(ctx, at)
+	if err != nil {
+		return err
+	}
+	if err := a.checkInputs(ctx, ps); err != nil {
+		return err
+	}
+	a.commits.found(at)
+	for _, lf := range feeds {
+		next := int64(-1)
+		if p, ok := at[lf.feed.partition]; ok {
+			next = nextOf(p, lf.feed.agent.plan.Name)
+		}
+		if instead, ok := lost[lf.feed.partition]; ok {
+			next = instead
+		}
+		lf.lane.position(lf.feed, next)
+	}
+	return nil
 }
 
 // errOffsetLost ends the app when the records behind a stored position are gone and the settings do not say what to do.

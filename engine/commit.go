@@ -776,21 +776,13 @@ func (c *committer) undo(closed *epoch) {
 // open gets a producer session that works, whatever it takes. running is held.
 func (c *committer) open(ctx context.Context) error {
 	c.stats.Reopened.Add(1)
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		err := c.producer.Reopen(ctx)
-		if err == nil {
-			return nil
-		}
-		if broker.Refused(err) || ctx.Err() != nil {
-			c.fail(err)
-			return err
-		}
+	err := persist(ctx, func() error { return c.producer.Reopen(ctx) }, broker.Refused, func(err error, pause time.Duration) {
 		c.log.Warn("open a producer session, will be retried", "err", err, "again", pause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+	})
+	if err != nil {
+		c.fail(err)
 	}
+	return err
 }
 
 // resolve finds out what became of a transaction whose end was not answered: a new session makes the broker finish it one way or
