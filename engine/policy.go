@@ -167,21 +167,43 @@ func trimmed(o record.Output) record.Output {
 // knownFailure is what a record whose output was refused fails with when it is processed again.
 func (a *agent) knownFailure(batch *record.Batch, v *verdict, r broker.SendFailure) (known, error) {
 	out := &v.outputs[r.Index]
-	rec := &batch.Records[out.Record]
-	if !isDeadLetter(out) || out.Topic != a.plan.OnError.DeadLetterTopic {
-		return known{failure: record.Failure{
-			Kind: record.FailureSend, Type: "SendError",
-			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
-		}}, nil
+	if !a.wrote(out) {
+		return known{failure: sendFailure(0, out, r)}, nil
 	}
-	for _, f := range v.failed {
-		if t := trimmed(*out); f.Record == out.Record && r.TooLarge() && len(t.Headers) < len(out.Headers) {
-			f.Record = 0
-			return known{failure: f, trim: true}, nil
+	if _, ok := shorter(out, r); ok {
+		for _, f := range v.failed {
+			if f.Record == out.Record {
+				f.Record = 0
+				return known{failure: f, trim: true}, nil
+			}
 		}
 	}
-	return known{}, fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
-		a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
+	return known{}, a.stuckLetter(out, &batch.Records[out.Record], r)
+}
+
+// wrote says whether an output is a dead letter of the agent's policy.
+func (a *agent) wrote(o *record.Output) bool {
+	return isDeadLetter(o) && o.Topic == a.plan.OnError.DeadLetterTopic
+}
+
+// shorter is what to send instead of a dead letter that was refused, if that may help.
+func shorter(letter *record.Output, r broker.SendFailure) (record.Output, bool) {
+	t := trimmed(*letter)
+	return t, r.TooLarge() && len(t.Headers) < len(letter.Headers)
+}
+
+// sendFailure is what a record fails with whose output was refused.
+func sendFailure(index int32, out *record.Output, r broker.SendFailure) record.Failure {
+	return record.Failure{
+		Record: index, Kind: record.FailureSend, Type: "SendError",
+		Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
+	}
+}
+
+// stuckLetter ends the app: a record would be lost.
+func (a *agent) stuckLetter(letter *record.Output, rec *record.Record, r broker.SendFailure) error {
+	return fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
+		a.plan.Label, rec.Topic, rec.Partition, rec.Offset, letter.Topic, r.Err)
 }
 
 // undelivered deals with outputs the broker refused for good, from a goroutine of its own, when there is no transaction to take
@@ -216,22 +238,19 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 			return nil, fmt.Errorf("%s: outputs of record %s/%d@%d were not sent before the stop: %w",
 				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, r.Err)
 		}
-		if isDeadLetter(out) && out.Topic == a.plan.OnError.DeadLetterTopic {
-			if t := trimmed(*out); r.TooLarge() && len(t.Headers) < len(out.Headers) {
-				letters = append(letters, t)
-				continue
+		if a.wrote(out) {
+			t, ok := shorter(out, r)
+			if !ok {
+				return nil, a.stuckLetter(out, rec, r)
 			}
-			return nil, fmt.Errorf("%s: the dead letter of record %s/%d@%d cannot be sent to %s: %w",
-				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
+			letters = append(letters, t)
+			continue
 		}
 		if done[out.Record] {
 			continue // one dead letter for a record, however many of its outputs were refused
 		}
 		done[out.Record] = true
-		f := record.Failure{
-			Record: out.Record, Kind: record.FailureSend, Type: "SendError",
-			Message: fmt.Sprintf("output to topic %q refused: %v", out.Topic, r.Err), Operation: "output",
-		}
+		f := sendFailure(out.Record, out, r)
 		a.stats.Failed.Add(1)
 		a.stats.FailedBy[kindIndex(f.Kind)].Add(1)
 		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
