@@ -239,11 +239,16 @@ func (e *epoch) finish(err error) {
 	e.changed.Broadcast()
 }
 
+// epoch is the current one.
+func (c *committer) epoch() *epoch {
+	c.cut.RLock()
+	defer c.cut.RUnlock()
+	return c.current
+}
+
 // release lets the epoch's outputs go out: the transaction before has ended, its own has begun. running is held.
 func (c *committer) release() {
-	c.cut.RLock()
-	e := c.current
-	c.cut.RUnlock()
+	e := c.epoch()
 	for {
 		e.mu.Lock()
 		pending := e.pending
@@ -271,9 +276,7 @@ func (c *committer) full() bool {
 	if c.since.Load() > sinceMax*c.every {
 		return true
 	}
-	c.cut.RLock()
-	e := c.current
-	c.cut.RUnlock()
+	e := c.epoch()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.bytes > pendingBytesMax
@@ -623,9 +626,7 @@ func (c *committer) giveUp(ctx context.Context, l *lane, s *share, why error) {
 		return // somebody has seen to it
 	}
 	if c.exactlyOnce {
-		if err := c.rollBack(ctx, nil); err != nil && ctx.Err() == nil {
-			c.log.Warn("roll back", "err", err)
-		}
+		c.tryRollBack(ctx)
 	} else {
 		c.undo(nil)
 		c.release()
@@ -686,9 +687,7 @@ func (c *committer) takeOver(now time.Time) bool {
 // done notes what was committed. running is held.
 func (c *committer) done(cl *closing) {
 	c.cut.Lock()
-	for p, at := range cl.positions {
-		c.committed[p] = at
-	}
+	maps.Copy(c.committed, cl.positions)
 	c.cut.Unlock()
 	for a, t := range cl.epoch.tallies {
 		a.stats.add(t)
@@ -738,6 +737,13 @@ func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
 		}
 	}
 	return c.begin(ctx)
+}
+
+// tryRollBack drops the current epoch; a failure is the log's, as the next commit meets it again. running is held.
+func (c *committer) tryRollBack(ctx context.Context) {
+	if err := c.rollBack(ctx, nil); err != nil && ctx.Err() == nil {
+		c.log.Warn("roll back", "err", err)
+	}
 }
 
 // undo takes back what steps have applied since the last commit. When it returns, nothing of it is being sent any more and
@@ -840,14 +846,12 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 	if !c.exactlyOnce {
 		return
 	}
-	if err := c.discard(ctx, e, errLost); err != nil && ctx.Err() == nil {
-		c.log.Warn("roll back", "err", err)
-	}
+	c.discard(ctx, e)
 }
 
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
 // those that failed for good go to the failure policy at once.
-func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) error {
+func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) {
 	for _, failed := range v.failed {
 		offset := w.batch.Records[failed.Record].Offset
 		failed.Record = 0
@@ -863,10 +867,7 @@ func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *
 	e := w.pinned
 	e.poison(errTakenBack) // before the pin goes, or it could be committed
 	c.unpin(w)
-	if err := c.discard(ctx, e, errTakenBack); err != nil && ctx.Err() == nil {
-		c.log.Warn("roll back", "err", err)
-	}
-	return nil
+	c.discard(ctx, e)
 }
 
 // Why an epoch is not committed.
@@ -875,20 +876,16 @@ var (
 	errTakenBack = errors.New("a record had sent messages and failed then")
 )
 
-// discard sees to it that an epoch is rolled back, by itself or by the commit that is under way.
-func (c *committer) discard(ctx context.Context, e *epoch, why error) error {
-	e.poison(why)
+// discard sees to it that a poisoned epoch is rolled back, by itself or by the commit that is under way.
+func (c *committer) discard(ctx context.Context, e *epoch) {
 	if err := c.lock(ctx); err != nil {
-		return err
+		return
 	}
 	defer c.unlock()
-	c.cut.RLock()
-	current := c.current
-	c.cut.RUnlock()
-	if current != e {
-		return nil
+	if c.epoch() != e {
+		return
 	}
-	return c.rollBack(ctx, nil)
+	c.tryRollBack(ctx)
 }
 
 // poison keeps an epoch from being committed.

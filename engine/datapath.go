@@ -48,7 +48,8 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	}
 	if w.pinned != nil && len(result.Failures) > 0 {
 		// A failed record may have sent something already, which only the end of the transaction takes back.
-		return l.commits.takeBack(ctx, l, f, w, &v)
+		l.commits.takeBack(ctx, l, f, w, &v)
+		return nil
 	}
 
 	// 3. What is finished leaves the feed and becomes part of the running epoch; the rest goes back to the feed's head.
