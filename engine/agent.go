@@ -24,7 +24,8 @@ type agent struct {
 	plan      *plan.Agent
 	component string // "KasprAgent/orders", as dead letters name it
 	code      caller
-	view      wasmhost.Tables // its tables; nil while its code is loaded
+	tables    []int           // by the program's index, as indexes of the plan's
+	view      wasmhost.Tables // of the tables; nil while its code is loaded
 	group     int             // of agents that may touch the same tables
 	lanes     []*lane         // by slot; shared with the other agents of its group
 	log       *slog.Logger
@@ -92,13 +93,17 @@ func (s *Stats) add(t *tally) {
 }
 
 func newAgent(app *App, p *plan.Agent) *agent {
-	return &agent{
+	a := &agent{
 		app: app, plan: p, group: p.Group, component: "KasprAgent/" + p.Name,
 		log:           app.log.With("agent", p.Name),
 		noisy:         sampler{burst: 20, rate: 1},
 		print:         sampler{burst: 1000, rate: 100},
 		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
 	}
+	for _, u := range p.Tables {
+		a.tables = append(a.tables, u.Table)
+	}
+	return a
 }
 
 // note logs a step's failures.
@@ -256,16 +261,4 @@ func (t agentTables) TableInfo(table int) (int32, []int32, int64, error) {
 		return 0, nil, 0, errLoading
 	}
 	return t.view.TableInfo(table)
-}
-
-// tables is the agent's tables as indexes of the plan's.
-func (a *agent) tables() []int {
-	if len(a.plan.Tables) == 0 {
-		return nil
-	}
-	list := make([]int, len(a.plan.Tables))
-	for i, u := range a.plan.Tables {
-		list[i] = u.Table
-	}
-	return list
 }

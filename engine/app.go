@@ -336,7 +336,7 @@ func (a *App) startTables(stores state.Opener, counts []int32) error {
 	a.tables = newTables(stores, brokerLogs{a.admin, a.tail}, a.plan.App.ID, a.plan.Tables, a.log, a.tablesReady)
 	a.tables.Start(counts)
 	for _, ag := range a.agents {
-		ag.view = a.tables.view(ag.plan.Tables)
+		ag.view = a.tables.view(ag.tables)
 	}
 	return nil
 }
@@ -698,8 +698,8 @@ func (a *App) Assigned(ps []record.Partition) {
 // prepare finds out where the agents go on in newly assigned partitions, and has their tables restored.
 func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 	for _, lf := range feeds {
-		if len(lf.feed.agent.plan.Tables) > 0 {
-			a.tables.Acquire(lf.feed.partition.Number, lf.feed.agent.tables(), []record.Partition{lf.feed.partition})
+		if uses := lf.feed.agent.tables; len(uses) > 0 {
+			a.tables.Acquire(lf.feed.partition.Number, uses, []record.Partition{lf.feed.partition})
 		}
 	}
 	ctx := a.commits.sending
@@ -808,15 +808,10 @@ func (a *App) checkInputs(ctx context.Context, ps []record.Partition) error {
 // begin lets steps of feeds begin whose positions are known and whose tables are restored.
 func (a *App) begin(feeds []laneFeed) {
 	for _, lf := range feeds {
-		uses, number := lf.feed.agent.tables(), lf.feed.partition.Number
-		if len(uses) > 0 && !a.tables.Ready(number, uses) {
+		if uses := lf.feed.agent.tables; len(uses) > 0 && !a.tables.Ready(lf.feed.partition.Number, uses) {
 			continue // tablesReady comes back to it
 		}
-		tables := make(map[int]func() *share, len(uses))
-		for _, t := range uses {
-			tables[t] = func() *share { return a.share(t, number) }
-		}
-		lf.lane.begin(lf.feed, tables)
+		lf.lane.begin(lf.feed, a.share)
 	}
 }
 
@@ -841,7 +836,7 @@ func (a *App) copartition() []broker.Copartition {
 				set.Topics = append(set.Topics, topic)
 			}
 		}
-		for _, t := range ag.tables() {
+		for _, t := range ag.tables {
 			if name := a.plan.Tables[t].Name; !slices.Contains(set.Tables, name) {
 				set.Tables = append(set.Tables, name)
 			}
@@ -989,7 +984,7 @@ func (a *App) release(ps []record.Partition, byLane map[*lane][]*feed) {
 		l.remove(feeds)
 		l.release()
 		for _, f := range feeds {
-			if uses := f.agent.tables(); len(uses) > 0 {
+			if uses := f.agent.tables; len(uses) > 0 {
 				a.tables.Release(f.partition.Number, uses)
 			}
 		}

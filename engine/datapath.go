@@ -76,7 +76,7 @@ func (l *lane) trouble(f *feed, w *work) (*share, error) {
 	if len(w.shares) == 0 {
 		return nil, nil
 	}
-	table, err := f.agent.app.tables.Trouble(f.partition.Number, f.agent.tables())
+	table, err := f.agent.app.tables.Trouble(f.partition.Number, f.agent.tables)
 	if err == nil {
 		return nil, nil
 	}

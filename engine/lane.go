@@ -131,19 +131,20 @@ func (l *lane) position(f *feed, next int64) {
 	}
 }
 
-// begin lets steps of the feed begin, if its position is known. The agent's tables are restored, and given by the plan's index.
-func (l *lane) begin(f *feed, tables map[int]func() *share) {
+// begin lets steps of the feed begin, if its position is known. The agent's tables are restored; take gives a partition of one
+// into the lane's hands, or nil.
+func (l *lane) begin(f *feed, take func(table int, number int32) *share) {
 	l.mu.Lock()
 	defer l.signal()
 	defer l.mu.Unlock()
 	if !f.positioned || f.ready || f.dropped {
 		return
 	}
-	for _, u := range f.agent.plan.Tables {
-		at := shareOf{u.Table, f.partition.Number}
+	for _, table := range f.agent.tables {
+		at := shareOf{table, f.partition.Number}
 		s := l.shares[at]
 		if s == nil {
-			if s = tables[u.Table](); s == nil {
+			if s = take(at.table, at.number); s == nil {
 				f.shares = nil
 				return // it is not ready any more
 			}

@@ -247,7 +247,7 @@ func startSim(t *testing.T, g *rand.Rand, k *simKafka, stores *mem.Stores) *simP
 	}
 	a.tables.Start([]int32{simPartitions})
 	ag := newAgent(a, &plan.Agent{Name: "count", Tables: []plan.TableUse{{Declared: true}}, OnError: plan.Policy{Attempts: 1, Action: plan.Skip}})
-	ag.view = a.tables.view(ag.plan.Tables)
+	ag.view = a.tables.view(ag.tables)
 	ag.code = counting{ag}
 	workers := 1 + g.IntN(simPartitions)
 	for slot := range workers {

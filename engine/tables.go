@@ -456,13 +456,7 @@ type programTables struct {
 var _ wasmhost.Tables = programTables{}
 
 // view is the tables for a program.
-func (t *tables) view(uses []plan.TableUse) wasmhost.Tables {
-	v := programTables{of: t}
-	for _, u := range uses {
-		v.index = append(v.index, u.Table)
-	}
-	return v
-}
+func (t *tables) view(index []int) wasmhost.Tables { return programTables{of: t, index: index} }
 
 func (v programTables) all(table int) []*tablePart {
 	if all := v.of.parts.Load(); all != nil {

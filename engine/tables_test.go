@@ -264,7 +264,7 @@ func (x *tablesFixture) hold(topic string, number int32, at int64) {
 func (x *tablesFixture) content(table int, number int32) map[string]string {
 	x.t.Helper()
 	got := map[string]string{}
-	v := x.view([]plan.TableUse{{Table: users}, {Table: rates}})
+	v := x.view([]int{users, rates})
 	err := v.TableScan(number, table, number, nil, nil, func(k, v []byte) bool {
 		got[string(k)] = string(v)
 		return true
@@ -602,7 +602,7 @@ func TestCorruptStoreIsRebuilt(t *testing.T) {
 					return err
 				})
 				if op == "read" {
-					v := x.view([]plan.TableUse{{Table: users}})
+					v := x.view([]int{users})
 					if _, err := v.TableGet(0, 0, 0, []byte("a")); !errors.Is(err, state.ErrCorrupt) {
 						t.Fatalf("read: %v", err)
 					}
@@ -642,7 +642,7 @@ func TestCorruptCopyIsRebuilt(t *testing.T) {
 			}
 			return err
 		})
-		v := x.view([]plan.TableUse{{Table: rates}})
+		v := x.view([]int{rates})
 		if _, err := v.TableGet(0, 0, abi.TableOthers, []byte("a")); !errors.Is(err, state.ErrCorrupt) {
 			t.Fatalf("read: %v", err)
 		}
@@ -666,7 +666,7 @@ func TestCorruptCopyIsRebuilt(t *testing.T) {
 func TestGlobalTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTablesFixture(t)
-		v := x.view([]plan.TableUse{{Table: rates}})
+		v := x.view([]int{rates})
 		x.append("rates-log", 0, "eur=1", "both=0")
 		x.hold("rates-log", 1, 2)
 		x.append("rates-log", 1, "usd=2", "both=1", 3)
@@ -722,7 +722,7 @@ func TestGlobalTable(t *testing.T) {
 func TestStandby(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTablesFixture(t)
-		v := x.view([]plan.TableUse{{Table: users}})
+		v := x.view([]int{users})
 		x.append("users-log", 2, "a=1", "b=2")
 		x.Follow([]standby{{users, 2}, {users, 99}})
 		synctest.Wait()
@@ -767,7 +767,7 @@ func TestTablesUnderConcurrentUse(t *testing.T) {
 	var readers, owners sync.WaitGroup
 	for range 2 {
 		readers.Go(func() {
-			v := x.view([]plan.TableUse{{Table: users}, {Table: rates}})
+			v := x.view([]int{users, rates})
 			for {
 				select {
 				case <-stop:
