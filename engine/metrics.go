@@ -219,7 +219,7 @@ func (c collection) tables(t *tables) {
 		c.gauge(mRate, x.Rate, x.Table, n, x.Role)
 		c.gauge(mPhase, 1, x.Table, n, string(x.Phase))
 		c.counter(mTStalls, x.Stalls, x.Table, n)
-		if x.Phase == phaseRestoring || x.Phase == phaseWaiting {
+		if x.Phase.recovering() {
 			recovering = 1
 		}
 	}

@@ -346,7 +346,7 @@ func (a observer) Status() any {
 			to = s.Assignment.Actives
 		}
 		add(to, changelogs[t.Table], t.Partition)
-		s.Recovering = s.Recovering || t.Phase == phaseRestoring || t.Phase == phaseWaiting
+		s.Recovering = s.Recovering || t.Phase.recovering()
 	}
 	for _, ag := range a.agents {
 		n := &ag.stats

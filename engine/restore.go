@@ -115,7 +115,7 @@ func (k *keeper) pull(ctx context.Context, s changelog, at, to int64) error {
 			return err
 		}
 		at = chunk.Next
-		k.progress.at(at, max(to, chunk.High), len(chunk.Entries))
+		k.progress.at(at, max(to, chunk.High))
 	}
 	return nil
 }

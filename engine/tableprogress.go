@@ -19,19 +19,21 @@ const (
 	phaseFailed    phase = "failed"    // will be tried again; Err says why
 )
 
+// recovering says whether the partition is still on its way.
+func (p phase) recovering() bool { return p == phaseRestoring || p == phaseWaiting }
+
 // tableKeeping is how far a partition's keeper is.
 type tableKeeping struct {
-	mu      sync.Mutex
-	phase   phase     // guarded by mu
-	role    tableRole // guarded by mu
-	now     int64     // guarded by mu; next changelog offset to read
-	end     int64     // guarded by mu; end of the changelog as last heard
-	records int64     // guarded by mu; read in this attempt
-	rate    float64   // guarded by mu; offsets a second, of the last seconds
-	since   time.Time // guarded by mu; of the rate's last sample
-	mark    int64     // guarded by mu; position at the last sample
-	stalls  int64     // guarded by mu
-	err     error     // guarded by mu; of the last failure, until success
+	mu     sync.Mutex
+	phase  phase     // guarded by mu
+	role   tableRole // guarded by mu
+	now    int64     // guarded by mu; next changelog offset to read
+	end    int64     // guarded by mu; end of the changelog as last heard
+	rate   float64   // guarded by mu; offsets a second, of the last seconds
+	since  time.Time // guarded by mu; of the rate's last sample
+	mark   int64     // guarded by mu; position at the last sample
+	stalls int64     // guarded by mu
+	err    error     // guarded by mu; of the last failure, until success
 }
 
 // tableProgress is how far one partition of a table is. Offsets stand for records: compaction and transactions leave gaps,
@@ -100,13 +102,13 @@ func (g *tableKeeping) begin(r tableRole) {
 func (g *tableKeeping) restoring(from, to int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.phase, g.now, g.end, g.records, g.rate, g.since, g.mark = phaseRestoring, from, to, 0, 0, time.Now(), from
+	g.phase, g.now, g.end, g.rate, g.since, g.mark = phaseRestoring, from, to, 0, time.Now(), from
 }
 
-func (g *tableKeeping) at(now, end int64, records int) {
+func (g *tableKeeping) at(now, end int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.now, g.end, g.records = now, end, g.records+int64(records)
+	g.now, g.end = now, end
 	if past := time.Since(g.since); past >= time.Second || g.rate == 0 && past > 100*time.Millisecond {
 		rate := float64(now-g.mark) / past.Seconds()
 		if g.rate > 0 {
@@ -145,7 +147,7 @@ func (t *tables) report() {
 		var left int64
 		var rate float64
 		for _, x := range t.Progress() {
-			if x.Phase == phaseRestoring || x.Phase == phaseWaiting {
+			if x.Phase.recovering() {
 				list = append(list, x)
 				left += x.Left
 				rate += x.Rate

@@ -825,7 +825,7 @@ func TestProgress(t *testing.T) {
 		p.restoring(1000, 11000)
 		for i := range int64(4) {
 			time.Sleep(time.Second)
-			p.at(1000+(i+1)*500, 11000, 500)
+			p.at(1000+(i+1)*500, 11000)
 		}
 		got := x.Progress()[0]
 		want := tableProgress{

@@ -42,15 +42,7 @@ func (a *App) watchLoop(ctx context.Context, every time.Duration) {
 
 // watch looks at every assigned partition once, and compares with the look before.
 func (a *App) watch(ctx context.Context, last map[record.Partition]sight) (map[record.Partition]sight, error) {
-	topics := map[string]bool{}
-	for _, lf := range a.assigned() {
-		topics[lf.feed.partition.Topic] = true
-	}
-	names := make([]string, 0, len(topics))
-	for t := range topics {
-		names = append(names, t)
-	}
-	ends, err := a.admin.EndOffsets(ctx, names...)
+	ends, err := a.admin.EndOffsets(ctx, a.assignedTopics()...)
 	if err != nil {
 		return nil, err
 	}
