@@ -31,6 +31,7 @@ type agent struct {
 	log       *slog.Logger
 	// A retry has to happen before the records behind it; a stop too. Otherwise one call does the whole batch.
 	stopOnFailure bool
+	timed         bool // code acts by itself, too (timed)
 
 	stats Stats
 
@@ -104,6 +105,12 @@ func newAgent(app *App, p *plan.Agent) *agent {
 		a.tables = append(a.tables, u.Table)
 	}
 	return a
+}
+
+// runs gives the agent its code.
+func (a *agent) runs(code caller) {
+	a.code = code
+	_, a.timed = code.(timed)
 }
 
 // note logs a step's failures.

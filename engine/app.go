@@ -92,7 +92,8 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	for i := range p.Agents {
 		ag := newAgent(a, &p.Agents[i])
 		if ag.plan.Writer {
-			ag.component, ag.code = "KasprTable/"+p.Tables[ag.plan.Tables[0].Table].Name, writer{}
+			ag.component = "KasprTable/" + p.Tables[ag.plan.Tables[0].Table].Name
+			ag.runs(writer{})
 			a.agents = append(a.agents, ag)
 			continue
 		}
@@ -104,7 +105,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 			problems = errors.Join(problems, loadProblem(ag.plan, err))
 			continue
 		}
-		ag.code = wasmhost.NewComponent(snapshot, slots)
+		ag.runs(wasmhost.NewComponent(snapshot, slots))
 		ag.log.Debug("code loaded", "took", time.Since(began).Round(time.Millisecond))
 		a.agents = append(a.agents, ag)
 	}
@@ -735,6 +736,12 @@ func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFee
 		next := int64(-1)
 		if p, ok := at[lf.feed.partition]; ok {
 			next = nextOf(p, lf.feed.agent.plan.Name)
+		} else if lf.feed.agent.timed { // it commits before there are records, and a position must prove it
+			b, err := a.admin.Bounds(ctx, lf.feed.partition)
+			if err != nil {
+				return err
+			}
+			next = b.Start
 		}
 		if instead, ok := lost[lf.feed.partition]; ok {
 			next = instead

@@ -482,9 +482,12 @@ func (c *committer) lockUnpinned(ctx context.Context) error {
 
 // positions is how far every assigned partition was processed by all agents that read it, where that is not stored yet. cut and
 // running are held.
+//
+// A tick moves nothing. So that what it made can be told to be committed all the same (resolve), a position is stored anew with a
+// mark, or without the one it has.
 func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broker.Position, bool) {
 	byPartition := map[record.Partition][]progress{}
-	moved := false
+	moved, acted := false, false
 	for _, lf := range c.feeds() {
 		lf.lane.mu.Lock()
 		f := lf.feed
@@ -492,17 +495,27 @@ func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broke
 			byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position()})
 			feeds[f] = f.applied
 			moved = moved || f.applied != f.committed
+			acted = acted || f.acted
+			f.acted = false
 		}
 		lf.lane.mu.Unlock()
 	}
-	if !moved {
+	if !moved && !acted {
 		return nil, false
 	}
 	out := map[record.Partition]broker.Position{}
+	var still record.Partition // one whose position is known and does not move
 	for p, readers := range byPartition {
-		if at, ok := positionOf(readers); ok && at != c.committed[p] {
+		at, ok := positionOf(readers)
+		switch {
+		case ok && at != unmarked(c.committed[p]):
 			out[p] = at
+		case ok:
+			still = p
 		}
+	}
+	if acted && len(out) == 0 && still.Topic != "" {
+		out[still] = marked(c.committed[still])
 	}
 	return out, true
 }
@@ -515,9 +528,19 @@ const commitTimeout = time.Minute
 // running is held.
 func (c *committer) settle(ctx context.Context, cl *closing) error {
 	e := cl.epoch
+	acked := func() bool { return e.left == 0 || e.broken != nil }
+	if !c.exactlyOnce { // what a tick took out of a table must not be missing there before it is elsewhere
+		e.mu.Lock()
+		e.await(ctx, acked)
+		lost := e.broken != nil || e.left > 0
+		e.mu.Unlock()
+		if lost {
+			cl.sets = nil
+		}
+	}
 	c.writeChangelogs(cl)
 	e.mu.Lock()
-	e.await(ctx, func() bool { return e.left == 0 || e.broken != nil })
+	e.await(ctx, acked)
 	left, refused, sent, broken := e.left, e.refused, e.sent, e.broken
 	e.mu.Unlock()
 	var err error
@@ -716,6 +739,11 @@ func (c *committer) blame(refused []refusal) error {
 		}
 		out := &r.v.outputs[r.Index]
 		rec := &r.batch.Records[out.Record]
+		if r.batch.Tick {
+			why = fmt.Errorf("output of %s to topic %q refused: %w", r.feed.agent.component, out.Topic, r.Err)
+			r.feed.agent.refused(rec, out, r.Err)
+			continue
+		}
 		why = fmt.Errorf("output of record %s/%d@%d to topic %q refused: %w", rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
 		k, err := r.feed.agent.knownFailure(r.batch, r.v, r.SendFailure)
 		if err != nil {

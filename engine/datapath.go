@@ -13,6 +13,16 @@ type caller interface {
 	Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error)
 }
 
+// timed is a caller that also acts by itself: it is called with a tick (record.Batch) once its feed begins or was rewound, and from
+// then on when its last answer said (record.Result.Wake). What a tick makes is part of the epoch like anything else; since no
+// record stands for it, the caller itself keeps in a table what it has done.
+type timed interface {
+	caller
+	// Refused tells that the broker will not take an output of a tick of the partition. With exactly_once the tick comes again and must not
+	// make that output; otherwise what else the tick made has counted. It may come from any goroutine.
+	Refused(p record.Partition, out *record.Output, err error)
+}
+
 // step moves one batch of one partition through one agent: records -> one call -> policy -> the running epoch.
 //
 // Nothing waits for the broker here. The committer makes durable what steps have applied, all of it at once: outputs,
@@ -36,6 +46,9 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
 	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)
+	if batch.Tick {
+		v.consumed = 0 // its record is in no feed
+	}
 	if w.known != nil && w.known.trim {
 		v.trim()
 	}
@@ -46,8 +59,9 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 			return err
 		}
 	}
-	if w.pinned != nil && len(result.Failures) > 0 {
-		// A failed record may have sent something already, which only the end of the transaction takes back.
+	if w.pinned != nil && len(result.Failures) > 0 && !batch.Tick {
+		// A failed record may have sent something already, which only the end of the transaction takes back. What a tick sent stays sent:
+		// the next one would fail in the same way.
 		l.commits.takeBack(ctx, l, f, w, &v)
 		return nil
 	}
@@ -91,9 +105,9 @@ func (l *lane) trouble(f *feed, w *work) (*share, error) {
 // workKey is the context key under which code that runs finds its step's work.
 type workKey struct{}
 
-// policy is the failure policy for this step: a failure that would only be repeated gets no second attempt.
+// policy is the failure policy for this step: a failure that would only be repeated gets no second attempt, nor does a tick.
 func (w *work) policy(p plan.Policy) plan.Policy {
-	if w.known != nil {
+	if w.known != nil || w.batch.Tick {
 		p.Attempts = 1
 	}
 	return p

@@ -60,6 +60,9 @@ type feed struct {
 	committed  int64           // what applied was at the last commit
 	known      map[int64]known // records that failed in a way that only showed after their call, by offset
 	notBefore  time.Time       // a retry waits until then
+	wake       time.Time       // a tick is due then; zero: none is
+	ticked     bool            // the last step was a tick: records go first
+	acted      bool            // a tick has made something since the last cut
 	busy       bool            // a step is running
 	era        int             // how often the feed was rewound: what a step began before must not count
 	flush      bool            // what is queued is due now, however little it is
@@ -155,7 +158,15 @@ func (l *lane) begin(f *feed, take func(table int, number int32) *share) {
 		f.shares = append(f.shares, s)
 	}
 	f.ready = true
+	f.awake()
 	l.pass(f)
+}
+
+// awake makes a tick due at once, if the agent acts by itself. l.mu is held.
+func (f *feed) awake() {
+	if f.agent.timed {
+		f.wake = time.Now()
+	}
 }
 
 // hold keeps steps of the feeds that use a share from beginning until begin, and ends the share. What is staged over it, and
@@ -336,22 +347,46 @@ func (l *lane) next(now time.Time) (*feed, work, time.Duration) {
 	for i := range l.feeds {
 		at := (l.turn + i) % len(l.feeds)
 		f := l.feeds[at]
-		if !f.ready || f.busy || f.draining || f.queued == 0 {
+		if !f.ready || f.busy || f.draining {
 			continue
 		}
-		if d := l.dueIn(f, now); d > 0 {
+		records, tick := l.dueIn(f, now), f.tickIn(now)
+		if d := min(records, tick); d > 0 {
 			wait = min(wait, d)
 			continue
 		}
 		l.turn = at + 1
 		f.busy = true
+		if tick <= 0 && (records > 0 || !f.ticked) {
+			return f, l.tick(f, now), 0
+		}
 		return f, l.take(f), 0
 	}
 	return nil, work{}, wait
 }
 
+// tickIn is how long the feed's next tick has still to wait.
+func (f *feed) tickIn(now time.Time) time.Duration {
+	if f.wake.IsZero() {
+		return time.Hour
+	}
+	return f.wake.Sub(now)
+}
+
+// tick is a step without records. l.mu is held.
+func (l *lane) tick(f *feed, now time.Time) work {
+	f.ticked = true
+	b := record.Batch{Tick: true, CacheValid: f.cacheValid(), Records: []record.Record{{
+		Topic: f.partition.Topic, Partition: f.partition.Number, Offset: -1, Timestamp: now.UnixMilli(), Attempt: 1,
+	}}}
+	return work{batch: b, lane: l, feed: f, era: f.era, shares: f.shares}
+}
+
 // dueIn is how long the feed's next batch has still to wait: for its retry, for more records, or not at all.
 func (l *lane) dueIn(f *feed, now time.Time) time.Duration {
+	if f.queued == 0 {
+		return time.Hour
+	}
 	if d := f.notBefore.Sub(now); d > 0 {
 		return d
 	}
@@ -387,6 +422,7 @@ const takeBytesMax = 64 << 20
 
 // take removes the next batch from the feed. l.mu is held.
 func (l *lane) take(f *feed) work {
+	f.ticked = false
 	w := work{batch: record.Batch{StopOnFailure: f.agent.stopOnFailure, CacheValid: f.cacheValid()}, lane: l, feed: f, era: f.era, shares: f.shares}
 	b := &w.batch
 	most, bytesMax := l.limits.records, l.limits.bytes
@@ -467,6 +503,14 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 	if v.pause > 0 {
 		f.notBefore = time.Now().Add(v.pause)
 	}
+	if w.batch.Tick {
+		f.wake = v.wake
+		f.acted = f.acted || len(v.outputs)+len(v.changes) > 0
+		return true
+	}
+	if !v.wake.IsZero() && (f.wake.IsZero() || v.wake.Before(f.wake)) {
+		f.wake = v.wake
+	}
 	all, next := f.taken.records, f.taken.next
 	f.taken = chunk{}
 	if v.consumed < len(all) {
@@ -528,6 +572,7 @@ func (l *lane) rewind(f *feed) {
 	}
 	f.chunks = append(back, f.chunks...)
 	f.applied = f.committed
+	f.awake()
 	l.count(f, n)
 	if !f.busy {
 		l.pass(f)

@@ -240,7 +240,7 @@ func testLane(t *testing.T, code caller, p plan.Agent, lim limits, exactlyOnce b
 		}
 	}
 	b.agent = newAgent(b.app, &p)
-	b.agent.code = code
+	b.agent.runs(code)
 	b.lane = newLane(0, b.app.commits, b.app.intake, lim)
 	b.app.lanes = []*lane{b.lane}
 	return b

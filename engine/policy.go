@@ -25,11 +25,12 @@ type verdict struct {
 	failed   []record.Failure // final failures (dead-lettered, skipped or stopping), for log and metrics
 	retried  []record.Failure // failures that get another attempt
 	stop     error            // the policy says stop
+	wake     time.Time        // Result.Wake
 }
 
 // judge applies the policy to a call's failures. Records that did not fail keep their outputs, whatever befalls others.
 func judge(p plan.Policy, component string, b *record.Batch, res *record.Result) verdict {
-	v := verdict{consumed: res.Done, changes: res.Changes}
+	v := verdict{consumed: res.Done, changes: res.Changes, wake: res.Wake}
 	if len(res.Failures) == 0 {
 		v.outputs = res.Outputs
 		return v
@@ -181,6 +182,11 @@ func (a *agent) knownFailure(batch *record.Batch, v *verdict, r broker.SendFailu
 	return known{}, a.stuckLetter(out, &batch.Records[out.Record], r)
 }
 
+// refused tells code that acts by itself of an output of a tick that the broker will not take.
+func (a *agent) refused(tick *record.Record, out *record.Output, err error) {
+	a.code.(timed).Refused(record.Partition{Topic: tick.Topic, Number: tick.Partition}, out, err)
+}
+
 // wrote says whether an output is a dead letter of the agent's policy.
 func (a *agent) wrote(o *record.Output) bool {
 	return isDeadLetter(o) && o.Topic == a.plan.OnError.DeadLetterTopic
@@ -237,6 +243,10 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 		if r.Abandoned() {
 			return nil, fmt.Errorf("%s: outputs of record %s/%d@%d were not sent before the stop: %w",
 				a.plan.Label, rec.Topic, rec.Partition, rec.Offset, r.Err)
+		}
+		if batch.Tick {
+			a.refused(rec, out, r.Err)
+			continue
 		}
 		if a.wrote(out) {
 			t, ok := shorter(out, r)

@@ -11,10 +11,10 @@ import (
 // The group stores one offset for each partition, but several agents may read it, at different speeds. The offset is that of the
 // slowest, so that nothing is lost; its metadata says how far the others are ahead, so that nothing is done twice:
 //
-//	kaspr1 HASH=AHEAD ...
+//	kaspr1 HASH=AHEAD ... !
 //
 // HASH is the agent's name (FNV-1a, 64 bits), AHEAD the number of offsets, both in base 36. An agent that is not named begins at
-// the offset. Brokers keep 4096 bytes of metadata by default (offset.metadata.max.bytes), enough for about 200 agents.
+// the offset. The mark at the end is there or not, to tell a position from the same one before it. Brokers keep 4096 bytes of metadata by default (offset.metadata.max.bytes), enough for about 200 agents.
 
 // progress is how far an agent came in a partition: the next offset it is to process, -1 when that is not known.
 type progress struct {
@@ -48,6 +48,29 @@ func positionOf(readers []progress) (broker.Position, bool) {
 		}
 	}
 	return at, true
+}
+
+const positionMark = " !"
+
+// marked is the same position, but not equal.
+func marked(at broker.Position) broker.Position {
+	if plain := unmarked(at); plain != at {
+		return plain
+	}
+	if at.Metadata == "" {
+		at.Metadata = positionMagic
+	}
+	at.Metadata += positionMark
+	return at
+}
+
+// unmarked is the position as positionOf makes it.
+func unmarked(at broker.Position) broker.Position {
+	at.Metadata = strings.TrimSuffix(at.Metadata, positionMark)
+	if at.Metadata == positionMagic {
+		at.Metadata = ""
+	}
+	return at
 }
 
 // nextOf is where an agent goes on. Metadata that somebody else wrote counts as none.

@@ -25,9 +25,9 @@ import (
 )
 
 // The simulation: a counter per user on a simulated Kafka and simulated disks, in virtual time, with everything going wrong that
-// can: commits that fail, whose answers are lost, or that a crash cuts off; crashes at any moment that lose what was
+// can: ticks among the records, commits that fail, whose answers are lost, or that a crash cuts off; crashes at any moment that lose what was
 // not flushed; partitions taken away; disks that refuse. Whatever happens, the outputs that count are each user's 1, 2, 3…,
-// and changelog and stores end with the right counts. One seed is one history: go test ./engine -run TestSim -seed N.
+// and changelog and stores end with the right counts, and the ticks of each partition have counted 1, 2, 3… too. One seed is one history: go test ./engine -run TestSim -seed N.
 
 var (
 	seedOfSim  = flag.Int64("seed", -1, "the one history to simulate")
@@ -38,6 +38,7 @@ const (
 	simPartitions = 3
 	simRecords    = 240
 	simUsers      = 7
+	simTicks      = 30 // of each partition
 	simLog        = "counts-log"
 )
 
@@ -187,9 +188,24 @@ func (k simGroup) Committed(_ context.Context, ps []record.Partition) (map[recor
 // counting is the code of the simulation: it reads and changes the table as a guest does, through wasmhost.Tables.
 type counting struct{ agent *agent }
 
-func (c counting) Call(ctx context.Context, _ int, b *record.Batch) (record.Result, error) {
+func (c *counting) Refused(record.Partition, *record.Output, error) {
+	panic("BUG: nothing is refused here")
+}
+
+// tickKey is the row that counts a partition's ticks, and the topic their outputs go to.
+func tickKey(p int32) []byte { return fmt.Append(nil, "tick", p) }
+
+func (c *counting) Call(ctx context.Context, _ int, b *record.Batch) (record.Result, error) {
 	time.Sleep(3 * time.Millisecond)
 	res := record.Result{Done: len(b.Records)}
+	if b.Tick {
+		n, err := c.agent.view.TableGet(b.Records[0].Partition, 0, b.Records[0].Partition, tickKey(b.Records[0].Partition))
+		if done, _ := strconv.Atoi(string(n)); err == nil && done >= simTicks {
+			return res, nil
+		}
+		b.Records[0].Key = tickKey(b.Records[0].Partition)
+		res.Wake = time.Now().Add(4 * time.Millisecond)
+	}
 	over := map[string]int{} // this call's changes
 	for i := range b.Records {
 		r := &b.Records[i]
@@ -248,7 +264,7 @@ func startSim(t *testing.T, g *rand.Rand, k *simKafka, stores *mem.Stores) *simP
 	a.tables.Start([]int32{simPartitions})
 	ag := newAgent(a, &plan.Agent{Name: "count", Tables: []plan.TableUse{{Declared: true}}, OnError: plan.Policy{Attempts: 1, Action: plan.Skip}})
 	ag.view = a.tables.view(ag.tables)
-	ag.code = counting{ag}
+	ag.runs(&counting{agent: ag})
 	workers := 1 + g.IntN(simPartitions)
 	for slot := range workers {
 		ag.lanes = append(ag.lanes, newLane(slot, a.commits, a.intake, limits{records: 1 + g.IntN(12), bytes: 1 << 20}))
@@ -288,7 +304,9 @@ func (p *simProcess) assign(ag *agent, n int32) {
 	a.mu.Unlock()
 	a.tables.Acquire(n, []int{0}, []record.Partition{at})
 	stored := p.kafka.stored(at)
-	a.commits.found(map[record.Partition]broker.Position{at: {Offset: stored}})
+	p.kafka.mu.Lock()
+	a.commits.found(map[record.Partition]broker.Position{at: p.kafka.positions[at]})
+	p.kafka.mu.Unlock()
 	l.position(f, stored)
 	if rest := p.kafka.input[n][stored:]; len(rest) > 0 {
 		l.put(f, slices.Clone(rest), int64(len(p.kafka.input[n])))
@@ -388,7 +406,7 @@ func simulate(t *testing.T, seed int64) {
 		}
 	}
 	fault.Store(nil)
-	time.Sleep(time.Second)
+	time.Sleep(5 * time.Second)
 	check(t, k, stores, p)
 	p.crash(stores)
 }
@@ -400,6 +418,9 @@ func check(t *testing.T, k *simKafka, stores *mem.Stores, p *simProcess) {
 		for _, r := range rs {
 			want[string(r.Key)]++
 		}
+	}
+	for p := range int32(simPartitions) {
+		want[string(tickKey(p))] = simTicks
 	}
 	fold := map[string]string{}
 	k.logs.mu.Lock()
@@ -416,7 +437,7 @@ func check(t *testing.T, k *simKafka, stores *mem.Stores, p *simProcess) {
 		if fold[user] != fmt.Sprint(n) {
 			t.Errorf("the changelog ends with %q of %s, want %d", fold[user], user, n)
 		}
-		number := int32(user[1]-'0') % simPartitions
+		number := int32(user[len(user)-1]-'0') % simPartitions
 		store, _ := p.app.tables.part(0, number).Store()
 		if store == nil {
 			t.Fatalf("partition %d is not restored", number)

@@ -45,6 +45,9 @@ type Batch struct {
 	Records []Record
 	// Take makes the whole batch one unit: user code gets one list of values (KasprAgent input.take).
 	Take bool
+	// Tick says that the time has come for code that acts by itself: Records is one that is in no topic, with the time as its
+	// timestamp and an offset of -1.
+	Tick bool
 	// StopOnFailure ends the call at the first failed record, so that it can be retried before the ones behind it.
 	StopOnFailure bool
 	// CacheValid has bit i set when nothing but this instance's own, applied calls has changed Program.Tables[i] in this
@@ -136,4 +139,7 @@ type Result struct {
 	// StopOnFailure ended the call early (then the record at Done-1 is the failed one).
 	Done    int
 	Elapsed time.Duration // time inside the guest
+	// Wake is when code that acts by itself wants its next tick: the zero time is never after a tick, and changes nothing after records,
+	// which may only bring the next tick forward.
+	Wake time.Time
 }
