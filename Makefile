@@ -106,6 +106,12 @@ fuzz: pyguest ## Every fuzz target for FUZZTIME each
 bench: pyguest ## Benchmarks: make bench BENCH=Call COUNT=10 (compare with benchstat)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -p 1 -timeout 60m $(TESTS)
 
+.PHONY: bench-peers
+bench-peers: build ## Kaspr beside Kafka Streams, Quix, Bytewax, Faust: make bench-peers REPS=3 SYSTEMS=kaspr,quix RESULTS=file.json
+	@scripts/deps.sh build kafka peers
+	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^TestPeers$$' ./bench/peers \
+	  -reps $(or $(REPS),3) -systems '$(SYSTEMS)' $(if $(RESULTS),-results $(abspath $(RESULTS)))
+
 .PHONY: lint
 lint: pyguest ## Go linters and the C code's warnings
 	@scripts/deps.sh build

@@ -3,9 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"kaspr.io/kaspr/bench/workload"
 	"kaspr.io/kaspr/engine"
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/dev"
@@ -22,70 +21,10 @@ import (
 	"kaspr.io/kaspr/wasmhost"
 )
 
-// w1 drops one record in ten, adds a field to the others and sends them on, keyed.
-const w1 = `
-apiVersion: kaspr.io/v1alpha1
-kind: KasprAgent
-metadata: {name: w1, labels: {kaspr.io/app: bench}}
-spec:
-  input: {topic: {name: in}}
-  processors:
-    pipeline: [keep, enrich]
-    operations:
-      - name: keep
-        filter: {python: "def keep(v): return v['event'] != 'heartbeat'"}
-      - name: enrich
-        map: {python: "def enrich(v): return {**v, 'big': v['amount'] > 500}"}
-  output:
-    topics:
-      - name: out
-        keySelector: {python: "def key(v): return v['user_id']"}
-`
-
-// w2 counts the records of each user in a table and sends each count on.
-const w2 = `
-apiVersion: kaspr.io/v1alpha1
-kind: KasprTable
-metadata: {name: counts, labels: {kaspr.io/app: bench}}
-spec: {name: counts, defaultSelector: {python: "def zero(): return int"}}
----
-apiVersion: kaspr.io/v1alpha1
-kind: KasprAgent
-metadata: {name: w2, labels: {kaspr.io/app: bench}}
-spec:
-  input: {topic: {name: in}}
-  processors:
-    pipeline: [count]
-    operations:
-      - name: count
-        tables: [{name: counts, paramName: counts}]
-        map:
-          python: |
-            def count(v, counts):
-                user = v["user_id"]
-                counts[user] += 1
-                return {"user_id": user, "count": counts[user]}
-  output:
-    topics:
-      - name: out
-        keySelector: {python: "def key(v): return v['user_id']"}
-`
-
-var kinds = [...]string{"click", "view", "login", "search", "purchase", "logout", "scroll", "share", "signup", "heartbeat"}
-
-// event is the i-th record: about 205 bytes of JSON, 100,000 users.
-func event(g *rand.Rand, i int) (key, value []byte) {
-	user := fmt.Sprintf("u%d", g.IntN(100_000))
-	return []byte(user), fmt.Appendf(nil, `{"user_id":"%s","event":"%s","ts":%d,"amount":%.2f,"tags":["alpha","beta%d"],`+
-		`"page":{"url":"/products/%d/details","ref":"https://ref.example/%d"},"session":"s%012d","seq":%d}`,
-		user, kinds[g.IntN(len(kinds))], 1_700_000_000+i/100, float64(g.IntN(100_000))/100, g.IntN(9), g.IntN(10_000),
-		g.IntN(1_000), g.IntN(1<<40), i)
-}
-
 // BenchmarkApp runs whole apps on a backlog of 200,000 records in 4 partitions of the embedded broker, from the start of
 // the group to the last committed offset. The broker shares the processors.
 func BenchmarkApp(b *testing.B) {
-	for _, w := range []struct{ name, manifest string }{{"w1", w1}, {"w2", w2}} {
+	for _, w := range []struct{ name, manifest string }{{"w1", workload.W1}, {"w2", workload.W2}} {
 		b.Run(w.name, func(b *testing.B) { benchmarkApp(b, w.manifest, 200_000) })
 	}
 }
@@ -147,15 +86,13 @@ func produce(b *testing.B, broker *dev.Broker, n int) {
 		b.Fatal(err)
 	}
 	defer cl.Close()
-	g := rand.New(rand.NewPCG(42, 7))
-	for i := range n {
-		key, value := event(g, i)
-		cl.Produce(context.Background(), &kgo.Record{Topic: "in", Key: key, Value: value}, func(_ *kgo.Record, err error) {
+	workload.Events(n, func(e workload.Event) {
+		cl.Produce(context.Background(), &kgo.Record{Topic: "in", Key: []byte(e.User), Value: e.Value}, func(_ *kgo.Record, err error) {
 			if err != nil {
 				b.Error(err)
 			}
 		})
-	}
+	})
 	if err := cl.Flush(context.Background()); err != nil {
 		b.Fatal(err)
 	}

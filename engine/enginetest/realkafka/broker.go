@@ -36,6 +36,7 @@ type Options struct {
 	Users      map[string]string // name to password, for PLAIN and SCRAM
 	Properties map[string]string // broker properties; they win over the fixture's own
 	Heap       string            // default 512m
+	Optimise   bool              // as one runs it in earnest: for measurements
 }
 
 // Listener is one more way to reach the broker.
@@ -52,6 +53,7 @@ type Broker struct {
 	lock    *os.File
 	libs    string
 	heap    string
+	fast    bool
 	address map[string]string // by listener name
 	process *process          // nil while stopped
 	starts  int
@@ -85,7 +87,7 @@ func Start(ctx context.Context, opts Options) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{dir: dir, lock: lock, libs: libs, heap: opts.Heap}
+	b := &Broker{dir: dir, lock: lock, libs: libs, heap: opts.Heap, fast: opts.Optimise}
 	if b.heap == "" {
 		b.heap = "512m"
 	}
@@ -192,17 +194,22 @@ func (b *Broker) format(ctx context.Context, opts Options) error {
 
 func (b *Broker) java(ctx context.Context, args ...string) *exec.Cmd {
 	// The first compiler alone: tests are short, and two cores have better to do than optimise a broker.
-	flags := []string{
-		"-Xms64m", "-Xmx" + b.heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+	flags := []string{"-Xms64m", "-Xmx" + b.heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
+	if b.fast {
+		flags = []string{"-Xms" + b.heap, "-Xmx" + b.heap, "-XX:+UseG1GC"}
+	}
+	flags = append(flags, "-Xshare:auto",
 		"-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaConfig=warn",
 		"-Dorg.slf4j.simpleLogger.showDateTime=true",
-		"-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS", "-cp", filepath.Join(b.libs, "*"),
-	}
+		"-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS", "-cp", filepath.Join(b.libs, "*"))
 	cmd := exec.CommandContext(ctx, "java", append(flags, args...)...)
 	cmd.Dir = b.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
+
+// PID is the running broker's process.
+func (b *Broker) PID() int { return b.process.cmd.Process.Pid }
 
 // Addr is the address of the listener without security: the bootstrap server.
 func (b *Broker) Addr() string { return b.address[plaintext] }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -41,13 +42,18 @@ func cacheDir() (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// jars returns the folder with the broker's jars; the first call of all fetches them.
-func jars(ctx context.Context) (string, error) {
+// jars returns the folder with the broker's jars.
+func jars(ctx context.Context) (string, error) { return FetchJars(ctx, pom, jarSums) }
+
+// FetchJars returns a folder of the cache with the jars that a pom.xml resolves to; the first call of all fetches them. sums names
+// each with its checksum, as sha256sum prints them; with KASPR_REWRITE=1 the file jars.sha256 is written instead, into the
+// folder where the test runs.
+func FetchJars(ctx context.Context, pom, sums []byte) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(append(pom[:len(pom):len(pom)], jarSums...))
+	sum := sha256.Sum256(slices.Concat(pom, sums))
 	dir := filepath.Join(cache, "jars-"+hex.EncodeToString(sum[:8]))
 	lock, err := lockFile(dir+".lock", syscall.LOCK_EX)
 	if err != nil {
@@ -79,15 +85,14 @@ func jars(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("fetch the jars: %w\n%s", err, out)
 	}
-	if err := checkJars(fresh); err != nil {
+	if err := checkJars(fresh, sums); err != nil {
 		return "", err
 	}
 	return dir, os.Rename(fresh, dir)
 }
 
-// checkJars compares the fetched jars with jars.sha256: the same set, the same bytes. With KASPR_REWRITE=1 it writes that
-// file instead (into the package's folder, where go test runs).
-func checkJars(dir string) error {
+// checkJars compares the fetched jars with their checksums: the same set, the same bytes.
+func checkJars(dir string, sums []byte) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.jar"))
 	if err != nil {
 		return err
@@ -104,7 +109,7 @@ func checkJars(dir string) error {
 		return os.WriteFile("jars.sha256", got.Bytes(), 0o644)
 	}
 	want := map[string]string{}
-	for lines := bufio.NewScanner(bytes.NewReader(jarSums)); lines.Scan(); {
+	for lines := bufio.NewScanner(bytes.NewReader(sums)); lines.Scan(); {
 		if sum, name, ok := strings.Cut(lines.Text(), "  "); ok {
 			want[name] = sum
 		}

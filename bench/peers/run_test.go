@@ -1,0 +1,292 @@
+//go:build peers && integration
+
+package peers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"kaspr.io/kaspr/bench/workload"
+	"kaspr.io/kaspr/engine/enginetest/realkafka"
+)
+
+// result is one run of one system.
+type result struct {
+	System   string  `json:"system"`
+	Workload string  `json:"workload"`
+	Records  int     `json:"records"`
+	Problem  string  `json:"problem,omitempty"`
+	Rate     float64 `json:"recordsPerSecond"`
+	CPU      float64 `json:"cpuSecondsPerMillion"` // of the system
+	Broker   float64 `json:"brokerCPUSecondsPerMillion"`
+	Memory   float64 `json:"residentMiB"` // highest
+	Start    float64 `json:"secondsToFirstOutput"`
+	Load     float64 `json:"loadAverage"`
+}
+
+const inputPartitions = 4
+
+// timeout bounds one run.
+const timeout = 4 * time.Minute
+
+// environment is what all runs share.
+type environment struct {
+	broker *realkafka.Broker
+	client *kgo.Client
+	admin  *kadm.Client
+	dir    string
+	kaspr  string // the engine
+	jars   string // of Kafka Streams
+}
+
+// fill produces the backlog of n records, once.
+func (e *environment) fill(ctx context.Context, n int) (topic string, err error) {
+	topic = fmt.Sprintf("in-%d", n)
+	made, err := e.admin.CreateTopics(ctx, inputPartitions, 1, nil, topic)
+	if err != nil {
+		return "", err
+	}
+	if err := made[topic].Err; err != nil {
+		return "", err
+	}
+	var failed error
+	workload.Events(n, func(ev workload.Event) {
+		e.client.Produce(ctx, &kgo.Record{Topic: topic, Key: []byte(ev.User), Value: ev.Value}, func(_ *kgo.Record, err error) {
+			if err != nil {
+				failed = err
+			}
+		})
+	})
+	if err := e.client.Flush(ctx); err != nil {
+		return "", err
+	}
+	return topic, failed
+}
+
+// sample is a look at a running system.
+type sample struct {
+	at                  time.Time
+	cpu, memory, broker float64
+}
+
+// run measures one system on one workload.
+func (e *environment) run(t *testing.T, s system, name, input string, n, count int) (res result) {
+	ctx := t.Context()
+	res = result{System: s.name, Workload: name, Records: n}
+	fail := func(err error) result {
+		res.Problem = err.Error()
+		return res
+	}
+	id := fmt.Sprintf("%s-%s-%d", s.name, name, count)
+	dir := filepath.Join(e.dir, id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fail(err)
+	}
+	output := "out-" + id
+	now := "LogAppendTime"
+	if _, err := e.admin.CreateTopics(ctx, inputPartitions, 1, map[string]*string{"message.timestamp.type": &now}, output); err != nil {
+		return fail(err)
+	}
+	check := workload.NewCheck(name, n)
+	r := runOf{env: e, id: id, dir: dir, input: input, output: output, workload: name}
+	cmd, err := s.command(ctx, &r)
+	if err != nil {
+		return fail(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return fail(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(os.Environ(), append(cmd.Env, "BROKER="+e.broker.Addr(), "IN_TOPIC="+input, "OUT_TOPIC="+output, "APP_ID="+id, "RUN_DIR="+dir, "WL="+name)...)
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	samples, err := e.follow(ctx, cmd.Process.Pid, output, check.Want(), began, exited)
+	res.Load = loadAverage()
+	stop(cmd.Process.Pid, exited)
+	if err != nil {
+		text, _ := os.ReadFile(filepath.Join(dir, "log"))
+		return fail(fmt.Errorf("%w; end of its log: %s", err, text[max(0, len(text)-400):]))
+	}
+	first, last, err := e.read(ctx, output, check)
+	if err == nil {
+		err = check.Err()
+	}
+	if err != nil {
+		return fail(err)
+	}
+	window := last.Sub(first)
+	res.Rate = float64(n) / window.Seconds()
+	res.Start = first.Sub(began).Seconds()
+	from, to := nearest(samples, first), nearest(samples, last)
+	res.CPU = (to.cpu - from.cpu) / float64(n) * 1e6
+	res.Broker = (to.broker - from.broker) / float64(n) * 1e6
+	for _, x := range samples {
+		res.Memory = max(res.Memory, x.memory)
+	}
+	return res
+}
+
+// follow samples a system until readers of committed records see all its output.
+func (e *environment) follow(ctx context.Context, pid int, output string, want int, began time.Time, exited chan error) ([]sample, error) {
+	var samples []sample
+	for {
+		cpu, memory := groupUse(pid)
+		samples = append(samples, sample{time.Now(), cpu, memory, processUse(e.broker.PID())})
+		ends, err := e.admin.ListCommittedOffsets(ctx, output)
+		var n int64
+		ends.Each(func(o kadm.ListedOffset) { n += o.Offset })
+		if err == nil && n >= int64(want) {
+			high, err := e.admin.ListEndOffsets(ctx, output)
+			var h int64
+			high.Each(func(o kadm.ListedOffset) { h += o.Offset })
+			if err == nil && h == n {
+				return samples, nil
+			}
+		}
+		if time.Since(began) > timeout {
+			return nil, fmt.Errorf("not done after %s: %d of %d outputs", timeout, n, want)
+		}
+		select {
+		case err := <-exited:
+			exited <- err
+			return nil, fmt.Errorf("ended by itself: %w", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// read gives every output that was committed to the check.
+func (e *environment) read(ctx context.Context, output string, check *workload.Check) (first, last time.Time, err error) {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(e.broker.Addr()), kgo.ConsumeTopics(output), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+	if err != nil {
+		return first, last, err
+	}
+	defer cl.Close()
+	// A little longer than it takes to get what is wanted: too many is a mistake, too.
+	for idle := 0; idle < 3; {
+		poll, cancel := context.WithTimeout(ctx, time.Second)
+		fetches := cl.PollFetches(poll)
+		cancel()
+		if fetches.NumRecords() == 0 {
+			idle++
+			continue
+		}
+		idle = 0
+		fetches.EachRecord(func(r *kgo.Record) {
+			if first.IsZero() || r.Timestamp.Before(first) {
+				first = r.Timestamp
+			}
+			if r.Timestamp.After(last) {
+				last = r.Timestamp
+			}
+			check.Add(r.Value)
+		})
+	}
+	if !last.After(first) {
+		return first, last, errors.New("no output")
+	}
+	return first, last, nil
+}
+
+func stop(pid int, exited chan error) {
+	_ = syscall.Kill(-pid, syscall.SIGTERM)
+	select {
+	case <-exited:
+	case <-time.After(10 * time.Second):
+		_ = syscall.Kill(-pid, syscall.SIGKILL)
+		<-exited
+	}
+	_ = syscall.Kill(-pid, syscall.SIGKILL) // its children
+}
+
+func nearest(samples []sample, at time.Time) sample {
+	best := samples[0]
+	for _, s := range samples {
+		if s.at.Sub(at).Abs() < best.at.Sub(at).Abs() {
+			best = s
+		}
+	}
+	return best
+}
+
+// groupUse is the processor seconds (their ended children's, too) and the resident MiB of a process group (proc(5)).
+func groupUse(group int) (cpu, memory float64) {
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		f := statFields(file)
+		if len(f) < 22 || f[2] != strconv.Itoa(group) {
+			continue
+		}
+		for _, i := range []int{11, 12, 13, 14} {
+			cpu += number(f[i]) / ticks
+		}
+		memory += number(f[21]) * float64(os.Getpagesize()) / (1 << 20)
+	}
+	return cpu, memory
+}
+
+func processUse(pid int) float64 {
+	f := statFields(fmt.Sprintf("/proc/%d/stat", pid))
+	if len(f) < 13 {
+		return 0
+	}
+	return (number(f[11]) + number(f[12])) / ticks
+}
+
+// ticks is USER_HZ, in which Linux counts processor time for user space on all its architectures.
+const ticks = 100
+
+// statFields are the fields behind the command's name, which may hold spaces.
+func statFields(file string) []string {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil // it has ended
+	}
+	return strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+}
+
+func number(s string) float64 {
+	v, _ := strconv.ParseFloat(s, 64)
+	return v
+}
+
+func loadAverage() float64 {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0
+	}
+	return number(strings.Fields(string(text))[0])
+}
+
+// runOf is what a system's command is made of.
+type runOf struct {
+	env                              *environment
+	id, dir, input, output, workload string
+}
+
+func (e *environment) command(ctx context.Context, environ []string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = environ
+	return cmd
+}
