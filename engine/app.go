@@ -44,6 +44,7 @@ type App struct {
 	stores   *state.Dir // nil without tables, or when they are elsewhere (Options.Stores)
 	instance string     // names this process among those of the app
 	counts   []int32    // partitions of the tables, by the plan's index
+	own      []int32    // partitions of the app's own topics, by the plan's index
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -239,6 +240,7 @@ func (a *App) Run(ctx context.Context) error {
 	others.Go(func() { a.discoverLoop(ctx) })
 	others.Go(func() { a.watchLoop(ctx, watchEvery) })
 	others.Go(func() { a.endsLoop(ctx) })
+	others.Go(func() { a.purgeLoop(ctx) })
 	a.pollLoop(ctx)
 
 	// The stop. Nothing is polled any more; steps under way end, and what they made is committed.
@@ -266,20 +268,21 @@ func (a *App) Run(ctx context.Context) error {
 	return a.failed
 }
 
-// openTables decides the tables' partitions, makes their changelogs and opens where they are kept.
+// openTables decides the partitions of the tables and of the app's own topics, makes these and the changelogs, and opens where
+// tables are kept.
 func (a *App) openTables(ctx context.Context) error {
 	exist := map[string]int32{}
-	if len(a.plan.Tables) > 0 {
+	if len(a.plan.Tables)+len(a.plan.Own) > 0 {
 		var err error
 		if exist, err = a.admin.Topics(ctx); err != nil {
 			return err
 		}
 	}
-	counts, problems := a.plan.Partitions(a.cfg, exist)
+	counts, own, problems := a.plan.Partitions(a.cfg, exist)
 	if len(problems) > 0 {
 		return problems
 	}
-	a.counts, a.inputs = counts, exist
+	a.counts, a.own, a.inputs = counts, own, exist
 	var missing error
 	need := func(t plan.Topic, partitions int32) error {
 		if t.Name == "" {
@@ -306,6 +309,11 @@ func (a *App) openTables(ctx context.Context) error {
 			return err
 		}
 	}
+	for i := range a.plan.Own {
+		if err := need(a.plan.Own[i].Topic, own[i]); err != nil {
+			return err
+		}
+	}
 	if missing != nil {
 		return missing
 	}
@@ -321,6 +329,22 @@ func (a *App) openTables(ctx context.Context) error {
 		stores = a.stores
 	}
 	return a.startTables(stores, counts)
+}
+
+// wrap keeps the partitions of records on their way to topics of the app's own inside of these, where an input was given more since
+// they were made. What came from one partition still goes to one.
+func (a *App) wrap(topics []string, outs []record.Output) {
+	if len(topics) == 0 {
+		return
+	}
+	for i := range outs {
+		o := &outs[i]
+		if o.Partition < 0 || !slices.Contains(topics, o.Topic) {
+			continue
+		}
+		at := slices.IndexFunc(a.plan.Own, func(own plan.Own) bool { return own.Name == o.Topic })
+		o.Partition %= a.own[at]
+	}
 }
 
 // startTables begins to keep the tables' partitions, as they are acquired.

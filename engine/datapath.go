@@ -43,6 +43,7 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	}
 
 	f.checkChanges(w.shares, &result)
+	a.app.wrap(a.plan.Channels, result.Outputs)
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
 	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)

@@ -12,6 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"kaspr.io/kaspr/engine/record"
 )
 
 // Admin creates and lists topics.
@@ -156,6 +158,22 @@ func (a *Admin) EndOffsets(ctx context.Context, topics ...string) (map[string]ma
 		}
 	})
 	return ends, failed
+}
+
+// DeleteRecords deletes what is below an offset in each partition.
+func (a *Admin) DeleteRecords(ctx context.Context, below map[record.Partition]int64) error {
+	var offsets kadm.Offsets
+	for p, at := range below {
+		offsets.AddOffset(p.Topic, p.Number, at, -1)
+	}
+	done, err := a.adm.DeleteRecords(ctx, offsets)
+	if err == nil {
+		err = done.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("delete records: %w", err)
+	}
+	return nil
 }
 
 // Committed is the group's committed offsets.

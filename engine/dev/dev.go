@@ -178,10 +178,10 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 			return err
 		}
 	}
+	for t := range internal(p) {
+		made[t] = true // by the app, with the partitions they need
+	}
 	for _, ag := range p.Agents {
-		if ag.Writer {
-			continue // the app makes its topic with the table's partitions
-		}
 		for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
 			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
 				return err
@@ -316,6 +316,9 @@ func internal(p *plan.Plan) map[string]bool {
 	topics := map[string]bool{}
 	for i := range p.Tables {
 		topics[p.Tables[i].Writes.Name] = true
+	}
+	for i := range p.Own {
+		topics[p.Own[i].Name] = true
 	}
 	return topics
 }

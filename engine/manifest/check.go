@@ -30,7 +30,7 @@ func (s *Set) check(problems *Errors) {
 			if hints--; hints >= 0 {
 				hint = didYouMean(ref.name.V, g.alternatives(m, ref))
 			}
-			fail(ref.name.Pos, Undefined, ref.what+" "+quote(ref.name.V)+" "+ref.missing, hint)
+			fail(ref.name.Pos, Undefined, ref.by+ref.what+" "+quote(ref.name.V)+" "+ref.missing, hint)
 		}
 	}
 	circles := circlesMax

@@ -59,6 +59,7 @@ func (d directory[K]) add(name K, m *Meta) {
 
 // reference is a name in one component that stands for another.
 type reference struct {
+	by      string // whose it is, where messages name that
 	what    string // table, channel
 	name    Value[string]
 	to      *namesakes
@@ -107,7 +108,7 @@ func (s *Set) graph() *graph {
 	for _, a := range s.Agents {
 		if a.Input.Channel != nil {
 			name := a.Input.Channel.Name
-			refer(&a.Meta, reference{what: "channel", name: name, to: g.channels[name.V], missing: "is not the output of any join or agent"})
+			refer(&a.Meta, reference{by: a.Label() + ": ", what: "channel", name: name, to: g.channels[name.V], missing: "is not the output of any join or agent"})
 			g.readers.add(name.V, &a.Meta)
 		}
 		operations(&a.Meta, &a.Processors)

@@ -33,7 +33,7 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, outputName(o, i)))
 	}
 	for _, o := range m.Channels {
-		b.fail(o.Pos, manifest.NotSupported, a.Label+": output to a channel is not supported yet by this version", "")
+		a.Program.Outputs = append(a.Program.Outputs, b.channel(&a, o))
 	}
 	b.use(&a, m)
 	a.OnError = b.policy(&a, m)
@@ -57,11 +57,10 @@ func (b *builder) input(a *Agent, m *manifest.Agent) {
 				"raise queueRecordsMax, or give within a time")
 		}
 	}
-	if in.Channel != nil {
-		b.fail(in.Channel.Pos, manifest.NotSupported, a.Label+": input from a channel is not supported yet by this version", "")
-	}
 	t := in.Topic
 	if t == nil {
+		a.Topics = []string{ChannelTopic(b.info.ID, in.Channel.Name.V)}
+		a.Program.Input = abi.Input{KeySerializer: abi.Channel, ValueSerializer: abi.Channel}
 		return
 	}
 	a.Program.Input = abi.Input{

@@ -22,6 +22,8 @@ type Plan struct {
 	// whose name is known. Empty when settings forbid creating topics. Dead-letter topics are not among them: they are
 	// made for the first dead letter.
 	Topics []Topic
+	// Own are the topics between the app's agents, in the order of their senders.
+	Own []Own
 }
 
 // App is the app of a Plan.
@@ -50,6 +52,8 @@ type Agent struct {
 	OnError Policy
 	// OutputTopics are the target topics known beforehand, by name, each once; selectors may name others at any time.
 	OutputTopics []string
+	// Channels are the topics among Plan.Own it sends to, each once.
+	Channels []string
 }
 
 // Take makes one call of up to Max records, or of those that came within Within (0: only when full).
@@ -83,6 +87,7 @@ type builder struct {
 	env      map[string]string
 	topics   topics
 	tables   []Table
+	owned    []Own
 	problems manifest.Errors
 }
 
@@ -134,7 +139,7 @@ func (b *builder) plan() *Plan {
 		}
 	}
 	p.Agents = append(p.Agents, b.writers()...)
-	p.Tables = b.tables
+	p.Tables, p.Own = b.tables, b.owned
 	group(p.Agents)
 	p.Topics = b.topics.resolve(b.cfg)
 	return p

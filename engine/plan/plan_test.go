@@ -64,7 +64,7 @@ func TestGolden(t *testing.T) {
 
 // showTables shows a plan's tables and what becomes of their partitions.
 func showTables(out *strings.Builder, p *Plan, cfg config.Config, content string) {
-	if len(p.Tables) == 0 {
+	if len(p.Tables)+len(p.Own) == 0 {
 		return
 	}
 	exist := map[string]int32{}
@@ -78,7 +78,7 @@ func showTables(out *strings.Builder, p *Plan, cfg config.Config, content string
 			exist[topic] = n
 		}
 	}
-	counts, problems := p.Partitions(cfg, exist)
+	counts, own, problems := p.Partitions(cfg, exist)
 	for i, t := range p.Tables {
 		text, _ := json.Marshal(t.Guest)
 		fmt.Fprintf(out, "%s: %d partitions, changelog %s, %d replicas, %v, options %v\n  %s\n", t.Label, counts[i], t.Changelog.Name,
@@ -86,6 +86,9 @@ func showTables(out *strings.Builder, p *Plan, cfg config.Config, content string
 		if t.Writes.Name != "" {
 			fmt.Fprintf(out, "  writes %s, %d replicas, %v\n", t.Writes.Name, t.Writes.Replicas, t.Writes.Config)
 		}
+	}
+	for i, o := range p.Own {
+		fmt.Fprintf(out, "%s: %d partitions, topic %s, %d replicas, %v\n", o.For, own[i], o.Name, o.Replicas, o.Config)
 	}
 	for _, a := range p.Agents {
 		fmt.Fprintf(out, "%s: group %d, tables %v\n", a.Label, a.Group, a.Tables)
@@ -156,7 +159,11 @@ func show(t *testing.T, out *strings.Builder, p *Plan) {
 		if a.Take != nil {
 			fmt.Fprintf(out, "  take %d within %v\n", a.Take.Max, a.Take.Within)
 		}
-		fmt.Fprintf(out, "  outputs %q\n", a.OutputTopics)
+		fmt.Fprintf(out, "  outputs %q", a.OutputTopics)
+		if len(a.Channels) > 0 {
+			fmt.Fprintf(out, ", channels %q", a.Channels)
+		}
+		out.WriteByte('\n')
 		e := a.OnError
 		fmt.Fprintf(out, "  on error: %d attempts, then %s %s", e.Attempts, e.Action, e.DeadLetterTopic)
 		if e.Attempts > 1 {

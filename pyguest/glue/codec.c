@@ -1,9 +1,9 @@
-/* Codecs: raw, json, pickle and binary (base64). Null decodes to None with every one of them. */
+/* Codecs: raw, json, pickle and binary (base64), and that of channels. Null decodes to None with every one of them. */
 #include "kaspr.h"
 
 #include "kjson.h"
 
-static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary"};
+static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary", "channel"};
 
 int kaspr_codec_of(PyObject *name)
 {
@@ -35,6 +35,8 @@ PyObject *kaspr_decode(int codec, const char *bytes, Py_ssize_t len)
         return kjson_decode(bytes, len);
     case CODEC_BINARY:
         return from_base64(bytes, len);
+    case CODEC_CHANNEL:
+        return kaspr_channel_decode(bytes, len);
     default: {
         PyObject *pickled = from_base64(bytes, len);
         if (pickled == NULL)
@@ -119,6 +121,10 @@ int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len)
             return -1;
         }
         if (bytes_of(v, codec, is_key, &bytes, &n) < 0 || to_base64((const unsigned char *)bytes, (size_t)n, out) < 0)
+            return -1;
+        break;
+    case CODEC_CHANNEL:
+        if (kaspr_channel_encode(v, is_key, out) < 0)
             return -1;
         break;
     default: {

@@ -294,8 +294,15 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
             m.topic = PyUnicode_AsUTF8AndSize(topic, &m.topic_len);
         }
     }
-    if (o->key.func != NULL && (key = select_value(&o->key, value, op)) == NULL)
-        goto done;
+    m.partition = KASPR_PARTITION_BY_KEY;
+    if (o->key.func != NULL) {
+        if ((key = select_value(&o->key, value, op)) == NULL)
+            goto done;
+    } else if (o->carry) {
+        if ((key = kaspr_unit_key()) == NULL)
+            goto done;
+        m.partition = (int32_t)get32(kaspr_unit.batch + KASPR_BATCH_HEADER_SIZE + 4); /* one for all records of a batch */
+    }
     if (o->value.func != NULL) {
         payload = select_value(&o->value, value, op);
         if (payload == NULL)
@@ -303,7 +310,6 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
     } else {
         payload = Py_NewRef(value);
     }
-    m.partition = KASPR_PARTITION_BY_KEY;
     if (o->partition.func != NULL) {
         PyObject *r = select_value(&o->partition, value, op);
         if (r == NULL)
@@ -315,7 +321,11 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
             goto done;
         }
     }
-    if (o->headers.func != NULL && (headers = select_value(&o->headers, value, op)) == NULL)
+    if (o->headers.func != NULL)
+        headers = select_value(&o->headers, value, op);
+    else if (o->carry)
+        headers = kaspr_unit_headers();
+    if (headers == NULL && (o->headers.func != NULL || o->carry))
         goto done;
 
     if (o->declare != NULL) {

@@ -120,6 +120,8 @@ static int take_runtime(void)
         {"pickle", "dumps", &rt->pickle_dumps},
         {"pickle", "loads", &rt->pickle_loads},
         {"binascii", "a2b_base64", &rt->a2b_base64},
+        {"kaspr", "Joined", &rt->joined},
+        {"kaspr_runtime", "pickle_key", &rt->pickle_key},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         PyObject *module = PyImport_ImportModule(wanted[i].module);

@@ -35,9 +35,24 @@ static PyObject *slice(const uint8_t *entry)
 
 PyObject *kaspr_record_key(const uint8_t *record) { return slice(record + 32); }
 
-/* The topic's name; the same object as long as the topic stays the same. */
+static PyObject *make_headers(const uint8_t *record);
+
+PyObject *kaspr_unit_key(void)
+{
+    unit_t *u = &kaspr_unit;
+    return u->key != NULL ? Py_NewRef(u->key) : u->record != NULL ? slice(u->record + 32) : Py_NewRef(Py_None);
+}
+
+PyObject *kaspr_unit_headers(void)
+{
+    return kaspr_unit.record != NULL ? make_headers(kaspr_unit.record) : Py_NewRef(Py_None);
+}
+
+/* The topic's name; the same object as long as the topic stays the same. A channel is none. */
 static PyObject *topic_name(const uint8_t *record)
 {
+    if (kaspr_program.value_codec == CODEC_CHANNEL)
+        Py_RETURN_NONE;
     static PyObject *last;
     const uint8_t *batch = kaspr_unit.batch;
     const uint8_t *topic = batch + get32(batch + 16) + (size_t)get32(record) * KASPR_TOPIC_SIZE;
@@ -168,7 +183,7 @@ static PyObject *message_number(MessageObject *m, void *which)
 
 static PyObject *message_repr(MessageObject *m)
 {
-    return PyUnicode_FromFormat("<Message %U/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
+    return PyUnicode_FromFormat("<Message %S/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
 }
 
 /* Attribute names as the compiler interns them: comparing pointers is a tenth of a lookup in the type. */
@@ -384,7 +399,7 @@ static PyObject *event_send(PyObject *self, PyObject *const *args, Py_ssize_t n,
 static PyObject *event_repr(EventObject *e)
 {
     MessageObject *m = message_of(e);
-    return m == NULL ? NULL : PyUnicode_FromFormat("<Event %U/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
+    return m == NULL ? NULL : PyUnicode_FromFormat("<Event %S/%d@%lld>", m->topic, (int)m->partition, (long long)m->offset);
 }
 
 static PyObject *event_getattro(PyObject *self, PyObject *name)

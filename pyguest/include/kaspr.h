@@ -53,7 +53,7 @@ extern kbuf kaspr_result;
 
 /* ---- the program (program.c) ------------------------------------------------------------------------------------- */
 
-enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_COUNT };
+enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_COUNT };
 enum { OP_MAP, OP_FILTER, OP_SEND };
 enum { TABLES_MAX = 16 };
 
@@ -69,6 +69,7 @@ typedef struct {
     PyObject *topic; /* str; NULL with a nameSelector */
     int key_codec, value_codec;
     int ack;
+    int carry; /* what no selector says is the record's own: key and partition, headers */
     code_t name, key, value, partition, headers, predicate;
     PyObject *where_topic, *where_key, *where_value; /* what failures of the addressing and encoding are called */
     PyObject *declare;  /* str: JSON members of OpEnsureTopic without the name, NULL: not declared */
@@ -110,6 +111,7 @@ typedef struct {
     PyObject *base_context;                    /* contextvars.Context all user code runs in */
     PyObject *app, *forward, *send, *acked;    /* kaspr_app */
     PyObject *pickle_dumps, *pickle_loads, *a2b_base64;
+    PyObject *joined, *pickle_key;             /* class kaspr.Joined; pickles a channel's key */
 } runtime_t;
 extern runtime_t kaspr_runtime;
 
@@ -144,6 +146,9 @@ int kaspr_types_init(PyObject *module);
 /* Copies what the event needs to outlive the input buffer, if user code kept it; forgets it otherwise. */
 void kaspr_event_release(PyObject *event);
 PyObject *kaspr_record_key(const uint8_t *record);
+/* Key of the record in progress, decoded, and its headers as a list of pairs; new references, None where there is no one record. */
+PyObject *kaspr_unit_key(void);
+PyObject *kaspr_unit_headers(void);
 
 static inline uint32_t get32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
 static inline int64_t get64(const void *p) { int64_t v; memcpy(&v, p, 8); return v; }
@@ -156,6 +161,10 @@ int kaspr_codec_of(PyObject *name); /* CODEC_*, or -1 with ValueError */
 PyObject *kaspr_decode(int codec, const char *bytes, Py_ssize_t len); /* len -1: null */
 /* Appends v's encoding; *len is its length, -1 for Kafka's null. */
 int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len);
+
+/* The same for a channel (channel.c). None of a value is pickled as others are. */
+PyObject *kaspr_channel_decode(const char *bytes, Py_ssize_t len);
+int kaspr_channel_encode(PyObject *v, int is_key, kbuf *out);
 
 enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
 /* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores

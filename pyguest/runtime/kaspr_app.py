@@ -235,6 +235,8 @@ async def forward(event, topic, key=_existing, value=_existing, partition=None, 
                   key_serializer=None, value_serializer=None):
     """event.forward: the record's own bytes, unless others are given."""
     message = event.message
+    if message.topic is None:  # a channel's bytes mean nothing outside of it
+        return await send(event, topic, key, value, partition, timestamp, headers, key_serializer, value_serializer)
     name, key_codec, value_codec = _target(topic, key_serializer, value_serializer)
     if key is _existing:
         key, key_codec = message.key, _RAW

@@ -27,6 +27,7 @@ _TABLES_MAX = 16  # of an operation; TABLES_MAX of kaspr.h
 _STORE = "__kaspr_init__"
 _ASSIGN = "__kaspr_assign__"
 _context = _kaspr.context
+_program_codecs = {**_codecs, "channel": _kaspr.codec("channel")}  # which user code cannot choose
 
 
 class _Problem(Exception):
@@ -475,10 +476,10 @@ class _Program:
             codes = {name: code(o, name) for name in self._selectors}
             declare = o.get("declare")
             return (
-                index, o.get("topic") or None, _codecs[o.get("keySerializer") or "raw"], _codecs[o.get("valueSerializer") or "json"],
+                index, o.get("topic") or None, _program_codecs[o.get("keySerializer") or "raw"], _program_codecs[o.get("valueSerializer") or "json"],
                 int(bool(o.get("ack"))), codes["nameSelector"], codes["keySelector"], codes["valueSelector"],
                 codes["partitionSelector"], codes["headersSelector"], codes["predicate"], label, f"{label}, key", f"{label}, value",
-                None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1],
+                None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1], int(bool(o.get("carry"))),
             )
 
         by_name = {table.name: table for table in self.tables}
@@ -493,7 +494,8 @@ class _Program:
                         send, int(bool(op.get("passThrough")))))
         outputs = []
         for index, o in enumerate(self.data.get("outputs") or ()):
-            outputs.append(output(o, index, f'output "{o["topic"]}"' if o.get("topic") else f"output {index + 1}"))
+            label = o.get("label") or (f'output "{o["topic"]}"' if o.get("topic") else f"output {index + 1}")
+            outputs.append(output(o, index, label))
         blocks = iter([block for block, role, _, _ in self.uses if role in ("defaultSelector", "relativeToSelector")])
         for table, t in zip(self.tables, self.data.get("tables") or ()):
             if t.get("default"):
@@ -504,14 +506,14 @@ class _Program:
                 next(blocks)
                 kaspr_tables.set_selector(table, next(functions), _value_in_progress)
         source = self.data.get("input") or {}
-        return (_codecs[source.get("keySerializer") or "raw"], _codecs[source.get("valueSerializer") or "json"],
+        return (_program_codecs[source.get("keySerializer") or "raw"], _program_codecs[source.get("valueSerializer") or "json"],
                 int(bool(self.data.get("jsonExact"))), tuple(ops), tuple(outputs), sources)
 
     def check_words(self):
         """Serializers, and that every operation and output is one thing."""
         def serializers(owner, where):
             for side in ("keySerializer", "valueSerializer"):
-                if owner.get(side) and owner[side] not in _codecs:
+                if owner.get(side) and owner[side] not in _program_codecs:
                     self.general("Serializer", f'{side} "{owner[side]}" is not one of {", ".join(_codecs)}', where)
         serializers(self.data.get("input") or {}, "input")
         for op in self.data.get("operations") or ():

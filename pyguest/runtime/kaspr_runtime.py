@@ -4,6 +4,7 @@ import gc
 import io
 import logging
 import os
+import pickle
 import sys
 from json import dumps as _dumps, loads as _loads
 
@@ -98,6 +99,15 @@ loop_ready, loop_scheduled = loop._ready, loop._scheduled
 base_context = _unit_task.context
 app = kaspr_app.app = kaspr_app.App(loop)
 forward, send, acked = kaspr_app.forward, kaspr_app.send, kaspr_app.acked
+
+
+def pickle_key(value):
+    """A pickle that is the same for equal keys: without the memo, in which the identity of parts would show."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.fast = True
+    pickler.dump(value)
+    return file.getvalue()
 
 
 def _problem(exc):

@@ -126,6 +126,23 @@ const (
 	TableError   = 2
 )
 
+// A key or value of a channel (serializer Channel), which only guests and joins read and write: its kind, then what the kind says.
+//
+//	ChannelRaw:    bytes
+//	ChannelJSON:   JSON text
+//	ChannelPickle: a pickle
+//	ChannelJoined: a join's result: u8 change (Joined*), then left, right and the right key, each i32 length (-1: None) and an
+//	               item of kind ChannelRaw or ChannelJSON
+const (
+	ChannelRaw    = 1
+	ChannelJSON   = 2
+	ChannelPickle = 3
+	ChannelJoined = 4
+
+	JoinedLeft  = 1 // the result of a change of the left row
+	JoinedRight = 2 // of the right row
+)
+
 // ChangeBytesMax bounds one table write, key and value: brokers take messages of 1 MiB by default (message.max.bytes), with some
 // room for what Kafka adds. The guest refuses a larger one in the line that makes it.
 const ChangeBytesMax = 1<<20 - 1<<10

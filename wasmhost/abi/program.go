@@ -96,6 +96,8 @@ type Output struct {
 	HeadersSelector   *Code        `json:"headersSelector,omitempty"`
 	Predicate         *Code        `json:"predicate,omitempty"`
 	Declare           *Declaration `json:"declare,omitempty"` // create the topic before the first send
+	Carry             bool         `json:"carry,omitempty"`   // what no selector says is the record's own: key and partition, headers
+	Label             string       `json:"label,omitempty"`   // what failures call it; empty: output and the topic's name
 }
 
 // Declaration is how a topic is created. Zero counts mean the app's defaults.

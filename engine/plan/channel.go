@@ -1,0 +1,51 @@
+package plan
+
+import (
+	"slices"
+	"strconv"
+
+	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+// Own is a topic through which the app's agents send to each other: a channel, or between the sides of a join. It is the app that
+// makes it, and nobody else should write to it.
+type Own struct {
+	Topic
+	// Like is the topic that has as many partitions; empty: as many as the largest input of the agents that send to it.
+	Like string
+}
+
+// ChannelTopic is the name of the topic behind a channel.
+func ChannelTopic(appID, channel string) string { return appID + "-channel-" + channel }
+
+// own notes a topic of the app's own, once. What is not read yet is kept however long the app stands still.
+func (b *builder) own(name, like, wantedBy string, at manifest.Pos) string {
+	if !slices.ContainsFunc(b.owned, func(o Own) bool { return o.Name == name }) {
+		b.owned = append(b.owned, Own{Like: like, Topic: Topic{
+			Name: name, Replicas: int16(b.cfg.Topics.ReplicationFactor), For: wantedBy, Pos: at,
+			Config: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1"},
+		}})
+		if problem := manifest.TopicNameProblem(name); problem != "" {
+			b.fail(at, manifest.NameTooLong, wantedBy+": its topic "+strconv.Quote(name)+" "+problem, "choose other names for what it is made of: the app's and its own")
+		}
+	}
+	return name
+}
+
+// channel makes an agent send every result to a channel.
+func (b *builder) channel(a *Agent, m *manifest.ChannelOutput) abi.Output {
+	where := "channel " + strconv.Quote(m.Name.V)
+	o := abi.Output{
+		Topic: b.own(ChannelTopic(b.info.ID, m.Name.V), "", where, m.Name.Pos), KeySerializer: abi.Channel, ValueSerializer: abi.Channel,
+		Carry: true, Label: where,
+		KeySelector:     code(m.KeySelector, where+", keySelector"),
+		ValueSelector:   code(m.ValueSelector, where+", valueSelector"),
+		HeadersSelector: code(m.HeadersSelector, where+", headersSelector"),
+		Predicate:       code(m.Predicate, where+", predicate"),
+	}
+	if !slices.Contains(a.Channels, o.Topic) {
+		a.Channels = append(a.Channels, o.Topic)
+	}
+	return o
+}
