@@ -68,7 +68,7 @@ func TestDefault(t *testing.T) {
 		},
 		Topics:        Topics{Partitions: 3, ReplicationFactor: 3, AllowDeclare: true},
 		KeySerializer: "raw", ValueSerializer: "json", JSONValueStyle: JSONCompact,
-		ProcessingGuarantee: ExactlyOnce, OnOffsetLost: OffsetFail, TransactionTimeout: 15 * time.Second, StandbyReplicas: 1, Workers: max(1, runtime.GOMAXPROCS(0)-1),
+		ProcessingGuarantee: ExactlyOnce, OnOffsetLost: OffsetFail, TransactionTimeout: 15 * time.Second, StandbyReplicas: 1, Workers: runtime.GOMAXPROCS(0),
 		Batch:          Batch{RecordsMax: 1000, BytesMax: 1 << 20},
 		CommitInterval: 100 * time.Millisecond, CommitEvery: 10000, QueueRecordsMax: 4096,
 		ShutdownTimeout: 30 * time.Second, RecoveryDelay: 10 * time.Second, WaitEmpty: true, WorkerOrdinal: -1,

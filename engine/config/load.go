@@ -385,7 +385,7 @@ func report(s setting, g given, err error) manifest.Error {
 // resolve fills in what follows from other settings.
 func (c *Config) resolve() {
 	if c.Workers == 0 {
-		c.Workers = max(1, Processors-1)
+		c.Workers = Processors
 	}
 	if !filepath.IsAbs(c.TableDir) {
 		c.TableDir = filepath.Join(c.DataDir, c.TableDir)

@@ -112,7 +112,7 @@ var settings = []setting{
 	group("Processing"),
 	wordSetting("processingGuarantee", ExactlyOnce, "What a crash may do: with exactly_once outputs, tables and offsets change together or not at all, at_least_once may repeat records.",
 		[]string{AtLeastOnce, ExactlyOnce}, func(c *Config) *string { return &c.ProcessingGuarantee }),
-	intSetting("workers", "0", "Instances of each agent's code that run side by side; 0 is one less than the processors, at least 1.",
+	intSetting("workers", "0", "Instances of each agent's code that run side by side; 0 is one for each processor.",
 		0, 1024, func(c *Config) *int { return &c.Workers }, process()),
 	intSetting("batchRecordsMax", "1000", "Most records of one call into Python.",
 		1, 1_000_000, func(c *Config) *int { return &c.Batch.RecordsMax }),
