@@ -109,7 +109,7 @@ bench: pyguest ## Benchmarks: make bench BENCH=Call COUNT=10 (compare with bench
 .PHONY: bench-peers
 bench-peers: build ## Kaspr beside Kafka Streams, Quix, Bytewax, Faust: make bench-peers REPS=3 SYSTEMS=kaspr,quix RESULTS=file.json
 	@scripts/deps.sh build kafka peers
-	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^TestPeers$$' ./bench/peers \
+	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^($(or $(TEST),TestPeers|TestLatency))$$' ./bench/peers \
 	  -reps $(or $(REPS),3) -systems '$(SYSTEMS)' $(if $(RESULTS),-results $(abspath $(RESULTS)))
 
 .PHONY: lint

@@ -48,31 +48,13 @@ type report struct {
 
 // The table of README and docs/performance.md, measured here and now.
 func TestPeers(t *testing.T) {
-	env := environment{dir: t.TempDir(), kaspr: os.Getenv("KASPR_BINARY")}
-	if env.kaspr == "" {
-		t.Fatal("KASPR_BINARY names no engine; make bench-peers sets it")
-	}
-	if err := os.Chmod(env.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	var err error
-	if env.jars, err = realkafka.FetchJars(t.Context(), pom, sums); err != nil {
-		t.Fatal(err)
-	}
-	if env.broker, err = realkafka.Start(t.Context(), realkafka.Options{Heap: "1g", Optimise: true, Properties: map[string]string{"log.segment.bytes": "268435456", "auto.create.topics.enable": "true", "num.partitions": "4"}}); err != nil {
-		t.Fatal(err)
-	}
-	defer env.broker.Close()
-	if env.client, err = kgo.NewClient(kgo.SeedBrokers(env.broker.Addr()), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.MaxBufferedRecords(*records)); err != nil {
-		t.Fatal(err)
-	}
-	defer env.client.Close()
-	env.admin = kadm.NewClient(env.client)
+	env := start(t)
 	rep := report{
 		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(os.Args[1:], " "),
 		Machine: fmt.Sprintf("%d processors, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, processor()),
 	}
 	inputs := map[int]string{}
+	var err error
 	for i := range *reps {
 		for _, name := range strings.Split(*works, ",") {
 			for _, s := range systems {
@@ -107,6 +89,32 @@ func TestPeers(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// start makes what all runs share.
+func start(t *testing.T) *environment {
+	t.Helper()
+	env := &environment{dir: t.TempDir(), kaspr: os.Getenv("KASPR_BINARY")}
+	if env.kaspr == "" {
+		t.Fatal("KASPR_BINARY names no engine; make bench-peers sets it")
+	}
+	if err := os.Chmod(env.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if env.jars, err = realkafka.FetchJars(t.Context(), pom, sums); err != nil {
+		t.Fatal(err)
+	}
+	if env.broker, err = realkafka.Start(t.Context(), realkafka.Options{Heap: "1g", Optimise: true, Properties: map[string]string{"log.segment.bytes": "268435456", "auto.create.topics.enable": "true", "num.partitions": "4"}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(env.broker.Close)
+	if env.client, err = kgo.NewClient(kgo.SeedBrokers(env.broker.Addr()), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.MaxBufferedRecords(*records)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(env.client.Close)
+	env.admin = kadm.NewClient(env.client)
+	return env
 }
 
 // table is medians and spreads, and every rate as a ratio to Kaspr's.

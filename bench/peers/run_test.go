@@ -91,43 +91,25 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 		return res
 	}
 	id := fmt.Sprintf("%s-%s-%d", s.name, name, count)
-	dir := filepath.Join(e.dir, id)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fail(err)
-	}
-	output := "out-" + id
 	now := "LogAppendTime"
-	if _, err := e.admin.CreateTopics(ctx, inputPartitions, 1, map[string]*string{"message.timestamp.type": &now}, output); err != nil {
+	r := runOf{env: e, id: id, input: input, output: "out-" + id, workload: name}
+	if _, err := e.admin.CreateTopics(ctx, inputPartitions, 1, map[string]*string{"message.timestamp.type": &now}, r.output); err != nil {
 		return fail(err)
 	}
 	check := workload.NewCheck(name, n)
-	r := runOf{env: e, id: id, dir: dir, input: input, output: output, workload: name}
-	cmd, err := s.command(ctx, &r)
-	if err != nil {
-		return fail(err)
-	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		return fail(err)
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = append(os.Environ(), append(cmd.Env, "BROKER="+e.broker.Addr(), "IN_TOPIC="+input, "OUT_TOPIC="+output, "APP_ID="+id, "RUN_DIR="+dir, "WL="+name)...)
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	p, err := s.start(ctx, &r)
+	if err != nil {
 		return fail(err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	samples, err := e.follow(ctx, cmd.Process.Pid, output, check.Want(), began, exited)
+	samples, err := e.follow(ctx, p, r.output, check.Want(), began)
 	res.Load = loadAverage()
-	stop(cmd.Process.Pid, exited)
+	p.stop()
 	if err != nil {
-		text, _ := os.ReadFile(filepath.Join(dir, "log"))
+		text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
 		return fail(fmt.Errorf("%w; end of its log: %s", err, text[max(0, len(text)-400):]))
 	}
-	first, last, err := e.read(ctx, output, check)
+	first, last, err := e.read(ctx, r.output, check)
 	if err == nil {
 		err = check.Err()
 	}
@@ -147,10 +129,10 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 }
 
 // follow samples a system until readers of committed records see all its output.
-func (e *environment) follow(ctx context.Context, pid int, output string, want int, began time.Time, exited chan error) ([]sample, error) {
+func (e *environment) follow(ctx context.Context, p *process, output string, want int, began time.Time) ([]sample, error) {
 	var samples []sample
 	for {
-		cpu, memory := groupUse(pid)
+		cpu, memory := groupUse(p.group)
 		samples = append(samples, sample{time.Now(), cpu, memory, processUse(e.broker.PID())})
 		ends, err := e.admin.ListCommittedOffsets(ctx, output)
 		var n int64
@@ -167,8 +149,8 @@ func (e *environment) follow(ctx context.Context, pid int, output string, want i
 			return nil, fmt.Errorf("not done after %s: %d of %d outputs", timeout, n, want)
 		}
 		select {
-		case err := <-exited:
-			exited <- err
+		case err := <-p.exited:
+			p.exited <- err
 			return nil, fmt.Errorf("ended by itself: %w", err)
 		case <-time.After(100 * time.Millisecond):
 		}
@@ -209,15 +191,47 @@ func (e *environment) read(ctx context.Context, output string, check *workload.C
 	return first, last, nil
 }
 
-func stop(pid int, exited chan error) {
-	_ = syscall.Kill(-pid, syscall.SIGTERM)
-	select {
-	case <-exited:
-	case <-time.After(10 * time.Second):
-		_ = syscall.Kill(-pid, syscall.SIGKILL)
-		<-exited
+// process is a system at work.
+type process struct {
+	group  int // of processes
+	exited chan error
+}
+
+// start starts a system with a folder and a log of its own.
+func (s *system) start(ctx context.Context, r *runOf) (*process, error) {
+	r.dir = filepath.Join(r.env.dir, r.id)
+	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+		return nil, err
 	}
-	_ = syscall.Kill(-pid, syscall.SIGKILL) // its children
+	cmd, err := s.command(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(r.dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close() // the child has its own
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(os.Environ(), append(cmd.Env, "BROKER="+r.env.broker.Addr(), "IN_TOPIC="+r.input, "OUT_TOPIC="+r.output, "APP_ID="+r.id, "RUN_DIR="+r.dir, "WL="+r.workload)...)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &process{cmd.Process.Pid, make(chan error, 1)}
+	go func() { p.exited <- cmd.Wait() }()
+	return p, nil
+}
+
+func (p *process) stop() {
+	_ = syscall.Kill(-p.group, syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(10 * time.Second):
+		_ = syscall.Kill(-p.group, syscall.SIGKILL)
+		<-p.exited
+	}
+	_ = syscall.Kill(-p.group, syscall.SIGKILL) // its children
 }
 
 func nearest(samples []sample, at time.Time) sample {
