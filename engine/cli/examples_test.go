@@ -39,9 +39,7 @@ func exampleApps(t *testing.T) []exampleApp {
 			continue
 		}
 		dir := filepath.Join("examples", folder.Name())
-		if link := fmt.Sprintf("[%[1]s](%[1]s)", folder.Name()); !strings.Contains(string(index), link) {
-			t.Errorf("examples/README.md lacks %s", link)
-		}
+		listed(t, "examples/README.md", string(index), folder.Name())
 		file := filepath.Join(dir, "README.md")
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -64,6 +62,14 @@ func exampleApps(t *testing.T) []exampleApp {
 		all = append(all, e)
 	}
 	return all
+}
+
+// listed fails when an index has no link to what lies beside it.
+func listed(t *testing.T, file, index, name string) {
+	t.Helper()
+	if link := fmt.Sprintf("[%[1]s](%[1]s)", name); !strings.Contains(index, link) {
+		t.Errorf("%s lacks %s", file, link)
+	}
 }
 
 // recordsFail says whether dead letters are expected: a drained run then ends with 1.
@@ -141,5 +147,24 @@ func TestReadme(t *testing.T) {
 	stdout, _ := c.run(t, []string{"dev", "examples/hello", "--input", "names=-", "--drain"})
 	if want := fmt.Sprintf("%s\n%s\n", command, strings.Join(stdout, "\n")); !strings.Contains(string(text), want) {
 		t.Errorf("README.md lacks\n%s", want)
+	}
+}
+
+// A page that the index does not name is found by nobody.
+func TestDocsIndex(t *testing.T) {
+	t.Chdir(root)
+	const file = "docs/README.md"
+	index, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil || len(pages) < 2 {
+		t.Fatalf("pages %v: %v", pages, err)
+	}
+	for _, page := range pages {
+		if page != file {
+			listed(t, file, string(index), filepath.Base(page))
+		}
 	}
 }
