@@ -72,6 +72,26 @@ type Tables interface {
 	TableInfo(table int) (partitions int32, active []int32, entries int64, err error)
 }
 
+// RemoteTables are Tables some of which are elsewhere: of the program of a web view, whose requests have no partition. Where Tables gives
+// ErrElsewhere, the same is asked for again of these, outside of the guest's time and of its turn of the Gate. What they give is
+// copied before the next call, too.
+type RemoteTables interface {
+	Tables
+	// TableFetch is TableGet, and TablePage is TableScan of at most about most bytes: entries in key order, and whether there
+	// may be more.
+	TableFetch(ctx context.Context, table int, partition int32, key []byte) ([]byte, error)
+	TablePage(ctx context.Context, table int, partition int32, prefix, after []byte, most int) (entries []TableEntry, more bool, err error)
+}
+
+// TableEntry is a key and its value.
+type TableEntry struct{ Key, Value []byte }
+
+// ErrElsewhere says that what is read is not here, and may be had of RemoteTables.
+var ErrElsewhere = errors.New("the partition is elsewhere")
+
+// ErrNotReady is wrapped by what Tables say of a partition that can be read nowhere now.
+var ErrNotReady = errors.New("not ready")
+
 func (o Options) withDefaults(d Options) Options {
 	if o.Logger == nil {
 		o.Logger = d.Logger

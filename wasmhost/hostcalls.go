@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 
@@ -138,10 +139,15 @@ func (in *Instance) tableGet(request []byte) ([]byte, bool) {
 		return nil, false
 	}
 	table, partition := le.Uint32(request), int32(le.Uint32(request[4:]))
-	if int64(table) >= int64(in.program.tables()) || partition < abi.TableOthers || partition == record.RecordPartition {
+	if int64(table) >= int64(in.program.tables()) || partition < abi.TableOthers || partition == record.RecordPartition && !in.program.view() {
 		return nil, false
 	}
-	value, err := in.program.Tables.TableGet(in.own, int(table), partition, request[8:])
+	key := request[8:]
+	value, err := in.program.Tables.TableGet(in.own, int(table), partition, key)
+	if remote, ok := in.program.Tables.(RemoteTables); ok && errors.Is(err, ErrElsewhere) {
+		key = bytes.Clone(key)
+		in.wait(func(ctx context.Context) { value, err = remote.TableFetch(ctx, int(table), partition, key) })
+	}
 	switch {
 	case err != nil:
 		return in.tableError(err), true
@@ -154,7 +160,11 @@ func (in *Instance) tableGet(request []byte) ([]byte, bool) {
 }
 
 func (in *Instance) tableError(err error) []byte {
-	in.scratch = append(append(in.scratch[:0], abi.TableError), err.Error()...)
+	status := byte(abi.TableError)
+	if errors.Is(err, ErrNotReady) {
+		status = abi.TableNotReady
+	}
+	in.scratch = append(append(in.scratch[:0], status), err.Error()...)
 	return in.scratch
 }
 
@@ -185,10 +195,32 @@ func (in *Instance) tableScan(request []byte) ([]byte, bool) {
 		in.scratch = append(append(in.scratch, key...), value...)
 		return true
 	})
+	if remote, ok := in.program.Tables.(RemoteTables); ok && errors.Is(err, ErrElsewhere) {
+		err = in.tablePage(remote, int(table), partition, bytes.Clone(prefix), bytes.Clone(after), int(most))
+	}
 	if err != nil {
 		return in.tableError(err), true
 	}
 	return in.scratch, true
+}
+
+// tablePage answers a scan of a partition that is elsewhere.
+func (in *Instance) tablePage(from RemoteTables, table int, partition int32, prefix, after []byte, most int) error {
+	var entries []TableEntry
+	var more bool
+	var err error
+	in.wait(func(ctx context.Context) {
+		entries, more, err = from.TablePage(ctx, table, partition, prefix, after, most)
+	})
+	in.scratch = append(in.scratch[:0], abi.TableMissing)
+	if more {
+		in.scratch[0] = abi.TableFound
+	}
+	for _, e := range entries {
+		in.scratch = le.AppendUint32(le.AppendUint32(in.scratch, uint32(len(e.Key))), uint32(len(e.Value)))
+		in.scratch = append(append(in.scratch, e.Key...), e.Value...)
+	}
+	return err
 }
 
 func (in *Instance) tableInfo(request []byte) ([]byte, bool) {

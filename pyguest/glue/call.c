@@ -56,11 +56,13 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
     kaspr_unit.where = code->where;
     if (kaspr_context_scratch != NULL)
         Py_CLEAR(kaspr_context_scratch);
-    PyObject *stack[2 + TABLES_MAX];
+    PyObject *stack[2 + TABLES_MAX + PARAMS_MAX];
     stack[1] = value;
     PyObject *kwnames = NULL;
-    if (op != NULL && op->kwcount > 0) {
+    if (op != NULL && op->kwcount + op->params > 0) {
         memcpy(stack + 2, op->kwvalues, (size_t)op->kwcount * sizeof(PyObject *));
+        for (Py_ssize_t i = 0; i < op->params; i++)
+            stack[2 + op->kwcount + i] = PyTuple_GET_ITEM(kaspr_unit.params, i);
         kwnames = op->kwnames;
     }
     PyObject *r = code->python ? _PyFunction_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames)

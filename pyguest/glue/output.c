@@ -367,6 +367,83 @@ done:
     return rc;
 }
 
+/* What a response's selector gives; NULL with an exception. */
+static PyObject *selected(const code_t *c, PyObject *value)
+{
+    PyObject *r = select_value(c, value, NULL);
+    kaspr_unit.where = c->where;
+    return r;
+}
+
+static int status_of(PyObject *v, int32_t *status)
+{
+    int overflow = 0;
+    long n = PyLong_Check(v) && !PyBool_Check(v) ? PyLong_AsLongAndOverflow(v, &overflow) : -1;
+    if (overflow != 0 || n < 200 || n > 599) {
+        PyErr_Format(PyExc_ValueError, "a status is an int from 200 to 599, not %R", v);
+        return encode_error();
+    }
+    *status = (int32_t)n;
+    return 0;
+}
+
+/* What contentType takes, and in which codec it is sent. */
+static int check_body(int content, PyObject *body, int *codec)
+{
+    *codec = content == CONTENT_JSON ? CODEC_JSON : CODEC_RAW;
+    if (content == CONTENT_JSON || body == Py_None)
+        return 0;
+    if (content == CONTENT_BYTES ? PyBytes_Check(body) || PyByteArray_Check(body) : PyUnicode_Check(body))
+        return 0;
+    if (content == CONTENT_BYTES)
+        PyErr_Format(PyExc_TypeError, "the body of application/octet-stream is bytes or None, not %s", Py_TYPE(body)->tp_name);
+    else
+        PyErr_Format(PyExc_TypeError, "the body of a text is a str or None, not %s: with contentType application/json it is sent as JSON",
+                     Py_TYPE(body)->tp_name);
+    return encode_error();
+}
+
+static int respond(message_t *m)
+{
+    m->index = -1;
+    m->topic = KASPR_RESPONSE_TOPIC;
+    m->topic_len = sizeof KASPR_RESPONSE_TOPIC - 1;
+    return put_result(m) < 0 ? encode_error() : 0;
+}
+
+int kaspr_respond_empty(int status)
+{
+    return respond(&(message_t){.partition = status, .value = Py_None, .headers = kaspr_program.view->headers});
+}
+
+int kaspr_respond(PyObject *value, PyObject *body, int outcome)
+{
+    const view_t *v = kaspr_program.view;
+    message_t m = {.partition = outcome == SUCCESS ? v->status == 0 ? 200 : v->status : 500};
+    PyObject *headers = NULL, *made = NULL;
+    int rc = -1;
+    if (v->status_of[outcome].func != NULL) {
+        PyObject *status = selected(&v->status_of[outcome], value);
+        int bad = status == NULL || status_of(status, &m.partition) < 0;
+        Py_XDECREF(status);
+        if (bad)
+            return -1;
+    }
+    if (v->headers_of[outcome].func != NULL && (headers = selected(&v->headers_of[outcome], value)) == NULL)
+        goto done;
+    if (v->body_of[outcome].func != NULL && (body = made = selected(&v->body_of[outcome], value)) == NULL)
+        goto done;
+    if (check_body(v->content, body, &m.value_codec) < 0)
+        goto done;
+    m.headers = headers == NULL ? v->headers : headers;
+    m.value = body;
+    rc = respond(&m);
+done:
+    Py_XDECREF(headers);
+    Py_XDECREF(made);
+    return rc;
+}
+
 /* produce(topic, key, value, partition, timestamp_ms, headers, key_codec, value_codec) */
 PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n)
 {

@@ -83,6 +83,10 @@ static int next_item(Py_ssize_t i, PyObject *generator, int kind, PyObject **ite
 
 static int send_outputs(PyObject *value)
 {
+    if (kaspr_program.view != NULL) {
+        Py_XSETREF(kaspr_unit.last, Py_NewRef(value));
+        return 0;
+    }
     for (Py_ssize_t i = 0; i < kaspr_program.output_count; i++) {
         kaspr_state.phase = KASPR_PHASE_OUTPUT;
         kaspr_state.operation = (uint32_t)i;
@@ -187,8 +191,10 @@ static int run_pipeline(PyObject *value)
     int kind = apply(0, value, &r);
     if (kind == APPLY_ONE)
         return run_item(r, 1);
-    if (kind < APPLY_GENERATOR)
+    if (kind < APPLY_GENERATOR) {
+        kaspr_unit.dropped = kind == APPLY_DROP;
         return kind;
+    }
     PyObject *item;
     int more;
     while ((more = next_item(0, r, kind, &item)) > 0)
@@ -265,8 +271,55 @@ static inline void unit_release(unit_t *u)
         Py_CLEAR(u->keys);
     if (u->events != NULL)
         Py_CLEAR(u->events);
+    if (u->params != NULL)
+        Py_CLEAR(u->params);
+    if (u->last != NULL)
+        Py_CLEAR(u->last);
     if (kaspr_context_scratch != NULL)
         Py_CLEAR(kaspr_context_scratch);
+}
+
+/* What a view's onError and its error body are made of: (operation, cause, traceback) of the exception that is set, which stays.
+ * NULL without an exception: there is no memory for it. */
+static PyObject *view_error(void)
+{
+    PyObject *exc = PyErr_GetRaisedException();
+    if (exc == NULL)
+        return NULL;
+    PyObject *name = kaspr_program.op_count > 0 ? kaspr_program.ops[kaspr_state.operation].name : NULL;
+    PyObject *cause = kaspr_exception_message(exc), *traceback = kaspr_exception_traceback(exc);
+    PyObject *r = cause == NULL || traceback == NULL ? NULL : PyTuple_Pack(3, name == NULL ? Py_None : name, cause, traceback);
+    PyErr_Clear();
+    Py_XDECREF(cause);
+    Py_XDECREF(traceback);
+    PyErr_SetRaisedException(exc);
+    return r;
+}
+
+/* Answers a request that failed. Whatever fails here is logged; the host answers then. */
+static void respond_error(unit_t *u, PyObject *error)
+{
+    size_t start = kaspr_result.len;
+    PyObject *made = PyObject_CallObject(kaspr_program.view->failed, error);
+    int rc = made == NULL ? -1 : kaspr_respond(PyTuple_GET_ITEM(made, 0), PyTuple_GET_ITEM(made, 1), ERROR);
+    Py_XDECREF(made);
+    store_undo();
+    u->aside.len = 0;
+    u->building = 0;
+    if (rc == 0)
+        return;
+    kaspr_result.len = start;
+    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *message = exc == NULL ? NULL : kaspr_exception_message(exc), *traceback = exc == NULL ? NULL : kaspr_exception_traceback(exc);
+    PyObject *text = message == NULL || traceback == NULL ? NULL :
+        PyUnicode_FromFormat("the error response failed: %U: %s: %U\n%U", u->where == NULL ? message : u->where, Py_TYPE(exc)->tp_name, message, traceback);
+    if (text != NULL)
+        kaspr_log(40, text);
+    Py_XDECREF(text);
+    Py_XDECREF(message);
+    Py_XDECREF(traceback);
+    Py_XDECREF(exc);
+    PyErr_Clear();
 }
 
 /* Ends a unit whose run gave rc: 1 it succeeded, 0 it failed and says so, -1 not even that was possible. */
@@ -277,7 +330,13 @@ static int unit_failed(unit_t *u, size_t start)
     u->aside.len = 0;
     u->building = 0;
     store_undo();
+    PyObject *error = kaspr_program.view == NULL ? NULL : view_error();
     int rc = kaspr_fail(u->index, u->failure, where);
+    if (error != NULL) {
+        if (rc == 0)
+            respond_error(u, error);
+        Py_DECREF(error);
+    }
     unit_release(u);
     size_t end = kaspr_result.len;
     u->active = 1;
@@ -320,6 +379,57 @@ static int run_record(unit_t *u, uint32_t index)
     if (rc == 0) {
         u->failure = KASPR_FAILURE_CODE;
         rc = run_pipeline(u->value);
+    }
+    return unit_end(u, rc, start);
+}
+
+/* The request of a record: its key is the head (kaspr_request.py), its value the body, and its headers, without names, the values
+ * of the path's parameters. */
+static PyObject *make_request(unit_t *u, const uint8_t *record)
+{
+    const char *batch = (const char *)u->batch;
+    if ((Py_ssize_t)get32(record + 52) != kaspr_program.view->params) {
+        PyErr_SetString(PyExc_SystemError, "a request has other parameters than its path");
+        return NULL;
+    }
+    if ((u->params = PyTuple_New(kaspr_program.view->params)) == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < kaspr_program.view->params; i++) {
+        const char *h = batch + get32(record + 48) + (size_t)i * KASPR_HEADER_SIZE;
+        int32_t len = (int32_t)get32(h + 12);
+        PyObject *text = PyUnicode_DecodeUTF8(batch + get32(h + 8), len < 0 ? 0 : len, "surrogateescape");
+        if (text == NULL)
+            return NULL;
+        PyTuple_SET_ITEM(u->params, i, text);
+    }
+    PyObject *head = kaspr_decode(CODEC_RAW, batch + get32(record + 32), (int32_t)get32(record + 36));
+    PyObject *body = kaspr_decode(CODEC_RAW, batch + get32(record + 40), (int32_t)get32(record + 44));
+    PyObject *r = head == NULL || body == NULL ? NULL : PyObject_CallFunctionObjArgs(kaspr_runtime.request, head, body, u->params, NULL);
+    Py_XDECREF(head);
+    Py_XDECREF(body);
+    return r;
+}
+
+/* 1, 0 or -1 as unit_end. The last item of the pipeline is answered with; None if there is none. */
+static int run_request(unit_t *u, uint32_t index)
+{
+    const uint8_t *record = u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)index * KASPR_RECORD_SIZE;
+    const view_t *view = kaspr_program.view;
+    size_t start = kaspr_result.len;
+    unit_begin(u, index, record);
+    u->dropped = 0;
+    kaspr_state.operation = 0;
+    int rc = (u->value = make_request(u, record)) == NULL ? -1 : 0;
+    if (rc == 0 && kaspr_program.op_count > 0)
+        rc = run_pipeline(u->value);
+    if (rc == 0) {
+        if (u->dropped && view->status == 0 && view->status_of[SUCCESS].func == NULL)
+            rc = kaspr_respond_empty(204);
+        else {
+            PyObject *data = u->last == NULL ? Py_NewRef(Py_None) : Py_NewRef(u->last);
+            rc = kaspr_respond(data, data, SUCCESS);
+            Py_DECREF(data);
+        }
     }
     return unit_end(u, rc, start);
 }
@@ -426,7 +536,7 @@ int kaspr_run_batch(const uint8_t *batch, size_t n)
             rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : run_take(u, count);
     } else {
         for (uint32_t i = 0; i < count; i++) {
-            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : run_record(u, i);
+            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : kaspr_program.view != NULL ? run_request(u, i) : run_record(u, i);
             if (rc < 0 || (rc == 0 && (flags & KASPR_FLAG_STOP_ON_FAILURE)))
                 break;
         }

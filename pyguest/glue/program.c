@@ -69,11 +69,13 @@ static int operation(PyObject *t, op_t *op)
         return -1;
     PyObject *names = member(t, 2), *values = member(t, 3), *send = member(t, 4);
     op->pass_through = number(t, 5);
+    op->name = optional(t, 6);
     if (PyErr_Occurred())
         return -1;
-    op->kwcount = PyTuple_GET_SIZE(names);
-    if (op->kwcount > TABLES_MAX || PyTuple_GET_SIZE(values) != op->kwcount) {
-        PyErr_Format(PyExc_ValueError, "an operation has at most %d tables", (int)TABLES_MAX);
+    op->kwcount = PyTuple_GET_SIZE(values);
+    op->params = PyTuple_GET_SIZE(names) - op->kwcount;
+    if (op->kwcount > TABLES_MAX || op->params < 0 || op->params > PARAMS_MAX) {
+        PyErr_Format(PyExc_ValueError, "an operation has at most %d tables, and a path %d parameters", (int)TABLES_MAX, (int)PARAMS_MAX);
         return -1;
     }
     op->kwnames = Py_NewRef(names);
@@ -89,12 +91,28 @@ static int operation(PyObject *t, op_t *op)
     return output(send, op->send);
 }
 
-/* (key codec, value codec, json exact, operations, outputs, sources). A program that fails half way is left behind: the
+/* (content, status, params, headers, failed, and functions of status, headers and body, each of success and of an error). */
+static int view(PyObject *t, view_t *v)
+{
+    v->content = number(t, 0);
+    v->status = number(t, 1);
+    v->params = number(t, 2);
+    v->headers = optional(t, 3);
+    v->failed = optional(t, 4);
+    code_t *codes[] = {&v->status_of[SUCCESS], &v->status_of[ERROR], &v->headers_of[SUCCESS], &v->headers_of[ERROR],
+                       &v->body_of[SUCCESS], &v->body_of[ERROR]};
+    for (Py_ssize_t i = 0; i < 6; i++)
+        if (code(t, 5 + i, codes[i]) < 0)
+            return -1;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* (key codec, value codec, json exact, operations, outputs, sources, view or None). A program that fails half way is left behind: the
  * host throws the instance away. */
 int kaspr_program_set(PyObject *spec)
 {
     program_t p = {.loaded = 1, .key_codec = number(spec, 0), .value_codec = number(spec, 1), .json_exact = number(spec, 2)};
-    PyObject *ops = member(spec, 3), *outputs = member(spec, 4), *sources = member(spec, 5);
+    PyObject *ops = member(spec, 3), *outputs = member(spec, 4), *sources = member(spec, 5), *views = member(spec, 6);
     if (PyErr_Occurred())
         return -1;
     p.op_count = PyTuple_GET_SIZE(ops);
@@ -111,6 +129,14 @@ int kaspr_program_set(PyObject *spec)
     for (Py_ssize_t i = 0; i < p.output_count; i++)
         if (output(PyTuple_GET_ITEM(outputs, i), &p.outputs[i]) < 0)
             return -1;
+    if (views != Py_None) {
+        if ((p.view = PyMem_Calloc(1, sizeof *p.view)) == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (view(views, p.view) < 0)
+            return -1;
+    }
     p.sources = Py_NewRef(sources);
     kaspr_program = p;
     return 0;

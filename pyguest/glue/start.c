@@ -117,6 +117,8 @@ static int take_runtime(void)
         {"kaspr_runtime", "forward", &rt->forward},
         {"kaspr_runtime", "send", &rt->send},
         {"kaspr_runtime", "acked", &rt->acked},
+        {"kaspr_request", "Request", &rt->request},
+        {"kaspr", "NotReady", &rt->not_ready},
         {"pickle", "dumps", &rt->pickle_dumps},
         {"pickle", "loads", &rt->pickle_loads},
         {"binascii", "a2b_base64", &rt->a2b_base64},

@@ -227,10 +227,10 @@ static int ask(int32_t op, const kbuf *req, kbuf *answer)
         return -1;
     }
     answer->len = (size_t)n;
-    if (answer->data[0] == KASPR_TABLE_ERROR) {
+    if (answer->data[0] == KASPR_TABLE_ERROR || answer->data[0] == KASPR_TABLE_NOT_READY) {
         PyObject *text = PyUnicode_DecodeUTF8(answer->data + 1, n - 1, "replace");
         if (text != NULL)
-            PyErr_SetObject(PyExc_RuntimeError, text);
+            PyErr_SetObject(answer->data[0] == KASPR_TABLE_ERROR ? PyExc_RuntimeError : kaspr_runtime.not_ready, text);
         Py_XDECREF(text);
         return -1;
     }

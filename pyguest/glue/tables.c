@@ -115,11 +115,12 @@ static int32_t home(const TableObject *t, const char *key, size_t len)
     return t->by_key ? murmur2(key, len) % t->partitions : store_own();
 }
 
-/* The partition that is read for a key; -1 with an exception when it is not this record's to read. */
+/* The partition that is read for a key; -1 with an exception when it is not this record's to read. A request has none of its own: its
+ * -1, without an exception, stands for wherever the key is. */
 static int32_t source(const TableObject *t, const char *key, size_t len)
 {
     int32_t partition = home(t, key, len);
-    if (partition == store_own() || t->global)
+    if (partition == store_own() || t->global || kaspr_program.view != NULL)
         return partition;
     /* Its owner may be changing it right now: what could be read here would be wrong to build on. */
     PyErr_Format(PyExc_LookupError,
@@ -131,7 +132,7 @@ static int32_t source(const TableObject *t, const char *key, size_t len)
 /* Writes have a place: a partition that the changelog has. */
 static int has_partition(const TableObject *t, long partition)
 {
-    if (partition >= 0 && partition < t->partitions)
+    if ((partition >= 0 && partition < t->partitions) || (kaspr_program.view != NULL && partition == store_own()))
         return 1;
     if (partition == store_own() && !t->by_key)
         PyErr_Format(PyExc_ValueError,
@@ -147,12 +148,12 @@ static int lookup(TableObject *t, const kbuf *key, const char **value, int32_t *
 {
     uint32_t index = (uint32_t)t->index;
     int32_t partition = source(t, key->data, key->len);
-    store_entry *e = partition < 0 ? NULL : store_read(index, partition, key->data, key->len);
+    store_entry *e = partition < 0 && PyErr_Occurred() ? NULL : store_read(index, partition, key->data, key->len);
     if (e == NULL)
         return -1;
     *value = e->value;
     *len = e->value_len;
-    if (*len >= 0 || !t->global || t->by_key)
+    if (*len >= 0 || !t->global || t->by_key || kaspr_program.view != NULL)
         return 0;
     if (!store_changed_elsewhere(index, key->data, key->len))
         return store_others(index, key->data, key->len, value, len);

@@ -55,7 +55,7 @@ extern kbuf kaspr_result;
 
 enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_COUNT };
 enum { OP_MAP, OP_FILTER, OP_SEND };
-enum { TABLES_MAX = 16 };
+enum { TABLES_MAX = 16, PARAMS_MAX = 32 };
 
 /* One function of the user and the words that name it in failures. func is NULL when the manifest has none. */
 typedef struct {
@@ -79,12 +79,26 @@ typedef struct {
 typedef struct {
     int kind;
     code_t code; /* not of OP_SEND */
-    PyObject *kwnames;
+    PyObject *name;    /* str: what the manifest calls it */
+    PyObject *kwnames; /* of tables; of a view's first operation, of its path's parameters behind them */
     PyObject *kwvalues[TABLES_MAX];
-    Py_ssize_t kwcount;
+    Py_ssize_t kwcount; /* tables */
+    Py_ssize_t params;  /* parameters, whose values are the unit's */
     output_t *send;
     int pass_through;
 } op_t;
+
+/* How a web view answers. The selectors come in pairs: of success, of an error. */
+enum { CONTENT_TEXT, CONTENT_JSON, CONTENT_BYTES };
+enum { SUCCESS, ERROR };
+typedef struct {
+    int content; /* CONTENT_* */
+    int status;  /* of success; 0: the manifest has none */
+    Py_ssize_t params;
+    PyObject *headers; /* tuple of pairs */
+    PyObject *failed;  /* (operation, cause, traceback) -> (what onError gets, the body without a selector) */
+    code_t status_of[2], headers_of[2], body_of[2];
+} view_t;
 
 typedef struct {
     int loaded;
@@ -95,6 +109,7 @@ typedef struct {
     output_t *outputs;
     Py_ssize_t output_count;
     PyObject *sources; /* dict: file name -> dict: line number -> text */
+    view_t *view;      /* of a web view: a record is a request, and a response comes of it; else NULL */
 } program_t;
 extern program_t kaspr_program;
 
@@ -110,6 +125,8 @@ typedef struct {
     PyObject *loop_ready, *loop_scheduled;     /* deque and heap (list) of the loop */
     PyObject *base_context;                    /* contextvars.Context all user code runs in */
     PyObject *app, *forward, *send, *acked;    /* kaspr_app */
+    PyObject *request;                         /* class kaspr_request.Request */
+    PyObject *not_ready;                       /* class kaspr.NotReady */
     PyObject *pickle_dumps, *pickle_loads, *a2b_base64;
     PyObject *joined, *pickle_key;             /* class kaspr.Joined; pickles a channel's key */
 } runtime_t;
@@ -131,6 +148,10 @@ typedef struct {
     int failure;           /* KASPR_FAILURE_*: kind of the exception that is set */
     int building;          /* an output entry is half written */
     kbuf aside;            /* outputs sent while building */
+    /* of a request */
+    PyObject *params;      /* tuple of str: values of the path's parameters */
+    PyObject *last;        /* the last item that came through the pipeline; NULL: none yet */
+    int dropped;           /* the first operation dropped the request */
     /* of a take batch */
     PyObject *keys;        /* list, parallel to value; Ellipsis: not decoded (raw) */
     uint32_t *indexes;     /* record of each value */
@@ -170,6 +191,10 @@ enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
 /* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores
  * its metadata there. kwnames and kwvalues are the tables of a topicSend. */
 int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer);
+/* Answers a request: writes its response, an EntryOutput. value is what the selectors of outcome get; body what is sent without one. */
+int kaspr_respond(PyObject *value, PyObject *body, int outcome);
+/* The same with a status and no body. */
+int kaspr_respond_empty(int status);
 /* _kaspr.produce: what app.send does. */
 PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n);
 

@@ -1,4 +1,4 @@
-"""What user code can import of the engine: the exception that ends a record that ran too long, and what joins give."""
+"""What user code can import of the engine: its exceptions, and what joins give."""
 
 
 class DeadlineExceeded(BaseException):
@@ -42,9 +42,18 @@ class Joined(tuple):
         return f"Joined(left={self.left!r}, right={self.right!r})"
 
 
+class NotReady(RuntimeError):
+    """A web view read a table of which a part cannot be read now: it is being restored, or moves to another process.
+
+    A request that ends with it is answered with 503, whatever the view says about errors.
+    """
+
+    __module__ = "kaspr"
+
+
 def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        f"the engine's module kaspr has no {name}: it has DeadlineExceeded and Joined; everything else is in context[\"app\"]"
+        f"the engine's module kaspr has no {name}: it has DeadlineExceeded, NotReady and Joined; everything else is in context[\"app\"]"
     )

@@ -16,6 +16,7 @@ import sys
 import types
 
 import _kaspr
+import kaspr_request
 import kaspr_tables
 from kaspr import DeadlineExceeded
 import kaspr_app
@@ -347,8 +348,9 @@ class _Program:
         self.init = None
         if data.get("init"):
             self.init = self._block(data["init"], "init")
-        for op in data.get("operations") or ():
-            keywords = [table["paramName"] for table in op.get("tables") or ()]
+        self.view = data.get("view")
+        for index, op in enumerate(data.get("operations") or ()):
+            keywords = self.keywords(index, op)
             for role in ("map", "filter"):
                 if op.get(role):
                     self._use(op[role], role, keywords)
@@ -361,8 +363,18 @@ class _Program:
                 self._use(table["default"], "defaultSelector", None)
             if (table.get("window") or {}).get("selector"):
                 self._use(table["window"]["selector"], "relativeToSelector", [])
+        if self.view:
+            for name, outcome in self._answers:
+                if self.view[name].get(outcome):
+                    self._use(self.view[name][outcome], f"{name}.{outcome}", [])
         for block in data.get("blocks") or ():
             self._use(block["code"], block["role"], [])
+
+    _answers = tuple((name, outcome) for name in ("statusSelector", "headersSelector", "bodySelector") for outcome in ("onSuccess", "onError"))
+
+    def keywords(self, index, op):
+        """What an operation gets by name: its tables, and the first one of a view the parameters of the path."""
+        return [table["paramName"] for table in op.get("tables") or ()] + (self.view["params"] if self.view and index == 0 else [])
 
     def _block(self, code, name=None):
         key = (code.get("file"), code.get("line"), code.get("python"), code.get("entrypoint"), name)
@@ -484,14 +496,14 @@ class _Program:
 
         by_name = {table.name: table for table in self.tables}
         ops = []
-        for op in self.data.get("operations") or ():
+        for index, op in enumerate(self.data.get("operations") or ()):
             # The order is that of uses.
             mapper, filter_ = code(op, "map"), code(op, "filter")
             send = output(op["topicSend"], -1, f'operation "{op["name"]}"') if op.get("topicSend") else None
             kind = SEND if send else FILTER if filter_ else MAP
             refs = op.get("tables") or ()
-            ops.append((kind, filter_ or mapper, tuple(ref["paramName"] for ref in refs), tuple(by_name[ref["name"]] for ref in refs),
-                        send, int(bool(op.get("passThrough")))))
+            ops.append((kind, filter_ or mapper, tuple(self.keywords(index, op)), tuple(by_name[ref["name"]] for ref in refs),
+                        send, int(bool(op.get("passThrough"))), op["name"]))
         outputs = []
         for index, o in enumerate(self.data.get("outputs") or ()):
             label = o.get("label") or (f'output "{o["topic"]}"' if o.get("topic") else f"output {index + 1}")
@@ -504,10 +516,17 @@ class _Program:
                     self.default_of(table, block, function)
             if (t.get("window") or {}).get("selector"):
                 next(blocks)
-                kaspr_tables.set_selector(table, next(functions), _value_in_progress)
+                kaspr_tables.set_selector(table, next(functions), None if self.view else _value_in_progress)
+        view = None
+        if self.view:
+            v = self.view
+            kaspr_request.params = tuple(v["params"])
+            answers = [code(v[name], outcome) for name, outcome in self._answers]
+            view = (kaspr_request.contents[v["contentType"]], v.get("status") or 0, len(v["params"]),
+                    tuple(map(tuple, v.get("headers") or ())), kaspr_request.failed(v["contentType"], v.get("debug", False)), *answers)
         source = self.data.get("input") or {}
         return (_program_codecs[source.get("keySerializer") or "raw"], _program_codecs[source.get("valueSerializer") or "json"],
-                int(bool(self.data.get("jsonExact"))), tuple(ops), tuple(outputs), sources)
+                int(bool(self.data.get("jsonExact"))), tuple(ops), tuple(outputs), sources, view)
 
     def check_words(self):
         """Serializers, and that every operation and output is one thing."""

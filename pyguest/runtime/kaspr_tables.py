@@ -84,8 +84,20 @@ class Table(_kaspr.Table):
         return active if own in active or own < 0 or own >= self._count() else tuple(sorted((*active, own)))
 
     def _scan_all(self, prefix=b""):
-        for partition in self._partitions():
-            yield from self._scan(partition, prefix)
+        return self._scan_many(self._partitions(), prefix, self._own() < 0)
+
+    def _scan_many(self, partitions, prefix, requested=False):
+        """requested: for a request, whose changes are in no partition yet: they are laid over all of them."""
+        changed = self._pending(-1) if requested else {}
+        for partition in partitions:
+            for key, value in self._scan(partition, prefix):
+                if key in changed:
+                    value, changed[key] = changed[key], None
+                if value is not None:
+                    yield key, value
+        for key in sorted(changed):
+            if changed[key] is not None and key.startswith(prefix):
+                yield key, changed[key]
 
     def __iter__(self):
         return self._keys()
@@ -121,12 +133,11 @@ class Table(_kaspr.Table):
             raw = raw[:-1]  # a JSON text without its end
         elif not isinstance(prefix, (str, bytes)):
             raise TypeError(f"prefix_scan takes the beginning of a text, not {type(prefix).__name__}")
-        return self._prefixed(raw, self._partitions() if partition is None else (partition,))
+        return self._prefixed(raw, None if partition is None else (partition,))
 
     def _prefixed(self, raw, partitions):
-        for partition in partitions:
-            for key, value in self._scan(partition, raw):
-                yield self._unkey(key), self._unvalue(value)
+        for key, value in self._scan_all(raw) if partitions is None else self._scan_many(partitions, raw):
+            yield self._unkey(key), self._unvalue(value)
 
     # -- changes of many keys
 
@@ -287,10 +298,9 @@ class WindowedTable(Table):
 
     def _entries(self, partitions=None, prefix=b""):
         start = self._newest(self._moment())
-        for partition in self._partitions() if partitions is None else partitions:
-            for key, value in self._scan(partition, prefix):
-                if key[-8:] == start and len(key) >= len(prefix) + 8:
-                    yield key[:-8], value
+        for key, value in self._scan_all(prefix) if partitions is None else self._scan_many(partitions, prefix):
+            if key[-8:] == start and len(key) >= len(prefix) + 8:
+                yield key[:-8], value
 
     def _keys(self):
         for key, _value in self._entries():
@@ -514,5 +524,6 @@ def set_default(table, made):
 
 
 def set_selector(table, function, value_of):
-    """relativeTo custom: function gives a record's moment; value_of the value of the record in progress."""
-    table._moment = lambda: _milliseconds(_settled(function(value_of())))
+    """relativeTo custom: function gives a record's moment; value_of the value of the record in progress. A request, which is no
+    record, has no value_of: then it is the clock's."""
+    table._moment = _now if value_of is None else lambda: _milliseconds(_settled(function(value_of())))

@@ -99,6 +99,15 @@ const (
 	EntryChange  = 4
 )
 
+// ResponseTopic is the topic of the EntryOutput that is a web view's response to the request of its unit: not a name a topic can
+// have. The partition is the status, the value the body, the headers the response's. A unit has at most one; of a unit that failed
+// it is kept, when it stands behind the failure.
+//
+// A request is a record without a partition (-1): its key is the head (pyguest/runtime/kaspr_request.py), its value the body, and its
+// headers, without names, are the values of the path's parameters. What it does to a table in the partition of the record (-1)
+// is meant for the partition that has the key, wherever that is: the host finds it.
+const ResponseTopic = ":response"
+
 // Host call operations.
 const (
 	OpLog         = 1 // req: u8 level (10 debug, 20 info, 30 warning, 40 error, as Python's logging), text; resp: empty
@@ -124,6 +133,8 @@ const (
 	TableMissing = 0
 	TableFound   = 1
 	TableError   = 2
+	// TableNotReady: it cannot be read now; the rest is a text for kaspr.NotReady.
+	TableNotReady = 3
 )
 
 // A key or value of a channel (serializer Channel), which only guests and joins read and write: its kind, then what the kind says.

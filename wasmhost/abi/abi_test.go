@@ -368,6 +368,19 @@ func TestFailureDropsWhatTheUnitDid(t *testing.T) {
 	}
 }
 
+// The response to a failed request is made after the failure: it alone is kept of what the request did.
+func TestResponseOfFailure(t *testing.T) {
+	buf := appendOutput(nil, record.Output{Topic: ResponseTopic, Partition: 200}, nil) // made, and then the request failed
+	buf = appendFailure(buf, record.Failure{Kind: record.FailureCode})
+	buf = appendOutput(buf, record.Output{Topic: "sent"}, nil)
+	buf = appendOutput(buf, record.Output{Topic: ResponseTopic, Partition: 422, Value: []byte("why")}, nil)
+	buf = append(buf, 12, 0, 0, 0, EntryDone, 0, 0, 0, 0, 0, 0, 0)
+	res, err := DecodeResult(buf, nil, 0, 1, false)
+	if err != nil || len(res.Outputs) != 1 || res.Outputs[0].Partition != 422 || len(res.Failures) != 1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+}
+
 // A record that cannot be decoded must fail alone, and the others' list must not take it along.
 func TestTakeResult(t *testing.T) {
 	entry := func(unit int, kind record.FailureKind) []byte {

@@ -11,9 +11,31 @@ type Program struct {
 	Input     Input             `json:"input"`
 	Ops       []Operation       `json:"operations"` // the pipeline, in order; an operation named twice stands here twice
 	Outputs   []Output          `json:"outputs"`
-	Tables    []Table           `json:"tables"` // those the code may touch; their index is the table's number in a call
+	Tables    []Table           `json:"tables"`         // those the code may touch; their index is the table's number in a call
+	View      *View             `json:"view,omitempty"` // of a KasprWebView, whose records are requests
 	Blocks    []Block           `json:"blocks,omitempty"`
 	JSONExact bool              `json:"jsonExact"` // values too with the original's separators and ", " ": "; keys always have them
+}
+
+// View is how a web view is called and how it answers.
+type View struct {
+	Params          []string    `json:"params"`            // of the path, in its order; the first operation gets them by name
+	ContentType     string      `json:"contentType"`       // text/plain, text/html, application/json, application/octet-stream
+	Status          int         `json:"status,omitempty"`  // of success; 0: 200
+	Headers         [][2]string `json:"headers,omitempty"` // where no selector gives others
+	StatusSelector  Selector    `json:"statusSelector"`
+	HeadersSelector Selector    `json:"headersSelector"`
+	BodySelector    Selector    `json:"bodySelector"`
+	Debug           bool        `json:"debug,omitempty"` // show tracebacks in error bodies
+}
+
+// ViewParamsMax is how many parameters a path may have (PARAMS_MAX of kaspr.h).
+const ViewParamsMax = 32
+
+// Selector has a function for either outcome.
+type Selector struct {
+	OnSuccess *Code `json:"onSuccess,omitempty"`
+	OnError   *Code `json:"onError,omitempty"`
 }
 
 // Block is Code with a role of its own beside the pipeline, such as a selector of a web view's response.

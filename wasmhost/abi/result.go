@@ -72,7 +72,7 @@ func DecodeResult(buf []byte, topics []string, tables, records int, take bool) (
 			if err != nil {
 				return record.Result{}, err
 			}
-			if !failed {
+			if !failed || out.Topic == ResponseTopic {
 				res.Outputs = append(res.Outputs, out)
 			}
 		case EntryChange:

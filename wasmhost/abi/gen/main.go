@@ -72,15 +72,19 @@ func constants(out *bytes.Buffer, path string, keep func(string) bool) error {
 				if !ok || !name.IsExported() || !keep(name.Name) {
 					continue
 				}
-				value, exact := constant.Int64Val(constant.ToInt(c.Val()))
-				if c.Val().Kind() != constant.Int || !exact {
-					return fmt.Errorf("%s: %s is not an integer", path, name.Name)
+				text := c.Val().ExactString() // of a string in quotes, as in C for what needs no escapes
+				if c.Val().Kind() != constant.String {
+					value, exact := constant.Int64Val(constant.ToInt(c.Val()))
+					if c.Val().Kind() != constant.Int || !exact {
+						return fmt.Errorf("%s: %s is neither an integer nor a string", path, name.Name)
+					}
+					text = literal(value)
 				}
 				if first {
 					out.WriteByte('\n')
 					first = false
 				}
-				fmt.Fprintf(out, "#define KASPR_%s %s\n", upper(name.Name), literal(value))
+				fmt.Fprintf(out, "#define KASPR_%s %s\n", upper(name.Name), text)
 			}
 		}
 	}
