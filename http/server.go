@@ -29,20 +29,24 @@ type App interface {
 type Options struct {
 	Addr        string // host:port; an empty host is every interface
 	MetricsBase string // path before /metrics, such as "/internal"
+	BasePath    string // before every view's path: "" or "/base"
+	Views       []View
+	BodyMax     int // bytes of a request's body; 0: what the endpoints need, which take none
+	Connections int // at a time; those beyond are answered with 503. 0: 256
 	App         App
 	Registry    prometheus.Gatherer   // what /metrics tells
 	Own         prometheus.Registerer // of it: where the server's own series go
 	Log         *slog.Logger
 }
 
-// Limits of a request. Nothing here takes a body; a client that is slower than this, or says more, is cut off.
+// Limits of a request. A client that is slower than this, or says more, is cut off.
 const (
-	headBytesMax = 8 << 10 // request line and headers
+	headBytesMax = 16 << 10 // request line and headers
 	bodyBytesMax = 4 << 10
 	readTimeout  = 10 * time.Second // of a whole request
 	writeTimeout = 30 * time.Second // of a whole answer
 	idleTimeout  = 2 * time.Minute  // between two requests of a connection
-	connsMax     = 256              // at a time; those beyond are answered with 503
+	connsMax     = 256              // unless Options say otherwise
 )
 
 // Server answers until Close.
@@ -51,6 +55,7 @@ type Server struct {
 	ln     net.Listener
 	opts   Options
 	routes map[string]func(*fasthttp.RequestCtx)
+	router *router
 	stats  *stats
 	closed atomic.Bool
 	ended  chan struct{}
@@ -77,7 +82,14 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 }
 
 func newServer(o Options) *Server {
-	s := &Server{opts: o, stats: newStats(o.Own), ended: make(chan struct{})}
+	s := &Server{opts: o, stats: newStats(o.Own), ended: make(chan struct{}), router: newRouter(o.BasePath, o.Views)}
+	conns, body := o.Connections, o.BodyMax
+	if conns == 0 {
+		conns = connsMax
+	}
+	if body < bodyBytesMax {
+		body = bodyBytesMax
+	}
 	s.routes = map[string]func(*fasthttp.RequestCtx){
 		"/":                        s.ok,
 		"/healthz":                 s.ok,
@@ -88,9 +100,9 @@ func newServer(o Options) *Server {
 	}
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
-		ReadBufferSize: headBytesMax, MaxRequestBodySize: bodyBytesMax, Concurrency: connsMax,
+		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,
 		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
-		CloseOnShutdown: true, NoDefaultDate: true,
+		CloseOnShutdown: true, NoDefaultDate: true, DisablePreParseMultipartForm: true,
 	}
 	return s
 }
@@ -130,6 +142,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() { s.stats.add(ctx.Response.StatusCode(), time.Since(began)) }()
 	answer := s.routes[string(ctx.Path())]
 	switch {
+	case answer == nil && s.view(ctx):
 	case answer == nil:
 		fail(ctx, fasthttp.StatusNotFound, "not found")
 	case !ctx.IsGet() && !ctx.IsHead():
