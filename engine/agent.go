@@ -196,7 +196,10 @@ func (a *agent) ensureDeadLetterTopic(ctx context.Context) error {
 
 // Log, Send and EnsureTopic are what the agent's code may ask of the engine (wasmhost.Host).
 
-func (a *agent) Log(level int, text string) {
+func (a *agent) Log(level int, text string) { guestLine(a.log, &a.print, level, text) }
+
+// guestLine logs a line that code printed or logged.
+func guestLine(log *slog.Logger, print *sampler, level int, text string) {
 	to := slog.LevelInfo
 	switch {
 	case level < 20:
@@ -207,7 +210,7 @@ func (a *agent) Log(level int, text string) {
 		to = slog.LevelWarn
 	}
 	// Code can print tens of thousands of lines within one deadline; a log is for people.
-	hidden, ok := a.print.allow(time.Now())
+	hidden, ok := print.allow(time.Now())
 	if !ok {
 		return
 	}
@@ -215,7 +218,7 @@ func (a *agent) Log(level int, text string) {
 	if hidden > 0 {
 		attrs = append(attrs, "unlogged", hidden)
 	}
-	a.log.Log(context.Background(), to, text, attrs...)
+	log.Log(context.Background(), to, text, attrs...)
 }
 
 func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
@@ -224,6 +227,10 @@ func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return sentMetadata(d, at)
+}
+
+func sentMetadata(d broker.Delivered, at time.Time) ([]byte, error) {
 	return json.Marshal(map[string]any{
 		"topic": d.Topic, "partition": d.Partition, "offset": d.Offset,
 		"timestamp": float64(at.UnixMilli()) / 1000, "timestamp_type": 0,
@@ -231,17 +238,22 @@ func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
 }
 
 func (a *agent) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {
-	if !a.app.cfg.Topics.AllowDeclare {
+	return a.app.ensureRequested(ctx, t)
+}
+
+// ensureRequested makes a topic that code asked for.
+func (a *App) ensureRequested(ctx context.Context, t abi.TopicRequest) error {
+	if !a.cfg.Topics.AllowDeclare {
 		return fmt.Errorf("topic %s: this app may not create topics (topicAllowDeclare is false)", t.Name)
 	}
 	b := broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: t.Replicas, Config: t.Config}
 	if b.Partitions == 0 {
-		b.Partitions = int32(a.app.cfg.Topics.Partitions)
+		b.Partitions = int32(a.cfg.Topics.Partitions)
 	}
 	if b.Replicas == 0 {
-		b.Replicas = int16(a.app.cfg.Topics.ReplicationFactor)
+		b.Replicas = int16(a.cfg.Topics.ReplicationFactor)
 	}
-	return a.app.ensure(ctx, b)
+	return a.ensure(ctx, b)
 }
 
 // agentTables is what an agent's code may read of tables (wasmhost.Tables): those of its program, once there are some.

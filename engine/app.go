@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime"
 	"slices"
 	"sort"
@@ -35,10 +34,12 @@ type App struct {
 	opts Options
 
 	agents   []*agent
+	views    []*view
 	member   *broker.Member
 	producer *broker.Producer
 	admin    *broker.Admin
 	commits  *committer
+	outbox   *outbox // nil without views, and until Run has begun
 	intake   *intake
 	tables   *tables // nil until Run knows their partitions
 	tail     *broker.Tail
@@ -58,6 +59,8 @@ type App struct {
 	stop    context.CancelFunc              // ends polling and begins the stop
 
 	preparing sync.WaitGroup // of assigned partitions
+	viewsEnd  chan struct{}  // closed when no view answers any more
+	placing   sync.WaitGroup // of requests' changes, where others are asked
 	stalls    atomic.Int64   // partitions found standing still
 	seen      observed
 }
@@ -87,7 +90,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), viewsEnd: make(chan struct{}),
 	}
 	slots := cfg.Workers
 	var problems error
@@ -104,12 +107,24 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 			Host: ag, Tables: agentTables{ag}, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		})
 		if err != nil {
-			problems = errors.Join(problems, loadProblem(ag.plan, err))
+			problems = errors.Join(problems, loadProblem(ag.plan.Pos, ag.plan.Label, err))
 			continue
 		}
 		ag.runs(wasmhost.NewComponent(snapshot, slots))
 		ag.log.Debug("code loaded", "took", time.Since(began).Round(time.Millisecond))
 		a.agents = append(a.agents, ag)
+	}
+	for i := range p.Views {
+		v := newView(a, &p.Views[i])
+		snapshot, err := rt.Load(ctx, &v.plan.Program, wasmhost.Options{
+			Host: v, Tables: viewTables{v}, Logger: v.log, Deadline: cfg.Web.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+		})
+		if err != nil {
+			problems = errors.Join(problems, loadProblem(v.plan.Pos, v.plan.Label, err))
+			continue
+		}
+		v.code = wasmhost.NewComponent(snapshot, cfg.Web.Instances)
+		a.views = append(a.views, v)
 	}
 	if problems != nil {
 		a.Close()
@@ -118,13 +133,13 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	return a, nil
 }
 
-// loadProblem names the agent where the error does not name a line by itself.
-func loadProblem(p *plan.Agent, err error) error {
+// loadProblem names the component where the error does not name a line by itself.
+func loadProblem(at manifest.Pos, label string, err error) error {
 	var load *wasmhost.LoadError
 	if errors.As(err, &load) {
 		return err
 	}
-	return fmt.Errorf("%s: %s: load: %w", p.Pos, p.Label, err)
+	return fmt.Errorf("%s: %s: load: %w", at, label, err)
 }
 
 // Turns is how many instances, of all agents together, may run at the same moment: one on each processor. A guest holds
@@ -145,6 +160,11 @@ func (a *App) Close() {
 			if err := c.Close(); err != nil {
 				ag.log.Error("close instances", "err", err)
 			}
+		}
+	}
+	for _, v := range a.views {
+		if err := v.code.Close(); err != nil {
+			v.log.Error("close instances", "err", err)
 		}
 	}
 	if a.producer != nil {
@@ -225,7 +245,14 @@ func (a *App) Run(ctx context.Context) error {
 		a.member.Close()
 		return err
 	}
+	stopViews, err := a.startViews(ctx, opts)
+	if err != nil {
+		a.member.Close()
+		return err
+	}
+	defer stopViews()
 	lanes := a.startLanes()
+	a.seen.joined.Store(len(topics) == 0) // then there is nothing to be given
 	a.seen.running.Store(true)
 	a.member.Start()
 	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics, "guarantee", a.cfg.ProcessingGuarantee)
@@ -251,6 +278,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.mu.Unlock()
 	timer := time.AfterFunc(a.cfg.ShutdownTimeout, kill)
 	defer timer.Stop()
+	stopViews()
 	running.Wait()
 	others.Wait()
 	if err := a.commits.commit(hard); err != nil {
@@ -766,7 +794,7 @@ func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFee
 			if err != nil {
 				return err
 			}
-			next = b[lf.feed.partition].Start
+			next = b.Start
 		}
 		if instead, ok := lost[lf.feed.partition]; ok {
 			next = instead
@@ -783,12 +811,11 @@ var errOffsetLost = errors.New("records that were not processed yet are gone")
 // was deleted and made anew. It gives the offsets to go on from instead, -1 for the earliest, as onOffsetLost says.
 func (a *App) lostPositions(ctx context.Context, at map[record.Partition]broker.Position) (map[record.Partition]int64, error) {
 	instead := map[record.Partition]int64{}
-	bounds, err := a.admin.Bounds(ctx, slices.Collect(maps.Keys(at))...)
-	if err != nil {
-		return nil, err
-	}
 	for p, stored := range at {
-		b := bounds[p]
+		b, err := a.admin.Bounds(ctx, p)
+		if err != nil {
+			return nil, err
+		}
 		if stored.Offset >= b.Start && stored.Offset <= b.High {
 			continue
 		}

@@ -66,6 +66,11 @@ var (
 	mInstances     = metric("guest_instances", "Live instances.", "agent")
 	mGuestMemory   = metric("guest_memory_bytes", "Memory of the live instances; what one has not written it shares with the others.", "agent")
 
+	mViewRequests = metric("view_requests_total", "Requests a web view took.", "view")
+	mViewFailed   = metric("view_failed_requests_total", "Requests whose code failed.", "view", "kind")
+	mViewRefused  = metric("view_refused_requests_total", "Requests answered with 503: queue (no room), timeout, not-ready (a table cannot be read).", "view", "reason")
+	mViewTime     = metric("view_latency", "Time from a request's arrival to its response, in milliseconds.", "view")
+
 	mLeft     = metric("table_restore_records_left", "Changelog records left to read, at most.", "table", "partition", "role")
 	mRate     = metric("table_restore_records_per_second", "Changelog records read a second while restoring.", "table", "partition", "role")
 	mPhase    = metric("table_partition_phase", "1 for what happens to the partition: waiting, restoring, active, copy, failed.", "table", "partition", "phase")
@@ -106,6 +111,9 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	c.counter(mAssigns, a.seen.assignments.Load(), "completed")
 	c.counter(mStalls, a.stalls.Load())
 	c.agents(a.agents)
+	for _, v := range a.views {
+		c.view(v.plan.Name, &v.stats)
+	}
 	c.feeds(feeds)
 	c.commits(&a.commits.stats)
 	c.tables(a.tables)
@@ -168,6 +176,17 @@ func (c collection) guest(agent string, n *wasmhost.Stats) {
 	c.counter(mGuestRetries, n.Retries.Load(), agent)
 	c.gauge(mInstances, float64(n.Instances.Load()), agent)
 	c.gauge(mGuestMemory, float64(n.MemoryBytes.Load()), agent)
+}
+
+func (c collection) view(name string, n *viewStats) {
+	c.counter(mViewRequests, n.Requests.Load(), name)
+	for kind := range n.FailedBy {
+		c.counter(mViewFailed, n.FailedBy[kind].Load(), name, record.FailureKind(kind).String())
+	}
+	c.counter(mViewRefused, n.Refused.Load(), name, "queue")
+	c.counter(mViewRefused, n.Late.Load(), name, "timeout")
+	c.counter(mViewRefused, n.NotReady.Load(), name, "not-ready")
+	c <- n.Took.metric(mViewTime, name)
 }
 
 // feeds are sorted by partition. What is of a partition, not of an agent, is the least of its agents'.
@@ -280,7 +299,7 @@ func (d *durations) observe(t time.Duration) {
 	d.nanos.Add(int64(t))
 }
 
-func (d *durations) metric(desc *prometheus.Desc) prometheus.Metric {
+func (d *durations) metric(desc *prometheus.Desc, labels ...string) prometheus.Metric {
 	buckets := make(map[float64]uint64, len(bounds))
 	var n uint64
 	for i, b := range bounds {
@@ -288,5 +307,5 @@ func (d *durations) metric(desc *prometheus.Desc) prometheus.Metric {
 		buckets[b] = n
 	}
 	n += d.counts[len(bounds)].Load()
-	return prometheus.MustNewConstHistogram(desc, n, float64(d.nanos.Load())/float64(time.Millisecond), buckets)
+	return prometheus.MustNewConstHistogram(desc, n, float64(d.nanos.Load())/float64(time.Millisecond), buckets, labels...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 )
@@ -22,9 +23,12 @@ import (
 //
 // Requests come at any time. What Run makes on its way is read only once running is set, which is after the last of it.
 type observed struct {
-	web         *apphttp.Server // nil: none
+	web         *apphttp.Server        // nil: none
+	address     atomic.Pointer[string] // of web, for those who may ask before it is there
 	began       time.Time
 	running     atomic.Bool
+	closing     atomic.Bool                                // views take no more requests
+	asking      atomic.Int64                               // requests that views are to answer
 	joined      atomic.Bool                                // the group has given this member its partitions, and has not put it out since
 	assignments atomic.Int64                               // times the group did
 	ends        atomic.Pointer[map[string]map[int32]int64] // of the assigned partitions' topics, as last asked
@@ -42,12 +46,15 @@ func (a *App) listen(ctx context.Context) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Addr: a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
+		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
 	})
 	if err != nil {
 		return err
 	}
 	a.seen.web = web
-	a.log.Info("HTTP server listens", "address", web.Addr())
+	address := web.Addr()
+	a.seen.address.Store(&address)
+	a.log.Info("HTTP server listens", "address", address)
 	return nil
 }
 
@@ -77,12 +84,12 @@ func (a *App) unlisten() {
 	}
 }
 
-// Listening is the address of the HTTP server; empty when there is none. Call it from Run's start on.
+// Listening is the address of the HTTP server; empty when there is none, or none yet.
 func (a *App) Listening() string {
-	if a.seen.web == nil {
-		return ""
+	if address := a.seen.address.Load(); address != nil {
+		return *address
 	}
-	return a.seen.web.Addr()
+	return ""
 }
 
 // advertised is where other members reach this one; empty when they do not.
@@ -267,6 +274,16 @@ func (a *App) state(feeds []feedState) (appState, string) {
 		return stateRestoring, strconv.Itoa(waiting) + " of " + strconv.Itoa(len(feeds)) + " assigned partitions wait for their position or their tables"
 	}
 	return stateRunning, ""
+}
+
+// stateNow is state of this moment.
+func (a *App) stateNow() appState {
+	var feeds []feedState
+	if a.seen.running.Load() {
+		feeds = a.feedStates()
+	}
+	s, _ := a.state(feeds)
+	return s
 }
 
 // observer is the app as the HTTP server sees it.

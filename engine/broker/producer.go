@@ -275,6 +275,11 @@ func (p *Producer) Commit(ctx context.Context, g Grouped, offsets map[record.Par
 	if err := p.addOffsets(ctx, g, offsets); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotCommitted, err)
 	}
+	return p.CommitAlone(ctx)
+}
+
+// CommitAlone is Commit of a transaction that has no offsets.
+func (p *Producer) CommitAlone(ctx context.Context) error {
 	switch err := p.cl.EndTransaction(ctx, kgo.TryCommit); {
 	case errors.Is(err, kerr.OperationNotAttempted), errors.Is(err, kerr.TransactionAbortable):
 		return fmt.Errorf("%w: end transaction: %w", ErrNotCommitted, err)

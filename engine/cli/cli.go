@@ -320,7 +320,7 @@ func (c *command) run(ctx context.Context, file string) error {
 		return errReported
 	}
 	log := c.logger(p.cfg)
-	if len(p.plan.Agents) == 0 {
+	if len(p.plan.Agents)+len(p.plan.Views) == 0 {
 		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
 	}
 	rt, err := newRuntime(ctx, p.cfg)
@@ -350,6 +350,7 @@ func listen(cfg config.Config) string {
 func (c *command) devCommand() *cobra.Command {
 	var inputs []string
 	var drain, http bool
+	var requests string
 	cmd := &cobra.Command{
 		Use:   "dev PATH...",
 		Short: "Run manifests on an embedded broker; reload them when they change",
@@ -358,7 +359,10 @@ func (c *command) devCommand() *cobra.Command {
 		Example: "  kaspr dev examples/quickstart --input orders=orders.jsonl --drain",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			o := dev.Options{Drain: drain, HTTP: http, Stdin: c.streams.In, Stdout: c.streams.Out, Version: c.version}
+			o := dev.Options{Drain: drain, HTTP: http, Requests: requests, Stdin: c.streams.In, Stdout: c.streams.Out, Version: c.version}
+			if requests != "" && !drain {
+				return errors.New("--requests needs --drain")
+			}
 			for _, s := range inputs {
 				in, err := dev.ParseInput(s)
 				if err != nil {
@@ -371,6 +375,7 @@ func (c *command) devCommand() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&inputs, "input", nil, "TOPIC=FILE: records to produce, JSON lines; - is standard input; repeat for more")
 	cmd.Flags().BoolVar(&drain, "drain", false, "stop when all input is processed; exit 1 if records failed")
+	cmd.Flags().StringVar(&requests, "requests", "", "with --drain: a file of requests to web views, JSON lines, sent when all input is processed; their responses are printed")
 	cmd.Flags().BoolVar(&http, "http", false, "serve health, metrics and status on webPort of this machine only")
 	c.appFlag(cmd)
 	c.settingFlags(cmd)

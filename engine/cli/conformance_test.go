@@ -67,6 +67,26 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// The README's examples must do what the README says.
+func TestExamples(t *testing.T) {
+	const examples = "../../examples/"
+	quickstart := examples + "quickstart"
+	var c conformanceCase
+	got, stderr := c.run(t, []string{"dev", quickstart, "--drain", "--input", "orders=" + quickstart + "/orders.jsonl"})
+	want := lines(t, quickstart+"/expected.jsonl")
+	slices.Sort(got) // topics and partitions come in any order
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), stderr)
+	}
+
+	c.stdin = `"Ada"`
+	got, _ = c.run(t, []string{"dev", examples + "hello", "--drain", "--input", "names=-"})
+	if hello := `{"topic":"greetings","partition":0,"key":null,"value":"Hello, Ada!","headers":{}}`; !slices.Equal(got, []string{hello}) {
+		t.Errorf("got %q, want %q", got, hello)
+	}
+}
+
 // dev runs the case's manifests on its inputs and compares the output records.
 func (c *conformanceCase) dev(t *testing.T, dir, batch string) {
 	args := []string{"dev", dir, "--drain", "--set", "batchRecordsMax=" + batch}
@@ -81,9 +101,22 @@ func (c *conformanceCase) dev(t *testing.T, dir, batch string) {
 		topic := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(in), "input-"), ".jsonl")
 		args = append(args, "--input", topic+"="+in)
 	}
+	requests := filepath.Join(dir, "requests.jsonl")
+	asks := false
+	if _, err := os.Stat(requests); err == nil {
+		asks = true
+		args = append(args, "--requests", requests)
+	}
 	stdout, stderr := c.run(t, args)
+	if asks {
+		stdout = c.responses(t, dir, stdout)
+	}
 
-	want := byTopic(t, lines(t, filepath.Join(dir, "expected.jsonl")))
+	var expected []string
+	if _, err := os.Stat(filepath.Join(dir, "expected.jsonl")); err == nil || !asks {
+		expected = lines(t, filepath.Join(dir, "expected.jsonl"))
+	}
+	want := byTopic(t, expected)
 	got := byTopic(t, stdout)
 	for _, topic := range sortedKeys(want, got) {
 		w, g := want[topic], got[topic]
@@ -98,6 +131,54 @@ func (c *conformanceCase) dev(t *testing.T, dir, batch string) {
 	if t.Failed() {
 		t.Logf("standard error:\n%s", stderr)
 	}
+}
+
+// responses compares the responses to a case's requests, and returns the other lines.
+func (c *conformanceCase) responses(t *testing.T, dir string, stdout []string) (others []string) {
+	var got []string
+	for _, line := range stdout {
+		if strings.HasPrefix(line, `{"request":`) {
+			got = append(got, line)
+		} else {
+			others = append(others, line)
+		}
+	}
+	want := lines(t, filepath.Join(dir, "responses.jsonl"))
+	if len(got) != len(want) {
+		t.Errorf("%d responses, want %d:\n%s", len(got), len(want), strings.Join(got, "\n"))
+	}
+	for i := range min(len(got), len(want)) {
+		var w, g map[string]any
+		for text, into := range map[string]*map[string]any{want[i]: &w, got[i]: &g} {
+			dec := json.NewDecoder(strings.NewReader(text))
+			dec.UseNumber()
+			if err := dec.Decode(into); err != nil {
+				t.Fatalf("%s: %v", text, err)
+			}
+		}
+		for member, v := range w {
+			switch member {
+			case "headers": // those that are named; null: it must not be there
+				have, _ := g["headers"].(map[string]any)
+				for name, value := range v.(map[string]any) {
+					if !same(value, have[name]) {
+						t.Errorf("response %d, header %s: %v, want %v\n%s", i+1, name, have[name], value, got[i])
+					}
+				}
+			case "bodyContains":
+				for _, part := range v.([]any) {
+					if text := fmt.Sprint(g["body"]); !strings.Contains(text, part.(string)) {
+						t.Errorf("response %d: body lacks %q\n%s", i+1, part, got[i])
+					}
+				}
+			default:
+				if !same(v, g[member]) {
+					t.Errorf("response %d, %s: %v, want %v\n%s", i+1, member, g[member], v, got[i])
+				}
+			}
+		}
+	}
+	return others
 }
 
 // run runs one command line, checks its exit code and what must be on standard error, and returns its output's lines.

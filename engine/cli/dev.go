@@ -74,7 +74,7 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 }
 
 func (c *command) devOnce(ctx context.Context, b *dev.Broker, p project, rt *wasmhost.Runtime, o dev.Options) error {
-	if len(p.plan.Agents) == 0 {
+	if len(p.plan.Agents)+len(p.plan.Views) == 0 {
 		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
 	}
 	err := dev.Run(ctx, b, p.cfg, p.plan, rt, o)

@@ -167,6 +167,14 @@ type Web struct {
 	Port            int
 	BasePath        string
 	MetricsBasePath string
+
+	Deadline       time.Duration // of one request's Python
+	Instances      int           // of each view's code, at least 1
+	QueueMax       int           // requests that wait for a view
+	Timeout        time.Duration // of a request, waiting included
+	BodyBytesMax   int64
+	ConnectionsMax int
+	Debug          bool // tracebacks in error bodies
 }
 
 // Scheduler is the message scheduler.

@@ -74,7 +74,7 @@ func TestDefault(t *testing.T) {
 		ShutdownTimeout: 30 * time.Second, RecoveryDelay: 10 * time.Second, WaitEmpty: true, WorkerOrdinal: -1,
 		Sandbox: Sandbox{Deadline: 5 * time.Second, LoadDeadline: time.Minute, MemoryMax: 256 << 20, Tick: 5 * time.Millisecond},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
-		Web:     Web{Port: 6065},
+		Web:     Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024},
 		Scheduler: Scheduler{
 			TopicPartitions: 3, CheckpointSaveInterval: 1300 * time.Millisecond, DispatcherLookbackDays: 7, DispatcherCheckpointInterval: 10 * time.Second,
 			JanitorCheckpointInterval: 10 * time.Second, JanitorCleanInterval: 3 * time.Second, JanitorHighwaterOffset: 4 * time.Hour,

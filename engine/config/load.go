@@ -387,6 +387,9 @@ func (c *Config) resolve() {
 	if c.Workers == 0 {
 		c.Workers = Processors
 	}
+	if c.Web.Instances == 0 {
+		c.Web.Instances = 2 * Processors
+	}
 	if !filepath.IsAbs(c.TableDir) {
 		c.TableDir = filepath.Join(c.DataDir, c.TableDir)
 	}

@@ -13,7 +13,6 @@ import (
 
 const (
 	laterScheduler = "the message scheduler is not part of this version"
-	laterWeb       = "web views are not part of this version"
 	laterWorkers   = "nothing is labelled with it in this version"
 	notNeeded      = "the engine needs no such limit"
 )
@@ -160,9 +159,23 @@ var settings = []setting{
 	portSetting("webPort", "6065", "Port of the HTTP server of `kaspr run`, on all interfaces; 0: none. `kaspr dev` has one only with --http.",
 		func(c *Config) *int { return &c.Web.Port }),
 	textSetting("webBasePath", "", "Path before every web view's.",
-		func(c *Config) *string { return &c.Web.BasePath }, later(laterWeb)),
+		func(c *Config) *string { return &c.Web.BasePath }),
 	textSetting("webMetricsBasePath", "", "Path before /metrics.",
 		func(c *Config) *string { return &c.Web.MetricsBasePath }),
+	durationSetting("webDeadline", "5s", "How long Python may work on one request of a web view.",
+		time.Millisecond, time.Hour, func(c *Config) *time.Duration { return &c.Web.Deadline }),
+	intSetting("webInstances", "0", "Instances of each web view's code that run side by side; 0 is twice the processors.",
+		0, 1024, func(c *Config) *int { return &c.Web.Instances }, process()),
+	intSetting("webQueueMax", "1000", "Most requests that wait for one web view; those beyond are answered with 503 and Retry-After.",
+		1, 1_000_000, func(c *Config) *int { return &c.Web.QueueMax }),
+	durationSetting("webTimeout", "30s", "How long a request may take, from its arrival to its answer; then it is answered with 503.",
+		time.Millisecond, time.Hour, func(c *Config) *time.Duration { return &c.Web.Timeout }),
+	sizeSetting("webBodyBytesMax", "1MiB", "Most bytes of a request's body; a larger one is answered with 413.",
+		0, 1<<30, func(c *Config) *int64 { return &c.Web.BodyBytesMax }),
+	intSetting("webConnectionsMax", "1024", "Most connections of the HTTP server; those beyond are answered with 503.",
+		1, 1_000_000, func(c *Config) *int { return &c.Web.ConnectionsMax }),
+	boolSetting("webDebug", "false", "Show tracebacks in the error bodies of web views. They tell strangers what the code looks like.",
+		func(c *Config) *bool { return &c.Web.Debug }),
 
 	group("Message scheduler"),
 	boolSetting("schedulerEnabled", "false", "Delayed messages; schedulerCronEnabled implies it.",

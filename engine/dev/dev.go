@@ -4,6 +4,7 @@ package dev
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,13 +43,15 @@ func ParseInput(s string) (Input, error) {
 
 // Options are what a dev run does besides running the app.
 type Options struct {
-	Inputs  []Input
-	Drain   bool // stop when all input is processed
-	Stdin   io.Reader
-	Stdout  io.Writer // output records, one JSON line each
-	Log     *slog.Logger
-	HTTP    bool   // serve on webPort of the loopback interface
-	Version string // of the engine
+	Inputs []Input
+	Drain  bool // stop when all input is processed
+	Stdin  io.Reader
+	Stdout io.Writer // output records, one JSON line each
+	Log    *slog.Logger
+	HTTP   bool // serve on webPort of the loopback interface
+	// Requests is a file of requests to web views, sent when all input is processed, with Drain; their responses are printed.
+	Requests string
+	Version  string // of the engine
 }
 
 // ErrRecordsFailed is returned by a drained run in which records failed for good.
@@ -108,6 +111,8 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	opts := engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New(), Version: o.Version}
 	if o.HTTP && cfg.Web.Port > 0 {
 		opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Web.Port))
+	} else if o.Requests != "" {
+		opts.Listen = "127.0.0.1:0"
 	}
 	app, err := engine.New(ctx, cfg, p, rt, o.Log, opts)
 	if err != nil {
@@ -117,7 +122,7 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 		b.fed = make(chan struct{})
 		go func() { // not waited for at a reload or a stop: a read of standard input cannot be interrupted
 			defer close(b.fed)
-			if b.feedErr = Feed(b.Addrs(), p, o.Inputs, o.Stdin); b.feedErr != nil && !o.Drain {
+			if b.feedErr = feed(b, p, o); b.feedErr != nil && !o.Drain {
 				o.Log.Error("produce the input", "err", b.feedErr) // with Drain it is Run's error
 			}
 		}()
@@ -139,6 +144,11 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 			}
 			if drainErr == nil {
 				drainErr = drained(ctx, admin, app)
+			}
+			if drainErr == nil && o.Requests != "" {
+				if drainErr = ask(ctx, o.Requests, app, out); drainErr == nil {
+					drainErr = drained(ctx, admin, app)
+				}
 			}
 		})
 	}
@@ -188,6 +198,13 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 			}
 		}
 	}
+	for _, v := range p.Views {
+		for _, t := range v.OutputTopics {
+			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
+				return err
+			}
+		}
+	}
 	for _, in := range inputs {
 		if err := ensure(in.Topic, int32(cfg.Topics.Partitions)); err != nil {
 			return err
@@ -196,19 +213,19 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 	return nil
 }
 
-// Feed produces the inputs, each in its own order, side by side. The plan says how their topics are decoded.
-func Feed(brokers []string, p *plan.Plan, inputs []Input, stdin io.Reader) error {
+// feed produces the inputs, each in its own order, side by side.
+func feed(b *Broker, p *plan.Plan, o Options) error {
 	ctx := context.Background()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
+	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
 		kgo.MetadataMinAge(50*time.Millisecond), kgo.ProducerBatchMaxBytes(32<<20), kgo.MaxBufferedRecords(50_000))
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	var wg sync.WaitGroup
-	errs := make([]error, len(inputs))
-	for i, in := range inputs {
-		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, stdin) })
+	errs := make([]error, len(o.Inputs))
+	for i, in := range o.Inputs {
+		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, o.Stdin) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
@@ -339,10 +356,24 @@ func (p *printer) print(d broker.Delivered) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.buf = AppendLine(p.buf[:0], d)
+	p.buf = outputLine(p.buf[:0], d)
 	if _, err := p.w.Write(p.buf); err != nil && p.err == nil {
 		p.err = fmt.Errorf("write output: %w", err)
 	}
+}
+
+// value prints something else than an output.
+func (p *printer) value(v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		panic("BUG: " + err.Error()) // our own values
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, err := p.w.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("write response: %w", err)
+	}
+	return nil
 }
 
 func (p *printer) flush() error {

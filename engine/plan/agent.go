@@ -35,7 +35,7 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 	for _, o := range m.Channels {
 		a.Program.Outputs = append(a.Program.Outputs, b.channel(&a, o))
 	}
-	b.use(&a, m)
+	b.use(&a, &m.Processors)
 	a.OnError = b.policy(&a, m)
 	return a
 }

@@ -18,6 +18,7 @@ type Plan struct {
 	App    App
 	Agents []Agent // in file order
 	Tables []Table // in file order
+	Views  []View  // in file order
 	// Topics are created before the first record, in the order of their names: declared inputs, and declared outputs
 	// whose name is known. Empty when settings forbid creating topics. Dead-letter topics are not among them: they are
 	// made for the first dead letter.
@@ -121,7 +122,7 @@ func (b *builder) plan() *Plan {
 	components := 0
 	for _, m := range b.set.Ordered(b.app.Name.V) {
 		components++
-		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable {
+		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable && m.Kind != manifest.KindWebView {
 			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
 		}
 	}
@@ -136,6 +137,11 @@ func (b *builder) plan() *Plan {
 	for _, a := range b.set.Agents {
 		if a.Of(b.app.Name.V) {
 			p.Agents = append(p.Agents, b.agent(a))
+		}
+	}
+	for _, w := range b.set.WebViews {
+		if w.Of(b.app.Name.V) {
+			p.Views = append(p.Views, b.view(w))
 		}
 	}
 	p.Agents = append(p.Agents, b.writers()...)

@@ -97,10 +97,10 @@ func (b *builder) writers() []Agent {
 }
 
 // use gives an agent the tables its code may touch: those its operations name, or all if its code mentions app.tables.
-func (b *builder) use(a *Agent, m *manifest.Agent) {
+func (b *builder) use(a *Agent, p *manifest.Processors) {
 	declared := map[string]manifest.Pos{}
-	for _, name := range m.Processors.Pipeline {
-		op := m.Processors.Operation(name.V)
+	for _, name := range p.Pipeline {
+		op := p.Operation(name.V)
 		if op == nil {
 			continue
 		}
@@ -119,13 +119,18 @@ func (b *builder) use(a *Agent, m *manifest.Agent) {
 			continue
 		}
 		if explicit || t.Guest.PartitionByKey {
-			t.Writes = Topic{
-				Name: WritesTopic(b.info.ID, t.Name), Replicas: t.Changelog.Replicas,
-				Config: map[string]string{"cleanup.policy": "delete"}, For: t.Label + ", writes", Pos: t.Pos,
-			}
+			b.written(t)
 		}
 		a.Tables = append(a.Tables, TableUse{Table: i, Declared: ok, Pos: pos})
 		a.Program.Tables = append(a.Program.Tables, t.Guest)
+	}
+}
+
+// written gives a table the topic that takes writes which come from elsewhere than its own partition.
+func (b *builder) written(t *Table) {
+	t.Writes = Topic{
+		Name: WritesTopic(b.info.ID, t.Name), Replicas: t.Changelog.Replicas,
+		Config: map[string]string{"cleanup.policy": "delete"}, For: t.Label + ", writes", Pos: t.Pos,
 	}
 }
 
@@ -152,6 +157,11 @@ func sources(p *abi.Program) string {
 	}
 	for i := range p.Outputs {
 		output(&p.Outputs[i])
+	}
+	if v := p.View; v != nil {
+		for _, s := range []abi.Selector{v.StatusSelector, v.HeadersSelector, v.BodySelector} {
+			add(s.OnSuccess, s.OnError)
+		}
 	}
 	return text.String()
 }

@@ -1,0 +1,228 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state"
+	"kaspr.io/kaspr/wasmhost"
+	"kaspr.io/kaspr/wasmhost/abi"
+)
+
+// viewTables is what a web view reads of tables (wasmhost.RemoteTables): what is committed, wherever it is.
+//
+// A key of a table whose writes go to the partition of the record may be in any partition. The one its hash gives is asked first; there
+// it is when the records are keyed as the table is. That a key is nowhere is said only when every partition was asked.
+//
+// Invariant: a partition is read only from its owner, as long as it is one (App.owns), or from a copy of a global table that was read to
+// its end. What cannot be read is an error, never an empty answer.
+type viewTables struct{ *view }
+
+var _ wasmhost.RemoteTables = viewTables{}
+
+// notReadyError is why a partition cannot be read now.
+type notReadyError struct{ text string }
+
+func (e *notReadyError) Error() string { return e.text }
+func (e *notReadyError) Unwrap() error { return wasmhost.ErrNotReady }
+
+func (t viewTables) partsOf(table int) ([]*tablePart, error) {
+	if t.app.tables != nil {
+		if all := t.app.tables.parts.Load(); all != nil {
+			return (*all)[t.tables[table]], nil
+		}
+	}
+	return nil, &notReadyError{"tables cannot be read yet: the app is starting"}
+}
+
+func (t viewTables) TableGet(_ int32, table int, partition int32, key []byte) ([]byte, error) {
+	parts, err := t.partsOf(table)
+	if err != nil {
+		return nil, err
+	}
+	if partition != record.RecordPartition {
+		if partition < 0 || int(partition) >= len(parts) {
+			return nil, nil
+		}
+		return t.app.readOwn(parts[partition], key)
+	}
+	value, _, err := t.app.find(parts, key)
+	return value, err
+}
+
+// find reads a key wherever it is, of what is here: wasmhost.ErrElsewhere says that somebody else must be asked.
+func (a *App) find(parts []*tablePart, key []byte) (value []byte, partition int32, err error) {
+	home := broker.PartitionOf(key, len(parts))
+	value, err = a.readOwn(parts[home], key)
+	if value != nil || err != nil {
+		return value, home, err
+	}
+	for n := range int32(len(parts)) {
+		if n == home {
+			continue
+		}
+		if value, err = a.readOwn(parts[n], key); value != nil || err != nil {
+			return value, n, err
+		}
+	}
+	return nil, home, nil
+}
+
+// readOwn reads a key of a partition that is here to be read.
+func (a *App) readOwn(p *tablePart, key []byte) ([]byte, error) {
+	now := a.readableOwn(p)
+	if now == nil {
+		return nil, wasmhost.ErrElsewhere
+	}
+	value, err := now.store.Get(key)
+	return value, a.still(p, now, err)
+}
+
+// readableOwn is what can be read of a partition here; nil when its owner, if there is one, is elsewhere.
+func (a *App) readableOwn(p *tablePart) *readable {
+	now := p.now.Load()
+	if now == nil || now.staged == nil && !p.of.plan[p.table].Guest.Global {
+		return nil
+	}
+	return now
+}
+
+// still judges a read that was made: it counts only if the partition was here to be read all the time.
+func (a *App) still(p *tablePart, now *readable, err error) error {
+	if errors.Is(err, state.ErrClosed) || err == nil && !a.owns(p, now) {
+		return wasmhost.ErrElsewhere // it has just left
+	}
+	if err = p.trust(now, err); err != nil {
+		return &notReadyError{fmt.Sprintf("partition %d of table %s: %v", p.number, p.of.plan[p.table].Name, err)}
+	}
+	return nil
+}
+
+// owns tells whether what was read of a partition just now is right: no other process may have become its owner before.
+func (a *App) owns(p *tablePart, now *readable) bool {
+	return now.staged == nil || p.now.Load() == now
+}
+
+func (t viewTables) TableScan(_ int32, table int, partition int32, prefix, after []byte, each func(key, value []byte) bool) error {
+	parts, err := t.partsOf(table)
+	if err != nil {
+		return err
+	}
+	if partition < 0 || int(partition) >= len(parts) {
+		return nil
+	}
+	entries, more, err := t.app.pageOwn(parts[partition], prefix, after, scanPage)
+	if err != nil {
+		return err
+	}
+	for i := range entries {
+		if !each(entries[i].Key, entries[i].Value) {
+			return nil
+		}
+	}
+	if more { // the caller takes less than a page, so it has stopped by now
+		return fmt.Errorf("BUG: a scan takes more than %d bytes", scanPage)
+	}
+	return nil
+}
+
+// scanPage is more than the sandbox takes of a scan at once.
+const scanPage = 4 << 20
+
+// pageOwn is the entries of a partition that is here to be read, in key order, greater than after, of about most bytes, and whether there
+// may be more.
+func (a *App) pageOwn(p *tablePart, prefix, after []byte, most int) (entries []wasmhost.TableEntry, more bool, err error) {
+	now := a.readableOwn(p)
+	if now == nil {
+		return nil, false, wasmhost.ErrElsewhere
+	}
+	r := state.Range{Prefix: prefix}
+	if after != nil {
+		r.From = append(slices.Clone(after), 0) // the least key that is greater
+	}
+	it, size := now.store.Scan(r), 0
+	for it.Next() {
+		if size += 8 + len(it.Key()) + len(it.Value()); len(entries) > 0 && size > most {
+			more = true
+			break
+		}
+		entries = append(entries, wasmhost.TableEntry{Key: slices.Clone(it.Key()), Value: slices.Clone(it.Value())})
+	}
+	return entries, more, a.still(p, now, it.Close())
+}
+
+// TableInfo is wasmhost.Tables's. To a request every partition is one to scan. The entries of those elsewhere are taken to be as many as
+// of those that are here.
+func (t viewTables) TableInfo(table int) (partitions int32, active []int32, entries int64, err error) {
+	parts, err := t.partsOf(table)
+	if err != nil {
+		return 0, nil, 0, err
+	}
+	here := int64(0)
+	for _, p := range parts {
+		active = append(active, p.number)
+		if now := t.app.readableOwn(p); now != nil {
+			entries += now.store.SizeEstimate()
+			here++
+		}
+	}
+	if here > 0 {
+		entries = entries * int64(len(parts)) / here
+	}
+	return int32(len(parts)), active, entries, nil
+}
+
+func (t viewTables) TableFetch(ctx context.Context, table int, partition int32, key []byte) ([]byte, error) {
+	value, _, err := t.fetch(ctx, table, partition, key)
+	return value, err
+}
+
+func (t viewTables) fetch(_ context.Context, table int, partition int32, _ []byte) ([]byte, int32, error) {
+	return nil, partition, t.elsewhere(table)
+}
+
+func (t viewTables) TablePage(_ context.Context, table int, _ int32, _, _ []byte, _ int) ([]wasmhost.TableEntry, bool, error) {
+	return nil, false, t.elsewhere(table)
+}
+
+func (t viewTables) elsewhere(table int) error {
+	return &notReadyError{fmt.Sprintf("table %s cannot be read here: a part of it is being restored, or belongs to another process", t.plan.Program.Tables[table].Name)}
+}
+
+// place makes records of the tables' writes topics of a request's changes. A change without a partition goes to the one that has the
+// key, or else to the one its hash gives. wasmhost.ErrElsewhere says that others must be asked for it: try again with remote.
+func (v *view) place(ctx context.Context, changes []record.Change, remote bool) ([]record.Output, error) {
+	outs := make([]record.Output, 0, len(changes))
+	for i := range changes {
+		c := &changes[i]
+		t := &v.app.plan.Tables[v.tables[c.Table]]
+		if size := len(c.Key) + len(c.Value); size > abi.ChangeBytesMax { // the guest refuses it, if it is what it should be
+			return nil, &refusedError{fmt.Errorf("a write of %d bytes to %s is more than its changelog takes (%d)", size, t.Label, abi.ChangeBytesMax)}
+		}
+		partition := c.Partition
+		if partition == record.RecordPartition {
+			parts, err := viewTables{v}.partsOf(int(c.Table))
+			if err == nil {
+				_, partition, err = v.app.find(parts, c.Key)
+			}
+			if remote && errors.Is(err, wasmhost.ErrElsewhere) {
+				_, partition, err = viewTables{v}.fetch(ctx, int(c.Table), record.RecordPartition, c.Key)
+			}
+			if err != nil {
+				return nil, err
+			}
+		} else if partition >= v.app.counts[v.tables[c.Table]] {
+			return nil, &refusedError{fmt.Errorf("%s has no partition %d", t.Label, partition)}
+		}
+		o := record.Output{Topic: t.Writes.Name, Partition: partition, Key: c.Key, Value: c.Value}
+		if c.Value != nil && c.Expires != 0 {
+			o.Headers = expiresHeader(c.Expires)
+		}
+		outs = append(outs, o)
+	}
+	return outs, nil
+}
