@@ -47,6 +47,7 @@ type App struct {
 	instance string     // names this process among those of the app
 	counts   []int32    // partitions of the tables, by the plan's index
 	own      []int32    // partitions of the app's own topics, by the plan's index
+	schedule *schedule  // the message scheduler; nil: it is not enabled
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -99,6 +100,11 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		if ag.plan.Writer {
 			ag.component = "KasprTable/" + p.Tables[ag.plan.Tables[0].Table].Name
 			ag.runs(writer{})
+			a.agents = append(a.agents, ag)
+			continue
+		}
+		if ag.plan.Schedule != "" {
+			a.hostSchedule(ag)
 			a.agents = append(a.agents, ag)
 			continue
 		}
@@ -269,6 +275,9 @@ func (a *App) Run(ctx context.Context) error {
 	others.Go(func() { a.watchLoop(ctx, watchEvery) })
 	others.Go(func() { a.endsLoop(ctx) })
 	others.Go(func() { a.purgeLoop(ctx) })
+	if a.schedule != nil && a.cfg.Scheduler.DebugStatsEnabled {
+		others.Go(func() { a.schedule.statsLoop(ctx) })
+	}
 	a.pollLoop(ctx)
 
 	// The stop. Nothing is polled any more; steps under way end, and what they made is committed.
@@ -323,8 +332,12 @@ func (a *App) openTables(ctx context.Context) error {
 			return nil
 		}
 		if !a.cfg.Topics.AllowDeclare {
-			missing = errors.Join(missing, fmt.Errorf("%s: %s: topic %s does not exist, and topicAllowDeclare is false: create it with %d partitions and cleanup.policy=%s",
-				t.Pos, t.For, t.Name, partitions, t.Config["cleanup.policy"]))
+			options := ""
+			if policy := t.Config["cleanup.policy"]; policy != "" {
+				options = " and cleanup.policy=" + policy
+			}
+			missing = errors.Join(missing, fmt.Errorf("%s: %s: topic %s does not exist, and topicAllowDeclare is false: create it with %d partitions%s",
+				t.Pos, t.For, t.Name, partitions, options))
 			return nil
 		}
 		if err := a.ensure(ctx, topic); err != nil {
@@ -345,6 +358,9 @@ func (a *App) openTables(ctx context.Context) error {
 	}
 	if missing != nil {
 		return missing
+	}
+	if a.schedule != nil {
+		a.schedule.begin()
 	}
 	stores := a.opts.Stores
 	if stores == nil && len(a.plan.Tables) > 0 {

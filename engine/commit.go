@@ -108,6 +108,7 @@ type epoch struct {
 	pins    int               // guarded by mu; steps under way that have sent already: the epoch cannot be cut
 	refused []refusal         // guarded by mu; with exactly_once
 	tallies map[*agent]*tally // guarded by mu
+	kept    []func()          // guarded by mu; verdict.kept of its steps
 	broken  error             // guarded by mu; why it must not be committed
 }
 
@@ -181,6 +182,9 @@ func (e *epoch) begin(d delivery) (now bool) {
 		e.tallies[d.feed.agent] = t
 	}
 	t.add(d.v)
+	if d.v.kept != nil {
+		e.kept = append(e.kept, d.v.kept)
+	}
 	if len(d.v.outputs) == 0 {
 		return false
 	}
@@ -714,6 +718,9 @@ func (c *committer) done(cl *closing) {
 	c.cut.Unlock()
 	for a, t := range cl.epoch.tallies {
 		a.stats.add(t)
+	}
+	for _, kept := range cl.epoch.kept {
+		kept()
 	}
 	for _, lf := range c.feeds() {
 		at, ok := cl.feeds[lf.feed]

@@ -32,14 +32,14 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 
 	// 1. One crossing into the sandbox for the whole batch.
 	result, err := l.call(ctx, f, w)
+	if s, trouble := l.trouble(f, w); trouble != nil {
+		l.commits.unpin(w)
+		l.commits.giveUp(ctx, l, s, trouble) // what the code saw is not what is there: no fault of its records
+		return nil
+	}
 	if err != nil {
 		l.commits.unpin(w)
 		return err
-	}
-	if s, err := l.trouble(f, w); err != nil {
-		l.commits.unpin(w)
-		l.commits.giveUp(ctx, l, s, err) // what the code saw is not what is there: no fault of its records
-		return nil
 	}
 
 	f.checkChanges(w.shares, &result)

@@ -70,6 +70,7 @@ type fakeBroker struct {
 	got       map[string][]string                  // guarded by mu; keys by topic, of what counts
 	positions map[record.Partition]broker.Position // guarded by mu
 	begun     int                                  // guarded by mu
+	appended  int64                                // guarded by mu; entries of changelogs
 	plain     bool                                 // no transactions
 }
 
@@ -110,8 +111,12 @@ func (s *fakeBroker) SendSync(ctx context.Context, o record.Output) (broker.Deli
 	return broker.Delivered{Topic: o.Topic, Key: o.Key}, time.Now(), nil
 }
 
-func (s *fakeBroker) Append(_ context.Context, _ record.Partition, _ int, _ func(int) broker.Entry, _ func(int64, error)) {
-	panic("BUG: no tables in this test")
+func (s *fakeBroker) Append(_ context.Context, _ record.Partition, n int, _ func(int) broker.Entry, done func(int64, error)) {
+	s.mu.Lock()
+	s.appended += int64(n)
+	next := s.appended
+	s.mu.Unlock()
+	time.AfterFunc(s.ack, func() { done(next, nil) })
 }
 
 func (s *fakeBroker) Begin() error {

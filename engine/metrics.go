@@ -143,7 +143,7 @@ func (c collection) agents(agents []*agent) {
 	var received, sent int64
 	for _, ag := range agents {
 		name, n := ag.shown(), &ag.stats
-		if !ag.plan.Writer {
+		if !ag.plan.Writer && ag.plan.Schedule == "" {
 			received += n.Records.Load()
 			sent += n.Outputs.Load() + n.DeadLettered.Load()
 		}

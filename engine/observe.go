@@ -141,7 +141,7 @@ func (a *App) assignedTopics() []string {
 
 // shown is the agent's name to people. What applies a table's writes is no agent of theirs, and must not be taken for one of its name.
 func (a *agent) shown() string {
-	if a.plan.Writer {
+	if a.plan.Writer || a.plan.Schedule != "" {
 		return a.component
 	}
 	return a.plan.Name

@@ -26,11 +26,12 @@ type verdict struct {
 	retried  []record.Failure // failures that get another attempt
 	stop     error            // the policy says stop
 	wake     time.Time        // Result.Wake
+	kept     func()           // Result.Kept
 }
 
 // judge applies the policy to a call's failures. Records that did not fail keep their outputs, whatever befalls others.
 func judge(p plan.Policy, component string, b *record.Batch, res *record.Result) verdict {
-	v := verdict{consumed: res.Done, changes: res.Changes, wake: res.Wake}
+	v := verdict{consumed: res.Done, changes: res.Changes, wake: res.Wake, kept: res.Kept}
 	if len(res.Failures) == 0 {
 		v.outputs = res.Outputs
 		return v

@@ -18,7 +18,7 @@ func (a *App) purgeLoop(ctx context.Context) {
 	}
 	own := map[string]bool{}
 	for i := range a.plan.Own {
-		own[a.plan.Own[i].Name] = true
+		own[a.plan.Own[i].Name] = !a.plan.Own[i].Public
 	}
 	deleted := map[record.Partition]int64{}
 	refused := false

@@ -247,6 +247,17 @@ func (t *tables) Trouble(number int32, tables []int) (table int, err error) {
 	return 0, nil
 }
 
+// Distrust is for an owner that reads its store by itself: it passes on the error of a read, and remembers it for Trouble if it says
+// that the store is broken.
+func (t *tables) Distrust(table int, number int32, err error) error {
+	if p := t.part(table, number); p != nil {
+		if now := p.now.Load(); now != nil {
+			return p.trust(now, err)
+		}
+	}
+	return err
+}
+
 // trouble is Trouble of an active partition.
 func (p *tablePart) trouble(now *readable) error {
 	if err := now.trouble.Load(); err != nil {

@@ -106,9 +106,13 @@ func (s *Settings) Dispatch(r Reader, refused []Refusal, now time.Time) (Step, e
 	w.Outputs, w.Outcomes = make([]record.Output, 0, len(rows)), make([]Outcome, 0, len(rows))
 	w.Changes = make([]record.Change, 0, 2*len(rows)+2)
 	w.head.Low = next // firings that are planned below take it back
-	known := map[attempt]Refusal{}
+	known, closed := map[attempt]Refusal{}, map[string]Refusal{}
 	for _, refusal := range refused {
-		known[refusal.Message.attempt()] = refusal
+		if refusal.Message != nil {
+			known[refusal.Message.attempt()] = refusal
+		} else {
+			closed[refusal.Topic] = refusal
+		}
 	}
 	for _, row := range rows {
 		m := row.Message
@@ -126,7 +130,11 @@ func (s *Settings) Dispatch(r Reader, refused []Refusal, now time.Time) (Step, e
 			w.end(m, failed, Expired, TooLate)
 			continue
 		}
-		if refusal, ok := known[m.attempt()]; ok {
+		refusal, ok := known[m.attempt()]
+		if !ok {
+			refusal, ok = closed[m.Topic]
+		}
+		if ok {
 			w.again(m, refusal)
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -107,8 +108,29 @@ func (s *Settings) note(st *Step, at int32, o Outcome, now time.Time) {
 
 // reject writes a rejection of a request.
 func (s *Settings) reject(st *Step, at int32, rec *record.Record, r *Request, problems []Problem, now time.Time) {
-	s.rejection(st, at, rec.Key, rec.Value, rec.Headers, r.Source, problems)
+	s.rejection(st, at, rec.Key, rec.Value, asked(rec.Headers), r.Source, problems)
 	s.note(st, at, Outcome{Verdict: Rejected, Code: problems[0].Code, Verb: r.Verb, ID: r.ID, Topic: r.Topic, Due: r.Due, Source: r.Source}, now)
+}
+
+// asked is the headers of a request, also where they are those of its action: without what is ours, and with times that can be read.
+func asked(headers []record.Header) []record.Header {
+	ours := slices.ContainsFunc(headers, func(h record.Header) bool { return h.Key == HeaderSource })
+	if !ours {
+		return headers
+	}
+	var list []record.Header
+	for _, h := range headers {
+		switch h.Key {
+		case HeaderSource:
+			continue
+		case HeaderAt, HeaderExpires:
+			if at, err := parseSeconds(string(h.Value)); err == nil {
+				h.Value = []byte(stamp(at))
+			}
+		}
+		list = append(list, h)
+	}
+	return list
 }
 
 // rejection writes a record of the rejections: one JSON object. The key is the request's. A value that is JSON is there as it

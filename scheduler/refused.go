@@ -4,7 +4,9 @@ import "time"
 
 // Refusal is a message that the broker did not take.
 type Refusal struct {
-	Message   *Message
+	Message *Message
+	// Topic, instead of a message, is one to which nothing is sent for now: what is due there counts as refused.
+	Topic     string
 	Reason    string
 	Permanent bool // it will never take it: there is no use in sending it again
 }

@@ -371,7 +371,7 @@ func (w *world) keep(p *part, st Step, e event) {
 		w.send(&e)
 		for _, o := range e.outputs {
 			if refused, permanent := w.refuses(o); refused && e.dispatch && o.Record >= 0 {
-				p.refusals = append(p.refusals, Refusal{e.messages[o.Record], "refused", permanent})
+				p.refusals = append(p.refusals, Refusal{Message: e.messages[o.Record], Reason: "refused", Permanent: permanent})
 			}
 		}
 	}
@@ -415,7 +415,7 @@ func (w *world) commit(p *part) error {
 		for _, e := range p.epoch {
 			for _, o := range e.outputs {
 				if refused, permanent := w.refuses(o); refused && o.Record >= 0 && e.dispatch {
-					refusals = append(refusals, Refusal{e.messages[o.Record], "refused", permanent})
+					refusals = append(refusals, Refusal{Message: e.messages[o.Record], Reason: "refused", Permanent: permanent})
 				}
 			}
 		}

@@ -192,7 +192,24 @@ type Scheduler struct {
 	CronTickInterval             time.Duration
 	CronTickBuffer               time.Duration
 	CronMinInterval              time.Duration
+	PastDue                      string
+	DuplicateID                  string
+	Horizon                      time.Duration // 0: none
+	Provenance                   bool
+	Results                      bool
 }
+
+// What becomes of a message whose time is over when its request comes.
+const (
+	PastDueDeliver = "deliver"
+	PastDueReject  = "reject"
+)
+
+// What becomes of an ADD whose request id has another message that waits.
+const (
+	DuplicateReject  = "reject"
+	DuplicateReplace = "replace"
+)
 
 // Store is RocksDB.
 type Store struct {

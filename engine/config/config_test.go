@@ -79,6 +79,7 @@ func TestDefault(t *testing.T) {
 			TopicPartitions: 3, CheckpointSaveInterval: 1300 * time.Millisecond, DispatcherLookbackDays: 7, DispatcherCheckpointInterval: 10 * time.Second,
 			JanitorCheckpointInterval: 10 * time.Second, JanitorCleanInterval: 3 * time.Second, JanitorHighwaterOffset: 4 * time.Hour,
 			CronTickInterval: 30 * time.Second, CronTickBuffer: 10 * time.Minute, CronMinInterval: 5 * time.Second,
+			PastDue: PastDueDeliver, DuplicateID: DuplicateReject,
 		},
 		Store: Store{WriteBufferSize: 64 << 20, MaxWriteBufferNumber: 3, TargetFileSizeBase: 64 << 20, BlockCacheCompressedSize: 256 << 20, BloomFilterSize: 3},
 	}
@@ -121,7 +122,7 @@ func TestTable(t *testing.T) {
 		}
 		// Some value other than the default changes the Config.
 		var changed Config
-		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, "debug", "500ms"} {
+		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, "debug", "500ms"} {
 			before := changed
 			if s.set(&changed, value, given{}) == nil && !reflect.DeepEqual(before, changed) && s.format(&changed, "") != text {
 				changed = Config{}

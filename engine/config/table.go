@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	laterScheduler = "the message scheduler is not part of this version"
-	laterWorkers   = "nothing is labelled with it in this version"
-	notNeeded      = "the engine needs no such limit"
+	positionsCommitted = "positions are committed with what was made of the messages before them"
+	laterWorkers       = "nothing is labelled with it in this version"
+	notNeeded          = "the engine needs no such limit"
 )
 
 const forever = time.Duration(math.MaxInt64)
@@ -178,32 +178,42 @@ var settings = []setting{
 		func(c *Config) *bool { return &c.Web.Debug }),
 
 	group("Message scheduler"),
-	boolSetting("schedulerEnabled", "false", "Delayed messages; schedulerCronEnabled implies it.",
-		func(c *Config) *bool { return &c.Scheduler.Enabled }, later(laterScheduler)),
-	boolSetting("schedulerDebugStatsEnabled", "false", "Statistics in the log every 5 s.",
-		func(c *Config) *bool { return &c.Scheduler.DebugStatsEnabled }, later(laterScheduler)),
-	intSetting("schedulerTopicPartitions", "0", "Partitions of the scheduler's topics; 0 is topicPartitions.",
-		0, math.MaxInt32, func(c *Config) *int { return &c.Scheduler.TopicPartitions }, later(laterScheduler)),
+	boolSetting("schedulerEnabled", "false", "Messages for later: see docs/scheduler.md. schedulerCronEnabled implies it.",
+		func(c *Config) *bool { return &c.Scheduler.Enabled }),
+	boolSetting("schedulerDebugStatsEnabled", "false", "The scheduler's numbers in the log every 5 s.",
+		func(c *Config) *bool { return &c.Scheduler.DebugStatsEnabled }),
+	intSetting("schedulerTopicPartitions", "0", "Partitions of the scheduler's topics when they are made; 0 is topicPartitions. They cannot be changed later.",
+		0, math.MaxInt32, func(c *Config) *int { return &c.Scheduler.TopicPartitions }),
 	positive("schedulerCheckpointSaveIntervalSeconds", "1.3s", "How often the checkpoint is saved.",
-		func(c *Config) *time.Duration { return &c.Scheduler.CheckpointSaveInterval }, later(laterScheduler)),
-	intSetting("schedulerDispatcherDefaultCheckpointLookbackDays", "7", "Days the first start looks back.",
-		0, 36500, func(c *Config) *int { return &c.Scheduler.DispatcherLookbackDays }, later(laterScheduler)),
+		func(c *Config) *time.Duration { return &c.Scheduler.CheckpointSaveInterval }, later(positionsCommitted)),
+	intSetting("schedulerDispatcherDefaultCheckpointLookbackDays", "7", "Days back to which missed firings of cron entries are made up. A first start scans nothing.",
+		0, 36500, func(c *Config) *int { return &c.Scheduler.DispatcherLookbackDays }),
 	positive("schedulerDispatcherCheckpointInterval", "10s", "How often the dispatcher's position is kept.",
-		func(c *Config) *time.Duration { return &c.Scheduler.DispatcherCheckpointInterval }, later(laterScheduler)),
+		func(c *Config) *time.Duration { return &c.Scheduler.DispatcherCheckpointInterval }, later(positionsCommitted)),
 	positive("schedulerJanitorCheckpointInterval", "10s", "How often the janitor's position is kept.",
-		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCheckpointInterval }, later(laterScheduler)),
-	positive("schedulerJanitorCleanIntervalSeconds", "3s", "Pause between two cleanings.",
-		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCleanInterval }, later(laterScheduler)),
-	durationSetting("schedulerJanitorHighwaterOffsetSeconds", "4h", "How far the janitor stays behind the dispatcher.",
-		0, forever, func(c *Config) *time.Duration { return &c.Scheduler.JanitorHighwaterOffset }, later(laterScheduler)),
+		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCheckpointInterval }, later(positionsCommitted)),
+	positive("schedulerJanitorCleanIntervalSeconds", "3s", "How often request ids are looked for that may be forgotten.",
+		func(c *Config) *time.Duration { return &c.Scheduler.JanitorCleanInterval }),
+	durationSetting("schedulerJanitorHighwaterOffsetSeconds", "4h", "How long request ids are remembered after their message has left.",
+		0, forever, func(c *Config) *time.Duration { return &c.Scheduler.JanitorHighwaterOffset }),
 	boolSetting("schedulerCronEnabled", "false", "Messages on cron.",
-		func(c *Config) *bool { return &c.Scheduler.CronEnabled }, later(laterScheduler)),
-	positive("schedulerCronTickIntervalSeconds", "30s", "How often cron entries are looked at.",
-		func(c *Config) *time.Duration { return &c.Scheduler.CronTickInterval }, later(laterScheduler)),
-	positive("schedulerCronTickBufferSeconds", "10m", "How far ahead; longer than the interval and at least twice the smallest gap.",
-		func(c *Config) *time.Duration { return &c.Scheduler.CronTickBuffer }, later(laterScheduler)),
+		func(c *Config) *bool { return &c.Scheduler.CronEnabled }),
+	positive("schedulerCronTickIntervalSeconds", "30s", "A firing that is later than this was missed.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CronTickInterval }),
+	positive("schedulerCronTickBufferSeconds", "10m", "How far ahead firings are written; longer than the interval and at least twice the smallest gap.",
+		func(c *Config) *time.Duration { return &c.Scheduler.CronTickBuffer }, later("nothing is written ahead")),
 	positive("schedulerCronMinIntervalSeconds", "5s", "Smallest gap of a cron entry.",
-		func(c *Config) *time.Duration { return &c.Scheduler.CronMinInterval }, later(laterScheduler)),
+		func(c *Config) *time.Duration { return &c.Scheduler.CronMinInterval }),
+	wordSetting("schedulerPastDue", PastDueDeliver, "Messages whose time is over when their request comes: deliver them at once, or reject them.",
+		[]string{PastDueDeliver, PastDueReject}, func(c *Config) *string { return &c.Scheduler.PastDue }),
+	wordSetting("schedulerDuplicateId", DuplicateReject, "An ADD whose request id has another message that waits: reject it, or let it replace that message.",
+		[]string{DuplicateReject, DuplicateReplace}, func(c *Config) *string { return &c.Scheduler.DuplicateID }),
+	durationSetting("schedulerHorizon", "0s", "How far ahead a message may be scheduled; 0 is no limit.",
+		0, forever, func(c *Config) *time.Duration { return &c.Scheduler.Horizon }),
+	boolSetting("schedulerProvenanceEnabled", "false", "Delivered messages have headers that tell their request, when they were due and when they left.",
+		func(c *Config) *bool { return &c.Scheduler.Provenance }),
+	boolSetting("schedulerResultsEnabled", "false", "What becomes of every request and message is written to `<id>-schedule-results`.",
+		func(c *Config) *bool { return &c.Scheduler.Results }),
 
 	group("Table store"),
 	sizeSetting("storeMemoryMax", "0", "Memory that all stores of the process take together, outside of Go and Python; 0 is a third of the container's memory.",

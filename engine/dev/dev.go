@@ -67,6 +67,11 @@ func Adapt(cfg config.Config) config.Config {
 			cfg.Topics.Partitions = 1
 		}
 	}
+	for _, s := range cfg.Explain() {
+		if s.Key == "schedulerTopicPartitions" && s.Source == "default" {
+			cfg.Scheduler.TopicPartitions = cfg.Topics.Partitions
+		}
+	}
 	return cfg
 }
 
@@ -188,6 +193,13 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 			return err
 		}
 	}
+	for i := range p.Own {
+		if own := &p.Own[i]; own.Public { // inputs may go there before the app has made it
+			if err := ensure(own.Name, own.Partitions); err != nil {
+				return err
+			}
+		}
+	}
 	for t := range internal(p) {
 		made[t] = true // by the app, with the partitions they need
 	}
@@ -295,24 +307,23 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 	var before int64 = -1
 	moved := time.Now()
 	for {
+		// In this order: what was settled may have scheduled messages, and both may have sent to a topic that is read, too, whose end has
+		// it by now. The other way round it could be settled between the two, and what it has sent be missed.
+		settled := app.Settled()
+		overdue, err := app.Overdue(ctx)
+		if err != nil {
+			return err
+		}
 		now, err := ends(ctx, admin, app)
 		if err != nil {
 			return err
 		}
-		settled := app.Settled()
+		if !overdue && reached(now, settled) {
+			return nil
+		}
 		var sum int64
 		for _, offset := range settled {
 			sum += offset
-		}
-		if reached(now, settled) {
-			// What was settled may have sent to a topic that is read too: its end is known by now.
-			again, err := ends(ctx, admin, app)
-			if err != nil {
-				return err
-			}
-			if reached(again, app.Settled()) {
-				return nil
-			}
 		}
 		if sum != before {
 			before, moved = sum, time.Now()
@@ -335,7 +346,9 @@ func internal(p *plan.Plan) map[string]bool {
 		topics[p.Tables[i].Writes.Name] = true
 	}
 	for i := range p.Own {
-		topics[p.Own[i].Name] = true
+		if !p.Own[i].Public {
+			topics[p.Own[i].Name] = true
+		}
 	}
 	return topics
 }

@@ -9,9 +9,11 @@ import (
 )
 
 // Own is a topic through which the app's agents send to each other: a channel, or between the sides of a join. It is the app that
-// makes it, and nobody else should write to it.
+// makes it, and nobody else should write to it, unless it is public: then the app only makes it. Partitions are 0 where they follow
+// from others.
 type Own struct {
 	Topic
+	Public bool
 	// Like is the topic that has as many partitions; empty: as many as the largest input of the agents that send to it.
 	Like string
 }

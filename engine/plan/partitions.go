@@ -152,6 +152,9 @@ func (p *Plan) asInputs(table int, known map[string]int32) (count int32, why str
 // asSenders is the greatest count of the inputs of the agents that send to a topic of the app's own, or that of the topic it is
 // like; 0 when none is known. It is sure when all are.
 func (p *Plan) asSenders(o *Own, known map[string]int32) (count int32, sure bool) {
+	if o.Partitions > 0 {
+		return o.Partitions, true
+	}
 	if o.Like != "" {
 		return known[o.Like], known[o.Like] > 0
 	}
@@ -188,6 +191,9 @@ func (p *Plan) mismatches(a *Agent, topic string, n int32, counts []int32, why [
 		free := t.Guest.Global || t.Guest.PartitionByKey
 		if u.Declared && counts[u.Table] != n && (a.Writer || !free) {
 			because, hint := "", "a record's partition is that of its table writes: give both the same number, or the table partitionBy: key"
+			if a.Schedule != "" {
+				hint = "the partitions of the scheduler's topics cannot be changed: what waits is where it is"
+			}
 			if a.Writer {
 				hint = "delete the topic when the app has read all of it: it is made anew"
 			}

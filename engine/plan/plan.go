@@ -48,6 +48,8 @@ type Agent struct {
 	Tables []TableUse
 	// Writer marks an agent without code: it applies the writes that other partitions sent to its one table.
 	Writer bool
+	// Schedule is the part of the message scheduler that an agent without code runs.
+	Schedule SchedulePart
 	// Group is the number of the group it belongs to: agents that may touch the same tables.
 	Group   int
 	OnError Policy
@@ -116,9 +118,18 @@ func (b *builder) plan() *Plan {
 	conf["id"], conf["name"], conf["app_name"], conf["app"] = id, id, id, name
 	b.info = abi.AppInfo{Name: name, ID: id, Conf: conf}
 	p := &Plan{App: App{Name: name, ID: id, Env: b.env}}
-	if !b.cfg.Definitions {
-		return p
+	if b.cfg.Definitions {
+		b.components(p)
 	}
+	p.Agents = append(p.Agents, b.schedule()...)
+	p.Tables, p.Own = b.tables, b.owned
+	group(p.Agents)
+	p.Topics = b.topics.resolve(b.cfg)
+	return p
+}
+
+// components resolves the app's manifests.
+func (b *builder) components(p *Plan) {
 	components := 0
 	for _, m := range b.set.Ordered(b.app.Name.V) {
 		components++
@@ -126,7 +137,7 @@ func (b *builder) plan() *Plan {
 			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
 		}
 	}
-	if components == 0 {
+	if components == 0 && !b.cfg.Scheduler.Enabled {
 		b.warn(b.app.Pos, manifest.EmptyApp, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
 	}
 	for _, t := range b.set.Tables {
@@ -145,8 +156,4 @@ func (b *builder) plan() *Plan {
 		}
 	}
 	p.Agents = append(p.Agents, b.writers()...)
-	p.Tables, p.Own = b.tables, b.owned
-	group(p.Agents)
-	p.Topics = b.topics.resolve(b.cfg)
-	return p
 }

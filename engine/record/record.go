@@ -67,6 +67,8 @@ type Output struct {
 	Key       []byte
 	Value     []byte
 	Headers   []Header
+	// Of is what code that acts by itself knows the output by when it is told that it was refused; nil from guests.
+	Of any
 }
 
 // RecordPartition as Change.Partition is the partition of the record the change came from.
@@ -142,4 +144,6 @@ type Result struct {
 	// Wake is when code that acts by itself wants its next tick: the zero time is never after a tick, and changes nothing after records,
 	// which may only bring the next tick forward.
 	Wake time.Time
+	// Kept, if there is one, is called once the result is committed, from any goroutine and in no order; never if it is taken back.
+	Kept func()
 }
