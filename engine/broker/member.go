@@ -33,6 +33,7 @@ type Member struct {
 	opts    Options
 	group   *copartition
 	started chan struct{} // closed by Start; the handler hears nothing before
+	closed  chan struct{} // closed by Close; a member that never started must not wait for it
 
 	corrected bool // a static member's old address; only the client's callbacks use it
 }
@@ -41,7 +42,7 @@ type Member struct {
 // committed, reading committed transactions only. Records of topics that do not exist yet follow once they do.
 // The handler is called from Start on.
 func Join(opts Options, topics []string, h Handler) (*Member, error) {
-	m := &Member{opts: opts, group: &copartition{opts: opts}, started: make(chan struct{})}
+	m := &Member{opts: opts, group: &copartition{opts: opts}, started: make(chan struct{}), closed: make(chan struct{})}
 	if opts.UserData != nil {
 		if err := opts.UserData().check(); err != nil {
 			return nil, err
@@ -57,17 +58,20 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) {
-			<-m.started
-			m.placed()
-			h.Assigned(partitions(ps))
+			if m.awaitStart() {
+				m.placed()
+				h.Assigned(partitions(ps))
+			}
 		}),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, ps map[string][]int32) {
-			<-m.started
-			h.Revoked(ctx, partitions(ps))
+			if m.awaitStart() {
+				h.Revoked(ctx, partitions(ps))
+			}
 		}),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) {
-			<-m.started
-			h.Lost(partitions(ps))
+			if m.awaitStart() {
+				h.Lost(partitions(ps))
+			}
 		}),
 		kgo.FetchMaxWait(500*time.Millisecond),
 		kgo.KeepControlRecords(),   // the end of a transaction is a position to commit, although it is no record
@@ -114,6 +118,21 @@ func (m *Member) placed() {
 
 // Start lets the handler be called. Call it once, when what the handler needs is there.
 func (m *Member) Start() { close(m.started) }
+
+// awaitStart waits until the handler may be called, and reports whether it ever may: not when the member was closed before.
+func (m *Member) awaitStart() bool {
+	select {
+	case <-m.started:
+		return true
+	case <-m.closed:
+	}
+	select {
+	case <-m.started: // it was, and is being closed: leaving the group revokes
+		return true
+	default:
+		return false
+	}
+}
 
 func partitions(m map[string][]int32) []record.Partition {
 	var ps []record.Partition
@@ -304,5 +323,8 @@ func positionsByTopic(offsets map[record.Partition]Position) map[string]map[int3
 	return out
 }
 
-// Close leaves the group.
-func (m *Member) Close() { m.cl.CloseAllowingRebalance() }
+// Close leaves the group. Call it once.
+func (m *Member) Close() {
+	close(m.closed)
+	m.cl.CloseAllowingRebalance()
+}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -111,6 +112,36 @@ func (g *testGroup) join(name, static string, topics ...string) *testMember {
 		}
 	}()
 	return m
+}
+
+// An app that is told to stop while it starts must end, although it was given partitions that nobody was ready for.
+func TestMemberClosedBeforeStart(t *testing.T) {
+	g := newTestGroup(t, embedded(t), "orders")
+	m := &testMember{g: g, name: "a"}
+	member, err := Join(Options{Brokers: g.addrs, ClientID: "a", Group: g.name, Log: slog.New(slog.DiscardHandler)}, []string{"orders"}, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		groups, err := kadm.NewClient(member.cl).DescribeGroups(t.Context(), g.name)
+		if err == nil && groups[g.name].State == "Stable" {
+			break
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("no stable group: %v, %v", groups, err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // the client calls back
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		member.Close()
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close waits for a start that never comes")
+	}
 }
 
 func (m *testMember) leave() {
