@@ -67,26 +67,6 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// The README's examples must do what the README says.
-func TestExamples(t *testing.T) {
-	const examples = "../../examples/"
-	quickstart := examples + "quickstart"
-	var c conformanceCase
-	got, stderr := c.run(t, []string{"dev", quickstart, "--drain", "--input", "orders=" + quickstart + "/orders.jsonl"})
-	want := lines(t, quickstart+"/expected.jsonl")
-	slices.Sort(got) // topics and partitions come in any order
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("got:\n%s\nwant:\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), stderr)
-	}
-
-	c.stdin = `"Ada"`
-	got, _ = c.run(t, []string{"dev", examples + "hello", "--drain", "--input", "names=-"})
-	if hello := `{"topic":"greetings","partition":0,"key":null,"value":"Hello, Ada!","headers":{}}`; !slices.Equal(got, []string{hello}) {
-		t.Errorf("got %q, want %q", got, hello)
-	}
-}
-
 // dev runs the case's manifests on its inputs and compares the output records.
 func (c *conformanceCase) dev(t *testing.T, dir, batch string) {
 	args := []string{"dev", dir, "--drain", "--set", "batchRecordsMax=" + batch}

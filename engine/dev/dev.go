@@ -127,7 +127,7 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 		b.fed = make(chan struct{})
 		go func() { // not waited for at a reload or a stop: a read of standard input cannot be interrupted
 			defer close(b.fed)
-			if b.feedErr = feed(b, p, o); b.feedErr != nil && !o.Drain {
+			if b.feedErr = Feed(b.Addrs(), p, o.Inputs, o.Stdin); b.feedErr != nil && !o.Drain {
 				o.Log.Error("produce the input", "err", b.feedErr) // with Drain it is Run's error
 			}
 		}()
@@ -225,19 +225,19 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 	return nil
 }
 
-// feed produces the inputs, each in its own order, side by side.
-func feed(b *Broker, p *plan.Plan, o Options) error {
+// Feed produces the inputs, each in its own order, side by side. The plan says how their topics are decoded.
+func Feed(brokers []string, p *plan.Plan, inputs []Input, stdin io.Reader) error {
 	ctx := context.Background()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
 		kgo.MetadataMinAge(50*time.Millisecond), kgo.ProducerBatchMaxBytes(32<<20), kgo.MaxBufferedRecords(50_000))
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	var wg sync.WaitGroup
-	errs := make([]error, len(o.Inputs))
-	for i, in := range o.Inputs {
-		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, o.Stdin) })
+	errs := make([]error, len(inputs))
+	for i, in := range inputs {
+		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, stdin) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
@@ -369,7 +369,7 @@ func (p *printer) print(d broker.Delivered) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.buf = outputLine(p.buf[:0], d)
+	p.buf = AppendLine(p.buf[:0], d)
 	if _, err := p.w.Write(p.buf); err != nil && p.err == nil {
 		p.err = fmt.Errorf("write output: %w", err)
 	}

@@ -152,8 +152,8 @@ func parseHeaders(raw json.RawMessage) ([]kgo.RecordHeader, error) {
 	return out, nil
 }
 
-// outputLine is a produced record as one JSON line.
-func outputLine(buf []byte, d broker.Delivered) []byte {
+// AppendLine appends an output record as one JSON line.
+func AppendLine(buf []byte, d broker.Delivered) []byte {
 	buf = append(buf, `{"topic":`...)
 	buf = appendText(buf, []byte(d.Topic))
 	buf = fmt.Appendf(buf, `,"partition":%d,"key":`, d.Partition)

@@ -1,0 +1,135 @@
+//go:build integration
+
+package cli
+
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/dev"
+	"kaspr.io/kaspr/engine/enginetest/realkafka"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// quiet ends a reading: nothing new came for one poll, and at least want records are there.
+func quiet(want int) func([]*kgo.Record) bool {
+	before := -1
+	return func(rs []*kgo.Record) bool {
+		n := len(rs)
+		still := n == before
+		before = n
+		return still && n >= want
+	}
+}
+
+// topics creates topics, by their numbers of partitions, and waits until the broker takes records for them.
+func (k *kafka) topics(partitions map[string]int32) {
+	k.t.Helper()
+	forever := "-1" // the examples' records have timestamps of their own, which the broker would find too old to keep
+	for topic, n := range partitions {
+		if _, err := k.adm.CreateTopic(k.t.Context(), n, 1, map[string]*string{"retention.ms": &forever}, topic); err != nil {
+			k.t.Fatalf("create topic %s (no two examples may use the same): %v", topic, err)
+		}
+	}
+	names := slices.Collect(maps.Keys(partitions))
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		there, err := k.adm.ListTopics(k.t.Context(), names...)
+		if err == nil {
+			err = there.Error()
+		}
+		if err == nil {
+			return
+		}
+		if time.Since(began) > 30*time.Second {
+			k.t.Fatal(err)
+		}
+	}
+}
+
+// Each example must give on a real Kafka, run as in production, what it gives on the embedded broker.
+func TestExamplesOnKafka(t *testing.T) {
+	t.Chdir(root)
+	for _, e := range exampleApps(t) {
+		t.Run(e.name, func(t *testing.T) {
+			k := newKafka(t, realkafka.Shared(t))
+			dir, err := filepath.Abs("examples/" + e.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := read([]string{dir}, config.Read(config.Sources{Offline: true}), "", dev.Adapt)
+			if p.problems.Fatal() {
+				t.Fatal(p.problems)
+			}
+			topics := map[string]int32{}
+			total := 0
+			for topic, records := range e.want {
+				topics[topic] = int32(p.cfg.Topics.Partitions)
+				total += len(records)
+			}
+			for topic := range e.inputs {
+				topics[topic] = int32(p.cfg.Topics.Partitions)
+			}
+			for _, agent := range p.plan.Agents {
+				for _, topic := range agent.OutputTopics {
+					topics[topic] = int32(p.cfg.Topics.Partitions)
+				}
+			}
+			for _, topic := range p.plan.Topics {
+				if _, ok := topics[topic.Name]; ok {
+					topics[topic.Name] = topic.Partitions
+				}
+			}
+			k.topics(topics)
+			var inputs []dev.Input
+			for topic, file := range e.inputs {
+				inputs = append(inputs, dev.Input{Topic: topic, File: file})
+			}
+			if err := dev.Feed([]string{k.broker.Addr()}, p.plan, inputs, nil); err != nil {
+				t.Fatal(err)
+			}
+			fed, err := k.adm.ListEndOffsets(t.Context(), slices.Collect(maps.Keys(topics))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			engine := k.engine("", map[string]string{
+				"definitionsDir": dir, "topicPartitions": strconv.Itoa(p.cfg.Topics.Partitions),
+			})
+			outputs := slices.Collect(maps.Keys(topics))
+			// Inputs may be outputs as well; then the first records are what was fed.
+			input := func(r *kgo.Record) bool {
+				end, ok := fed.Lookup(r.Topic, r.Partition)
+				return ok && r.Offset < end.Offset
+			}
+			fed.Each(func(end kadm.ListedOffset) { total += int(end.Offset) })
+			k.outputs(time.Minute, func(rs []*kgo.Record) bool { return len(rs) >= total }, outputs...)
+			if code := engine.stop(); code != 0 {
+				t.Errorf("exit code %d after SIGTERM", code)
+			}
+			var stdout []string
+			for _, r := range k.outputs(time.Minute, quiet(total), outputs...) {
+				if input(r) {
+					continue
+				}
+				d := broker.Delivered{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value}
+				for _, h := range r.Headers {
+					d.Headers = append(d.Headers, record.Header{Key: h.Key, Value: h.Value})
+				}
+				stdout = append(stdout, strings.TrimSuffix(string(dev.AppendLine(nil, d)), "\n"))
+			}
+			e.check(t, stdout)
+			for topic := range e.inputs {
+				k.committed(p.plan.App.ID, topic)
+			}
+		})
+	}
+}
