@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"sort"
@@ -810,7 +811,7 @@ func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFee
 			if err != nil {
 				return err
 			}
-			next = b.Start
+			next = b[lf.feed.partition].Start
 		}
 		if instead, ok := lost[lf.feed.partition]; ok {
 			next = instead
@@ -827,11 +828,12 @@ var errOffsetLost = errors.New("records that were not processed yet are gone")
 // was deleted and made anew. It gives the offsets to go on from instead, -1 for the earliest, as onOffsetLost says.
 func (a *App) lostPositions(ctx context.Context, at map[record.Partition]broker.Position) (map[record.Partition]int64, error) {
 	instead := map[record.Partition]int64{}
+	bounds, err := a.admin.Bounds(ctx, slices.Collect(maps.Keys(at))...)
+	if err != nil {
+		return nil, err
+	}
 	for p, stored := range at {
-		b, err := a.admin.Bounds(ctx, p)
-		if err != nil {
-			return nil, err
-		}
+		b := bounds[p]
 		if stored.Offset >= b.Start && stored.Offset <= b.High {
 			continue
 		}

@@ -41,10 +41,11 @@ func (k *keeper) begin(ctx context.Context, inputs []record.Partition) (s change
 		return nil, 0, 0, fmt.Errorf("changelog %s has %d partitions, partition %d is wanted", k.changelog.Topic, info.Partitions, k.number)
 	}
 	id := topics[k.changelog.Topic].ID
-	bounds, err := t.kafka.Bounds(ask, k.changelog)
+	all, err := t.kafka.Bounds(ask, k.changelog)
 	if err != nil {
 		return nil, 0, 0, k.unanswered(ctx, ask, "the bounds of the changelog cannot be had", err)
 	}
+	bounds := all[k.changelog]
 	if err := k.reconcile(id.String(), bounds); err != nil {
 		return nil, 0, 0, err
 	}

@@ -59,7 +59,7 @@ type tableFaults struct {
 // changelogs is what tables need of Kafka.
 type changelogs interface {
 	StableOffsets(ctx context.Context, group string, ps []record.Partition) (map[record.Partition]broker.Position, error)
-	Bounds(ctx context.Context, p record.Partition) (broker.Bounds, error)
+	Bounds(ctx context.Context, ps ...record.Partition) (map[record.Partition]broker.Bounds, error)
 	Describe(ctx context.Context, topics ...string) (map[string]broker.TopicInfo, error)
 	Follow(p record.Partition, topic broker.TopicID, from int64) changelog
 }

@@ -92,11 +92,15 @@ func (f *fakeLogs) Describe(_ context.Context, topics ...string) (map[string]bro
 	return out, nil
 }
 
-func (f *fakeLogs) Bounds(_ context.Context, p record.Partition) (broker.Bounds, error) {
+func (f *fakeLogs) Bounds(_ context.Context, ps ...record.Partition) (map[record.Partition]broker.Bounds, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	x := &f.topics[p.Topic].parts[p.Number]
-	return broker.Bounds{Start: x.start, High: x.high}, nil
+	out := map[record.Partition]broker.Bounds{}
+	for _, p := range ps {
+		x := &f.topics[p.Topic].parts[p.Number]
+		out[p] = broker.Bounds{Start: x.start, High: x.high}
+	}
+	return out, nil
 }
 
 func (f *fakeLogs) Follow(p record.Partition, topic broker.TopicID, from int64) changelog {

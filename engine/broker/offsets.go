@@ -88,39 +88,58 @@ func describeTopics(ctx context.Context, cl *kgo.Client, topics []string) (map[s
 // Bounds are the first offset of a log, and the one after its last record, open transactions included (the high watermark).
 type Bounds struct{ Start, High int64 }
 
-// Bounds are those of a partition. Everything acknowledged before the call is below High.
-func (a *Admin) Bounds(ctx context.Context, p record.Partition) (Bounds, error) {
-	var b Bounds
-	var err error
-	if b.Start, err = a.offsetAt(ctx, p, -2); err != nil {
-		return b, fmt.Errorf("start offset of %s/%d: %w", p.Topic, p.Number, err)
+// Bounds are those of some partitions, all of them. Everything acknowledged before the call is below High.
+func (a *Admin) Bounds(ctx context.Context, ps ...record.Partition) (map[record.Partition]Bounds, error) {
+	starts, err := a.offsetsAt(ctx, ps, -2)
+	if err != nil {
+		return nil, fmt.Errorf("start offset of %w", err)
 	}
-	if b.High, err = a.offsetAt(ctx, p, -1); err != nil {
-		return b, fmt.Errorf("end offset of %s/%d: %w", p.Topic, p.Number, err)
+	highs, err := a.offsetsAt(ctx, ps, -1)
+	if err != nil {
+		return nil, fmt.Errorf("end offset of %w", err)
 	}
-	return b, nil
+	out := make(map[record.Partition]Bounds, len(ps))
+	for _, p := range ps {
+		out[p] = Bounds{starts[p], highs[p]}
+	}
+	return out, nil
 }
 
-func (a *Admin) offsetAt(ctx context.Context, p record.Partition, timestamp int64) (int64, error) {
+// offsetsAt is an offset of each of the partitions, by the special timestamps of ListOffsets: -2 is the first, -1 behind the last.
+func (a *Admin) offsetsAt(ctx context.Context, ps []record.Partition, timestamp int64) (map[record.Partition]int64, error) {
+	if len(ps) == 0 {
+		return nil, nil
+	}
 	req := kmsg.NewPtrListOffsetsRequest()
-	topic := kmsg.NewListOffsetsRequestTopic()
-	topic.Topic = p.Topic
-	part := kmsg.NewListOffsetsRequestTopicPartition()
-	part.Partition, part.Timestamp = p.Number, timestamp
-	topic.Partitions = append(topic.Partitions, part)
-	req.Topics = append(req.Topics, topic)
-	resp, err := req.RequestWith(ctx, a.cl)
+	for topic, numbers := range byTopic(ps) {
+		t := kmsg.NewListOffsetsRequestTopic()
+		t.Topic = topic
+		for _, n := range numbers {
+			part := kmsg.NewListOffsetsRequestTopicPartition()
+			part.Partition, part.Timestamp = n, timestamp
+			t.Partitions = append(t.Partitions, part)
+		}
+		req.Topics = append(req.Topics, t)
+	}
+	out := make(map[record.Partition]int64, len(ps))
+	resp, err := req.RequestWith(ctx, a.cl) // asks the leaders, each for its own
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("%d partitions: %w", len(ps), err)
 	}
 	for _, t := range resp.Topics {
 		for _, rp := range t.Partitions {
-			if t.Topic == p.Topic && rp.Partition == p.Number {
-				return rp.Offset, kerr.ErrorForCode(rp.ErrorCode)
+			if err := kerr.ErrorForCode(rp.ErrorCode); err != nil {
+				return nil, fmt.Errorf("%s/%d: %w", t.Topic, rp.Partition, err)
 			}
+			out[record.Partition{Topic: t.Topic, Number: rp.Partition}] = rp.Offset
 		}
 	}
-	return 0, kerr.UnknownTopicOrPartition
+	for _, p := range ps {
+		if _, ok := out[p]; !ok {
+			return nil, fmt.Errorf("%s/%d: %w", p.Topic, p.Number, kerr.UnknownTopicOrPartition)
+		}
+	}
+	return out, nil
 }
 
 // StableOffsets is Member.Committed of a group this process need not be in.
