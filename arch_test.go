@@ -36,7 +36,7 @@ var layers = [][]string{
 	{"engine"},
 	{"engine/plan", "engine/schema", "engine/broker", "http", "scheduler", "state"},
 	{"engine/config"},
-	{"engine/manifest", "wasmhost", "pyguest"},
+	{"engine/manifest", "engine/join", "wasmhost", "pyguest"},
 	{"wasmhost/abi"},
 	{"engine/record", "engine/cron"},
 }
