@@ -113,6 +113,16 @@ func (a *agent) runs(code caller) {
 	_, a.timed = code.(timed)
 }
 
+// guest is its user code; nil: it has none.
+func (a *agent) guest() *wasmhost.Component {
+	code := a.code
+	if part, ok := code.(*joinPart); ok {
+		code = part.extractor
+	}
+	c, _ := code.(*wasmhost.Component)
+	return c
+}
+
 // note logs a step's failures.
 func (a *agent) note(b *record.Batch, v *verdict) {
 	for i := range v.failed {

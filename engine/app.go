@@ -98,14 +98,17 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	var problems error
 	for i := range p.Agents {
 		ag := newAgent(a, &p.Agents[i])
-		if ag.plan.Writer {
+		switch {
+		case ag.plan.Writer:
 			ag.component = "KasprTable/" + p.Tables[ag.plan.Tables[0].Table].Name
 			ag.runs(writer{})
-			a.agents = append(a.agents, ag)
-			continue
-		}
-		if ag.plan.Schedule != "" {
+		case ag.plan.Join != nil:
+			ag.component = "KasprJoin/" + ag.plan.Join.Name
+			ag.runs(&joinPart{JoinPart: ag.plan.Join, agent: ag})
+		case ag.plan.Schedule != "":
 			a.hostSchedule(ag)
+		}
+		if ag.plan.Program.Kind == "" {
 			a.agents = append(a.agents, ag)
 			continue
 		}
@@ -117,7 +120,12 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 			problems = errors.Join(problems, loadProblem(ag.plan.Pos, ag.plan.Label, err))
 			continue
 		}
-		ag.runs(wasmhost.NewComponent(snapshot, slots))
+		code := wasmhost.NewComponent(snapshot, slots)
+		if part, ok := ag.code.(*joinPart); ok {
+			part.extractor = code
+		} else {
+			ag.runs(code)
+		}
 		ag.log.Debug("code loaded", "took", time.Since(began).Round(time.Millisecond))
 		a.agents = append(a.agents, ag)
 	}
@@ -163,7 +171,7 @@ func Turns(cfg config.Config) int {
 // Close frees the instances. It is idempotent; Run calls it.
 func (a *App) Close() {
 	for _, ag := range a.agents {
-		if c, ok := ag.code.(*wasmhost.Component); ok {
+		if c := ag.guest(); c != nil {
 			if err := c.Close(); err != nil {
 				ag.log.Error("close instances", "err", err)
 			}

@@ -143,7 +143,7 @@ func (c collection) agents(agents []*agent) {
 	var received, sent int64
 	for _, ag := range agents {
 		name, n := ag.shown(), &ag.stats
-		if !ag.plan.Writer && ag.plan.Schedule == "" {
+		if !ag.plan.Writer && ag.plan.Schedule == "" && ag.plan.Join == nil {
 			received += n.Records.Load()
 			sent += n.Outputs.Load() + n.DeadLettered.Load()
 		}
@@ -156,7 +156,7 @@ func (c collection) agents(agents []*agent) {
 		c.counter(mDead, n.DeadLettered.Load(), name)
 		c.counter(mSkipped, n.Skipped.Load(), name)
 		c.counter(mRetried, n.Retried.Load(), name)
-		if code, ok := ag.code.(*wasmhost.Component); ok {
+		if code := ag.guest(); code != nil {
 			c.guest(name, code.Stats())
 		}
 	}

@@ -204,6 +204,9 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 		made[t] = true // by the app, with the partitions they need
 	}
 	for _, ag := range p.Agents {
+		if ag.Join != nil {
+			continue // it reads changelogs, which the app makes, too
+		}
 		for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
 			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
 				return err

@@ -22,6 +22,7 @@ type Join struct {
 	// Unchanged: what has been sent before is sent again when a row is rewritten with the same value. True when unset, as in
 	// the original.
 	Unchanged Value[bool]
+	OnError   *OnError
 }
 
 // Channel is the name of the join's output channel.
@@ -37,5 +38,6 @@ func (c cursor) join(j *Join) {
 		may("outputChannel", func(c cursor) { c.named(&j.OutputChannel) }),
 		may("retractions", func(c cursor) { c.boolean(&j.Retractions) }),
 		may("unchanged", func(c cursor) { c.boolean(&j.Unchanged) }),
+		may("onError", func(c cursor) { c.onError(&j.OnError) }),
 	)...)
 }

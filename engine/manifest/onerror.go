@@ -17,7 +17,7 @@ const (
 // attemptsMax bounds retries: one record blocks its partition while it is retried.
 const attemptsMax = 1000
 
-// OnError is the failure policy of an agent, or of an app for its agents: an extension of ours. It is written as one
+// OnError is the failure policy of an agent or a join, or of an app for those that have none: an extension of ours. It is written as one
 // word, or as an object.
 type OnError struct {
 	Pos    Pos

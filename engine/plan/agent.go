@@ -36,7 +36,7 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 		a.Program.Outputs = append(a.Program.Outputs, b.channel(&a, o))
 	}
 	b.use(&a, &m.Processors)
-	a.OnError = b.policy(&a, m)
+	a.OnError = b.policy(&a, m.Name, m.OnError)
 	return a
 }
 

@@ -3,6 +3,7 @@ package plan
 import (
 	"slices"
 	"strconv"
+	"strings"
 
 	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/wasmhost/abi"
@@ -28,11 +29,49 @@ func (b *builder) own(name, like, wantedBy string, at manifest.Pos) string {
 			Name: name, Replicas: int16(b.cfg.Topics.ReplicationFactor), For: wantedBy, Pos: at,
 			Config: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1"},
 		}})
-		if problem := manifest.TopicNameProblem(name); problem != "" {
-			b.fail(at, manifest.NameTooLong, wantedBy+": its topic "+strconv.Quote(name)+" "+problem, "choose other names for what it is made of: the app's and its own")
-		}
+		b.topicName(b.owned[len(b.owned)-1].Topic, at)
 	}
 	return name
+}
+
+// topicName finds what Kafka would refuse about the name of a topic that the engine makes.
+func (b *builder) topicName(t Topic, at manifest.Pos) {
+	if problem := manifest.TopicNameProblem(t.Name); problem != "" {
+		b.fail(at, manifest.NameTooLong, t.For+": its topic "+strconv.Quote(t.Name)+" "+problem, "choose other names for what it is made of: the app's and its own")
+	}
+}
+
+// distinct finds topics of the engine's own making that would be one, such as the changelog of a table "x-join-left" and that of a
+// join "x".
+func (p *Plan) distinct() manifest.Errors {
+	var problems manifest.Errors
+	seen := map[string]Topic{}
+	add := func(t Topic) {
+		first, again := seen[t.Name]
+		if again && t.Name != "" && first.For != t.For { // a name used twice has been reported
+			problems = append(problems, manifest.Error{
+				Pos: t.Pos, ID: manifest.TopicConflict,
+				Text: t.For + " and " + first.For + " would both be topic " + strconv.Quote(t.Name), Hint: "rename one of them; the other is at " + first.Pos.String(),
+			})
+		}
+		seen[t.Name] = t
+	}
+	for i := range p.Tables {
+		add(p.Tables[i].Changelog)
+		add(p.Tables[i].Writes)
+	}
+	for i := range p.Own {
+		add(p.Own[i].Topic)
+	}
+	for i := range p.Agents {
+		a := &p.Agents[i]
+		if t := (Topic{Name: a.OnError.DeadLetterTopic, For: a.Label + ", dead letters", Pos: a.Pos}); a.OnError.Action == DeadLetter {
+			if first, again := seen[t.Name]; !again || first.For != t.For && !strings.HasSuffix(first.For, ", dead letters") {
+				add(t) // agents may share a dead-letter topic
+			}
+		}
+	}
+	return problems
 }
 
 // channel makes an agent send every result to a channel.

@@ -50,6 +50,8 @@ type Agent struct {
 	Writer bool
 	// Schedule is the part of the message scheduler that an agent without code runs.
 	Schedule SchedulePart
+	// Join marks an agent that runs a part of a join.
+	Join *JoinPart
 	// Group is the number of the group it belongs to: agents that may touch the same tables.
 	Group   int
 	OnError Policy
@@ -123,6 +125,7 @@ func (b *builder) plan() *Plan {
 	}
 	p.Agents = append(p.Agents, b.schedule()...)
 	p.Tables, p.Own = b.tables, b.owned
+	b.problems = append(b.problems, p.distinct()...)
 	group(p.Agents)
 	p.Topics = b.topics.resolve(b.cfg)
 	return p
@@ -133,7 +136,7 @@ func (b *builder) components(p *Plan) {
 	components := 0
 	for _, m := range b.set.Ordered(b.app.Name.V) {
 		components++
-		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable && m.Kind != manifest.KindWebView {
+		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable && m.Kind != manifest.KindWebView && m.Kind != manifest.KindJoin {
 			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
 		}
 	}
@@ -156,4 +159,9 @@ func (b *builder) components(p *Plan) {
 		}
 	}
 	p.Agents = append(p.Agents, b.writers()...)
+	for _, j := range b.set.Joins {
+		if j.Of(b.app.Name.V) {
+			p.Agents = append(p.Agents, b.join(j)...)
+		}
+	}
 }

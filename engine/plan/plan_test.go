@@ -171,7 +171,7 @@ func show(t *testing.T, out *strings.Builder, p *Plan) {
 		}
 		fmt.Fprintf(out, "; from %q\n", e.Pos)
 		program := a.Program
-		if a.Writer {
+		if program.Kind == "" {
 			continue // it has none
 		}
 		if program.App.Conf["id"] != p.App.ID || program.App.ID != p.App.ID || !reflect.DeepEqual(program.Env, p.App.Env) {

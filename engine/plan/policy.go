@@ -51,10 +51,9 @@ func (p Policy) Backoff(attempt int) time.Duration {
 // DeadLetterTopic is the name a dead-letter topic has when the manifest gives none.
 func DeadLetterTopic(appID, agent string) string { return appID + "-" + agent + "-dead-letter" }
 
-// policy resolves an agent's onError, else its app's, else the built-in one: dead letters where topics may be created,
+// policy resolves a component's onError, else its app's, else the built-in one: dead letters where topics may be created,
 // else stop. No failure is ever passed over without being asked for.
-func (b *builder) policy(a *Agent, m *manifest.Agent) Policy {
-	e := m.OnError
+func (b *builder) policy(a *Agent, name manifest.Value[string], e *manifest.OnError) Policy {
 	if e == nil {
 		e = b.app.OnError
 	}
@@ -62,7 +61,7 @@ func (b *builder) policy(a *Agent, m *manifest.Agent) Policy {
 	if b.cfg.Topics.AllowDeclare || e != nil && e.Topic.Set() {
 		p.Action = DeadLetter
 	}
-	topic := manifest.Value[string]{V: DeadLetterTopic(b.info.ID, m.Name.V), Pos: m.Name.Pos}
+	topic := manifest.Value[string]{V: DeadLetterTopic(b.info.ID, name.V), Pos: name.Pos}
 	if e != nil {
 		p.Pos = e.Pos
 		if e.Topic.Set() {

@@ -308,7 +308,7 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
         if (payload == NULL)
             goto done;
     } else {
-        payload = Py_NewRef(value);
+        payload = Py_NewRef(o->no_value ? Py_None : value);
     }
     if (o->partition.func != NULL) {
         PyObject *r = select_value(&o->partition, value, op);

@@ -58,6 +58,7 @@ static int output(PyObject *t, output_t *o)
     o->where_value = optional(t, 13);
     o->declare = optional(t, 14);
     o->carry = number(t, 15);
+    o->no_value = number(t, 16);
     o->declared = PySet_New(NULL);
     return PyErr_Occurred() ? -1 : 0;
 }

@@ -69,6 +69,7 @@ typedef struct {
     PyObject *topic; /* str; NULL with a nameSelector */
     int key_codec, value_codec;
     int ack;
+    int no_value;
     int carry; /* what no selector says is the record's own: key and partition, headers */
     code_t name, key, value, partition, headers, predicate;
     PyObject *where_topic, *where_key, *where_value; /* what failures of the addressing and encoding are called */

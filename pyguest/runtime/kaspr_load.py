@@ -492,6 +492,7 @@ class _Program:
                 int(bool(o.get("ack"))), codes["nameSelector"], codes["keySelector"], codes["valueSelector"],
                 codes["partitionSelector"], codes["headersSelector"], codes["predicate"], label, f"{label}, key", f"{label}, value",
                 None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1], int(bool(o.get("carry"))),
+                int(bool(o.get("noValue"))),
             )
 
         by_name = {table.name: table for table in self.tables}

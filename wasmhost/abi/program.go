@@ -119,6 +119,7 @@ type Output struct {
 	Predicate         *Code        `json:"predicate,omitempty"`
 	Declare           *Declaration `json:"declare,omitempty"` // create the topic before the first send
 	Carry             bool         `json:"carry,omitempty"`   // what no selector says is the record's own: key and partition, headers
+	NoValue           bool         `json:"noValue,omitempty"` // the message has a key only
 	Label             string       `json:"label,omitempty"`   // what failures call it; empty: output and the topic's name
 }
 
