@@ -56,7 +56,7 @@ type App struct {
 	failed  error                           // guarded by mu; why the app stops
 	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
 	lanes   []*lane                         // guarded by mu
-	refetch []at                            // guarded by mu; what the poll loop is to fetch anew
+	refetch []refetch                       // guarded by mu; what the poll loop is to fetch anew
 	inputs  map[string]int32                // guarded by mu; partitions of topics that were compared with the tables'
 	stop    context.CancelFunc              // ends polling and begins the stop
 
@@ -810,10 +810,21 @@ func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFee
 		return err
 	}
 	a.commits.found(at)
+	anew, err := a.fromStart(ctx, at, lost, feeds)
+	if err != nil {
+		return err
+	}
 	for _, lf := range feeds {
 		next := int64(-1)
+		start, again := anew[lf.feed.partition]
+		if again {
+			lf.lane.await(lf.feed)
+		}
 		if p, ok := at[lf.feed.partition]; ok {
-			next = nextOf(p, lf.feed.agent.plan.Name)
+			var named bool
+			if next, named = nextOf(p, lf.feed.agent.plan.Name); !named && again && lf.feed.agent.plan.Join.FromStart() {
+				next = start
+			}
 		} else if lf.feed.agent.timed { // it commits before there are records, and a position must prove it
 			b, err := a.admin.Bounds(ctx, lf.feed.partition)
 			if err != nil {
@@ -826,7 +837,39 @@ func (a *App) locate(ctx context.Context, ps []record.Partition, feeds []laneFee
 		}
 		lf.lane.position(lf.feed, next)
 	}
+	if len(anew) > 0 {
+		a.mu.Lock()
+		for p, start := range anew {
+			a.refetch = append(a.refetch, refetch{p, start, true})
+		}
+		a.mu.Unlock()
+		a.intake.interrupt()
+	}
 	return nil
+}
+
+// fromStart finds partitions that the group has read, but that an agent which reads from the start has not, and where they start.
+func (a *App) fromStart(ctx context.Context, stored map[record.Partition]broker.Position, lost map[record.Partition]int64, feeds []laneFeed) (map[record.Partition]int64, error) {
+	var unread []record.Partition
+	for _, lf := range feeds {
+		p := lf.feed.partition
+		at, ok := stored[p]
+		if _, gone := lost[p]; !ok || gone || !lf.feed.agent.plan.Join.FromStart() || slices.Contains(unread, p) {
+			continue
+		}
+		if _, named := nextOf(at, lf.feed.agent.plan.Name); !named {
+			unread = append(unread, p)
+		}
+	}
+	bounds, err := a.admin.Bounds(ctx, unread...)
+	if err != nil {
+		return nil, err
+	}
+	anew := map[record.Partition]int64{}
+	for _, p := range unread {
+		anew[p] = bounds[p].Start
+	}
+	return anew, nil
 }
 
 // errOffsetLost ends the app when the records behind a stored position are gone and the settings do not say what to do.

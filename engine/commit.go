@@ -496,7 +496,7 @@ func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broke
 		lf.lane.mu.Lock()
 		f := lf.feed
 		if !f.dropped {
-			byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position()})
+			byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position(), f.agent.plan.Join.FromStart()})
 			feeds[f] = f.applied
 			moved = moved || f.applied != f.committed
 			acted = acted || f.acted

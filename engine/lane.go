@@ -49,6 +49,7 @@ type feed struct {
 	agent      *agent
 	partition  record.Partition
 	positioned bool            // where the agent goes on is known
+	awaits     bool            // what is fetched is not what comes next for it: nothing is taken in until it is fetched anew
 	ready      bool            // where the agent begins is known, and its tables are restored; until then no step begins
 	shares     []*share        // of the agent's tables, by the program's index; there while ready
 	chunks     []chunk         // in offset order
@@ -134,6 +135,14 @@ func (l *lane) position(f *feed, next int64) {
 	}
 }
 
+// await drops what was fetched for a feed, and what comes, until its partition is fetched anew.
+func (l *lane) await(f *feed) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count(f, -f.queued)
+	f.chunks, f.awaits = nil, true
+}
+
 // begin lets steps of the feed begin, if its position is known. The agent's tables are restored; take gives a partition of one
 // into the lane's hands, or nil.
 func (l *lane) begin(f *feed, take func(table int, number int32) *share) {
@@ -213,6 +222,9 @@ func (l *lane) put(f *feed, records []record.Record, next int64) {
 	l.mu.Lock()
 	defer l.signal()
 	defer l.mu.Unlock()
+	if f.awaits {
+		return
+	}
 	f.fetched = max(f.fetched, next)
 	if f.first < 0 {
 		f.first = next

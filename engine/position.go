@@ -14,12 +14,13 @@ import (
 //	kaspr1 HASH=AHEAD ... !
 //
 // HASH is the agent's name (FNV-1a, 64 bits), AHEAD the number of offsets, both in base 36. An agent that is not named begins at
-// the offset. The mark at the end is there or not, to tell a position from the same one before it. Brokers keep 4096 bytes of metadata by default (offset.metadata.max.bytes), enough for about 200 agents.
+// the offset, but for one that reads from the start whoever has been there before it: that one is always named. The mark at the end is there or not, to tell a position from the same one before it. Brokers keep 4096 bytes of metadata by default (offset.metadata.max.bytes), enough for about 200 agents.
 
 // progress is how far an agent came in a partition: the next offset it is to process, -1 when that is not known.
 type progress struct {
 	agent string
 	next  int64
+	named bool // always, wherever it is
 }
 
 const positionMagic = "kaspr1"
@@ -40,7 +41,7 @@ func positionOf(readers []progress) (broker.Position, bool) {
 	}
 	at := broker.Position{Offset: least}
 	for _, r := range readers {
-		if ahead := r.next - least; ahead > 0 {
+		if ahead := r.next - least; ahead > 0 || r.named {
 			if at.Metadata == "" {
 				at.Metadata = positionMagic
 			}
@@ -73,21 +74,21 @@ func unmarked(at broker.Position) broker.Position {
 	return at
 }
 
-// nextOf is where an agent goes on. Metadata that somebody else wrote counts as none.
-func nextOf(at broker.Position, agent string) int64 {
+// nextOf is where an agent goes on, and whether it is named. Metadata that somebody else wrote counts as none.
+func nextOf(at broker.Position, agent string) (next int64, named bool) {
 	fields := strings.Fields(at.Metadata)
 	if len(fields) == 0 || fields[0] != positionMagic {
-		return at.Offset
+		return at.Offset, false
 	}
 	hash := nameHash(agent)
 	for _, f := range fields[1:] {
 		if name, ahead, ok := strings.Cut(f, "="); ok && name == hash {
-			if n, err := strconv.ParseInt(ahead, 36, 64); err == nil && n > 0 && at.Offset+n > at.Offset {
-				return at.Offset + n
+			if n, err := strconv.ParseInt(ahead, 36, 64); err == nil && n >= 0 && at.Offset+n >= at.Offset {
+				return at.Offset + n, true
 			}
 		}
 	}
-	return at.Offset
+	return at.Offset, false
 }
 
 func nameHash(agent string) string {

@@ -13,22 +13,22 @@ func TestPositionRoundTrip(t *testing.T) {
 		g := rand.New(rand.NewPCG(seed, 3))
 		var readers []progress
 		for i := range 1 + g.IntN(6) {
-			readers = append(readers, progress{string(rune('a' + i)), g.Int64N(1 << uint(1+g.IntN(60)))})
+			readers = append(readers, progress{string(rune('a' + i)), g.Int64N(1 << uint(1+g.IntN(60))), g.IntN(3) == 0})
 		}
 		at, ok := positionOf(readers)
 		if !ok {
 			t.Fatalf("seed %d: no position of %v", seed, readers)
 		}
 		for _, r := range readers {
-			if r.next < at.Offset || nextOf(at, r.agent) != r.next {
-				t.Fatalf("seed %d: %s goes on at %d, was at %d (%+v)", seed, r.agent, nextOf(at, r.agent), r.next, at)
+			if next, named := nextOf(at, r.agent); r.next < at.Offset || next != r.next || r.named && !named {
+				t.Fatalf("seed %d: %s goes on at %d, was at %d (%+v)", seed, r.agent, next, r.next, at)
 			}
 		}
-		if got := nextOf(at, "new"); got != at.Offset {
+		if got, named := nextOf(at, "new"); got != at.Offset || named {
 			t.Fatalf("seed %d: a new agent begins at %d, the offset is %d", seed, got, at.Offset)
 		}
 	}
-	if _, ok := positionOf([]progress{{"a", 4}, {"b", -1}}); ok {
+	if _, ok := positionOf([]progress{{"a", 4, false}, {"b", -1, false}}); ok {
 		t.Fatal("a position although it is not known where b begins")
 	}
 }
@@ -41,7 +41,7 @@ func FuzzPosition(f *testing.F) {
 		if offset < 0 {
 			return
 		}
-		if got := nextOf(broker.Position{Offset: offset, Metadata: metadata}, "a"); got < offset {
+		if got, _ := nextOf(broker.Position{Offset: offset, Metadata: metadata}, "a"); got < offset {
 			t.Fatalf("goes back from %d to %d", offset, got)
 		}
 	})

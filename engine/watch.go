@@ -54,7 +54,7 @@ func (a *App) watch(ctx context.Context, last map[record.Partition]sight) (map[r
 			"end", ends[p.Topic][p.Number], "reason", s.why)
 		if s.why == fetchNothing {
 			a.mu.Lock()
-			a.refetch = append(a.refetch, at{p, s.head})
+			a.refetch = append(a.refetch, refetch{p, s.head, false})
 			a.mu.Unlock()
 		}
 	}
@@ -95,19 +95,33 @@ func (a *App) compare(ends map[string]map[int32]int64, last map[record.Partition
 
 const fetchNothing = "no records come; they are fetched anew"
 
-// at is an offset of a partition.
-type at struct {
+// refetch is where to fetch a partition from.
+type refetch struct {
 	record.Partition
-	offset int64
+	offset  int64
+	awaited bool // by the partition's feeds
 }
 
-// fetchAnew begins to fetch again what does not come. The poll loop calls it, so that no fetch runs meanwhile.
+// fetchAnew begins to fetch again what does not come, or what feeds wait for. The poll loop calls it, so that no fetch runs meanwhile.
 func (a *App) fetchAnew() {
 	a.mu.Lock()
 	list := a.refetch
 	a.refetch = nil
 	a.mu.Unlock()
 	for _, x := range list {
+		if x.awaited && !a.awaited(x.Partition) {
+			continue // it has left, and may be back: its feeds are others
+		}
 		a.member.FetchFrom(x.Partition, x.offset)
 	}
+}
+
+// awaited ends the waiting of a partition's feeds, and says whether they did.
+func (a *App) awaited(p record.Partition) (any bool) {
+	a.eachFeed(func(of record.Partition, _ *lane, f *feed) {
+		if of == p && f.awaits {
+			f.awaits, any = false, true
+		}
+	})
+	return any
 }

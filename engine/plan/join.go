@@ -24,6 +24,10 @@ const (
 	JoinAnswers = "answers"
 )
 
+// FromStart tells whether the part reads its topic from the start, although others may have read it before: what is in a changelog
+// when the join begins is as good as what comes.
+func (p *JoinPart) FromStart() bool { return p != nil && (p.Part == JoinLeft || p.Part == JoinRows) }
+
 // join makes a join's tables and topics, and the agents that run it. The tables come after all others: no code sees them.
 func (b *builder) join(m *manifest.Join) []Agent {
 	left, right := b.joined(m, m.LeftTable), b.joined(m, m.RightTable)
