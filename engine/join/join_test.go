@@ -314,6 +314,43 @@ func TestUnknownForeignKey(t *testing.T) {
 	}
 }
 
+// An answer to what a left row was before must not be a result: neither once more, nor with a row it does not refer to any more.
+func TestStaleAnswers(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"value":     func(w *world) { w.put(leftLog, "l", "a/2") },
+		"extractor": func(w *world) { w.foreign = func([]byte) []byte { return []byte("b") }; w.put(leftLog, "l", "a/1") },
+	} {
+		w := newWorld(t, Join{Unchanged: true})
+		w.put(rightLog, "a", "A")
+		w.put(rightLog, "b", "B")
+		w.drain()
+		w.put(leftLog, "l", "a/1")
+		w.serve(leftLog, 1)
+		w.put(rightLog, "a", "AA") // its subscriber is told of that, too
+		for _, q := range []int{asked, asked + 1, asked + 2, asked + 3, rightLog, asked, asked + 1, asked + 2, asked + 3} {
+			w.serve(q, 1)
+		}
+		change(w)
+		w.serve(leftLog, 1)
+		w.drain()
+		want := map[string]string{"value": "l: (a/2, AA) of a, left", "extractor": "l: (a/1, B) of b, left"}[name]
+		if got := w.take(); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A right row whose last subscribers leave while they are being told must not look as if it never had one.
+func TestFanOutEnds(t *testing.T) {
+	w := newWorld(t, Join{KeepLeft: true, KeepRight: true})
+	w.rights[1][string(rowKey([]byte("a")))] = []byte("A")
+	w.queues[asked+1] = []record.Record{{Key: []byte("a"), Value: request{kind: kindContinue, after: subscriber([]byte("a"), 0, []byte("l"))}.encode()}}
+	w.drain()
+	if got := w.take(); got != "" {
+		t.Error(got)
+	}
+}
+
 // A right row with more subscribers than a step may answer must reach all of them all the same, each once.
 func TestFanOut(t *testing.T) {
 	j := Join{RightTopic: "right", AnswerTopic: "answers"}
