@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"kaspr.io/kaspr/engine/join"
 	"kaspr.io/kaspr/engine/plan"
@@ -107,4 +108,45 @@ func TestJoinTableTrouble(t *testing.T) {
 			t.Errorf("%s: %v", part, err)
 		}
 	}
+}
+
+// An agent that reads from the start what others have read must get all of it, once and in order, although records of later on were
+// fetched already; and the others must not get theirs twice.
+func TestFeedsAwaitTheStart(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, exactlyOnce)
+		behind, ahead := l.assign(l.agent, in0), l.assign(l.agent, in1) // two agents of one partition, told apart by their outputs
+		for _, f := range []*feed{behind, ahead} {
+			l.app.feeds[f.partition] = []laneFeed{{l.lane, f}}
+			l.feed(f, records(f.partition.Number, 50, 60)) // fetched from the group's offset
+			l.await(f)
+		}
+		l.position(behind, 0)
+		l.position(ahead, 55)
+		l.begin(behind, nil)
+		l.begin(ahead, nil)
+		stop := l.start()
+		for _, f := range []*feed{behind, ahead} {
+			l.feed(f, records(f.partition.Number, 60, 70)) // and on the way
+		}
+		time.Sleep(time.Second)
+		for _, p := range []record.Partition{in0, in1} {
+			if !l.app.awaited(p) || l.app.awaited(p) {
+				t.Errorf("%v is not awaited once", p)
+			}
+		}
+		for _, f := range []*feed{behind, ahead} {
+			l.feed(f, records(f.partition.Number, 0, 70))
+		}
+		time.Sleep(time.Second)
+		if got := l.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 70)) {
+			t.Errorf("from the start: %v", got)
+		}
+		if got := l.kafka.keys("out-1"); !slices.Equal(got, offsets(55, 70)) {
+			t.Errorf("from where it was: %v", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }
