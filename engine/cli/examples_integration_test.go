@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,31 @@ func (k *kafka) topics(partitions map[string]int32) {
 	}
 }
 
+// awaitCommitted waits until the group has committed the ends of the topics.
+func (k *kafka) awaitCommitted(group string, topics ...string) {
+	k.t.Helper()
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(50 * time.Millisecond) {
+		lags, err := k.adm.Lag(k.t.Context(), group)
+		lag := lags[group]
+		if err != nil || lag.Error() != nil {
+			continue // the group is not there yet
+		}
+		var behind int64
+		for _, topic := range topics {
+			if len(lag.Lag[topic]) == 0 {
+				behind++
+			}
+			for _, l := range lag.Lag[topic] {
+				behind += max(l.Lag, -l.Lag) // -1: not known yet
+			}
+		}
+		if behind == 0 {
+			return
+		}
+	}
+	k.t.Fatalf("group %s has not committed %v after a minute", group, topics)
+}
+
 // Each example must give on a real Kafka, run as in production, what it gives on the embedded broker.
 func TestExamplesOnKafka(t *testing.T) {
 	t.Chdir(root)
@@ -101,9 +127,22 @@ func TestExamplesOnKafka(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			port := freePort(t)
 			engine := k.engine("", map[string]string{
-				"definitionsDir": dir, "topicPartitions": strconv.Itoa(p.cfg.Topics.Partitions),
+				"definitionsDir": dir, "topicPartitions": strconv.Itoa(p.cfg.Topics.Partitions), "webPort": port,
 			})
+			var stdout []string
+			if e.asks != "" {
+				k.awaitCommitted(p.plan.App.ID, slices.Collect(maps.Keys(e.inputs))...) // views read what is committed
+				err := dev.Ask(t.Context(), "http://127.0.0.1:"+port, e.asks, func(response any) error {
+					line, err := json.Marshal(response)
+					stdout = append(stdout, string(line))
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
 			outputs := slices.Collect(maps.Keys(topics))
 			// Inputs may be outputs as well; then the first records are what was fed.
 			input := func(r *kgo.Record) bool {
@@ -115,7 +154,6 @@ func TestExamplesOnKafka(t *testing.T) {
 			if code := engine.stop(); code != 0 {
 				t.Errorf("exit code %d after SIGTERM", code)
 			}
-			var stdout []string
 			for _, r := range k.outputs(time.Minute, quiet(total), outputs...) {
 				if input(r) {
 					continue

@@ -19,6 +19,7 @@ type exampleApp struct {
 	readme  string            // text
 	command []string          // arguments of kaspr
 	inputs  map[string]string // files by topic
+	asks    string            // file of requests, if any; responses.jsonl beside it has what must be answered
 	want    map[string][]output
 }
 
@@ -58,6 +59,9 @@ func exampleApps(t *testing.T) []exampleApp {
 				topic, file, _ := strings.Cut(e.command[i+1], "=")
 				e.inputs[topic] = file
 			}
+			if arg == "--requests" {
+				e.asks = e.command[i+1]
+			}
 		}
 		all = append(all, e)
 	}
@@ -84,11 +88,14 @@ func (e exampleApp) recordsFail() bool {
 	return false
 }
 
-// check compares the output lines with expected.jsonl. Records of one topic and key must come in the order that stands
+// check compares the output lines with responses.jsonl and expected.jsonl. Records of one topic and key must come in the order that stands
 // there; between keys the order is not promised, because keys are spread over partitions.
 func (e exampleApp) check(t *testing.T, stdout []string) {
 	t.Helper()
 	var c conformanceCase
+	if e.asks != "" {
+		stdout = c.responses(t, filepath.Dir(e.asks), stdout)
+	}
 	got := byTopic(t, stdout)
 	for _, topic := range sortedKeys(e.want, got) {
 		want, have := byKey(e.want[topic]), byKey(got[topic])

@@ -42,17 +42,22 @@ const untilWithin = 20 * time.Second
 // readyWithin is how long requests wait for the app to be ready.
 const readyWithin = time.Minute
 
-// ask sends the requests of a file one after the other, when the app is ready, and prints the responses.
+// ask sends the requests of a file when the app is ready, and prints the responses.
 func ask(ctx context.Context, file string, app *engine.App, out *printer) error {
+	base, err := ready(ctx, app)
+	if err != nil {
+		return err
+	}
+	return Ask(ctx, base, file, out.value)
+}
+
+// Ask sends the requests of a file one after the other to a server, and shows each response.
+func Ask(ctx context.Context, base, file string, show func(response any) error) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("--requests: %w", err)
 	}
 	defer f.Close()
-	base, err := ready(ctx, app)
-	if err != nil {
-		return err
-	}
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 16<<20)
 	for n := 1; lines.Scan(); n++ {
@@ -63,7 +68,7 @@ func ask(ctx context.Context, file string, app *engine.App, out *printer) error 
 		if err != nil {
 			return fmt.Errorf("--requests: %s:%d: %w", file, n, err)
 		}
-		if err := out.value(r); err != nil {
+		if err := show(r); err != nil {
 			return err
 		}
 	}
