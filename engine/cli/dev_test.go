@@ -96,6 +96,16 @@ func TestDevReloads(t *testing.T) {
 	}
 }
 
+// Whoever misspells a topic must be told where the records went.
+func TestDevInputNobodyReads(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "hello.yaml"), []byte(greeter), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := conformanceCase{stdin: `"Ada"`, Stderr: []string{`msg="no agent reads the topic of an --input"`, "topic=nams like=names"}}
+	c.run(t, []string{"dev", dir, "--input", "nams=-", "--drain"})
+}
+
 // An agent whose code once took its time has its partition set aside, so as not to hold up the others; it must get the rest
 // of its records all the same, also when nothing else is fetched that would wake the engine.
 func TestSlowAgentIsFedAgain(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"kaspr.io/kaspr/engine"
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state/mem"
@@ -123,6 +124,7 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	if err != nil {
 		return err
 	}
+	warnUnread(app, p, o)
 	if b.fed == nil && len(o.Inputs) > 0 {
 		b.fed = make(chan struct{})
 		go func() { // not waited for at a reload or a stop: a read of standard input cannot be interrupted
@@ -174,6 +176,20 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 		return fmt.Errorf("%d %w", n, ErrRecordsFailed)
 	}
 	return nil
+}
+
+// warnUnread tells of inputs that will lie in their topics unread, as those of a misspelt topic. They are no error: topics that a
+// pattern must not take in are tried like that.
+func warnUnread(app *engine.App, p *plan.Plan, o Options) {
+	var read []string
+	for _, ag := range p.Agents {
+		read = append(read, ag.Topics...)
+	}
+	for _, in := range o.Inputs {
+		if !app.Reads(in.Topic) {
+			o.Log.Warn("no agent reads the topic of an --input", "topic", in.Topic, "like", manifest.Suggest(in.Topic, read))
+		}
+	}
 }
 
 // createTopics makes the topics agents read and write, so that nothing waits for a first record to appear.
