@@ -23,6 +23,7 @@ import (
 	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
 )
@@ -60,7 +61,10 @@ type App struct {
 	inputs  map[string]int32                // guarded by mu; partitions of topics that were compared with the tables'
 	stop    context.CancelFunc              // ends polling and begins the stop
 
-	preparing sync.WaitGroup // of assigned partitions
+	preparing sync.WaitGroup         // of assigned partitions
+	placement atomic.Pointer[owners] // of table partitions, as last told; nil before
+	peers     *apphttp.Peers
+	secret    string         // with which other processes of the app may read tables here
 	viewsEnd  chan struct{}  // closed when no view answers any more
 	placing   sync.WaitGroup // of requests' changes, where others are asked
 	stalls    atomic.Int64   // partitions found standing still
@@ -92,7 +96,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), viewsEnd: make(chan struct{}),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(), peers: apphttp.NewPeers(nil),
 	}
 	slots := cfg.Workers
 	var problems error
@@ -182,6 +186,7 @@ func (a *App) Close() {
 			v.log.Error("close instances", "err", err)
 		}
 	}
+	a.peers.Close()
 	if a.producer != nil {
 		a.producer.Close()
 	}
@@ -996,6 +1001,7 @@ func (a *App) memberState() broker.MemberState {
 
 // placed follows the copies the group's leader has placed here.
 func (a *App) placed(p broker.Placement) {
+	a.placement.Store(&owners{p, a.instance})
 	var follow []standby
 	for _, s := range p.Standbys {
 		for i := range a.plan.Tables {

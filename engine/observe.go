@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -46,7 +47,7 @@ func (a *App) listen(ctx context.Context) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Addr: a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
-		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
+		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
 	})
 	if err != nil {
 		return err
@@ -92,16 +93,18 @@ func (a *App) Listening() string {
 	return ""
 }
 
-// advertised is where other members reach this one; empty when they do not.
+// advertised is where other members reach this one, and with which secret (apphttp.Peers); empty when they do not. The group's members
+// learn it of each other through Kafka.
 func (a *App) advertised() string {
-	if a.seen.web == nil || a.cfg.Web.Host == "" {
+	if a.seen.web == nil {
 		return ""
 	}
 	_, port, err := net.SplitHostPort(a.seen.web.Addr())
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
-	return net.JoinHostPort(a.cfg.Web.Host, port)
+	u := url.URL{Scheme: "http", User: url.User(a.secret), Host: net.JoinHostPort(worker(a.cfg.Web.Host), port)}
+	return u.String()
 }
 
 // endsEvery is how often the ends of the assigned partitions are asked for, so that lag is told of partitions, too, that are

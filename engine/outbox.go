@@ -104,9 +104,8 @@ func (o *outbox) loop() {
 			batch = append(batch, p)
 		case <-o.ctx.Done():
 			select {
-			case p := <-o.queue:
-				p.done(errStopping)
-				continue
+			case p := <-o.queue: // taken before the end: its request waits
+				batch = append(batch, p)
 			default:
 				return
 			}

@@ -135,8 +135,12 @@ func (v *view) notReady(why string) apphttp.Response {
 		Progress []part `json:"progress"`
 	}{why, []part{}}
 	longest := 0.0
+	var states []tableState
+	if v.app.seen.running.Load() {
+		states = v.app.tableStates()
+	}
 	for _, i := range v.tables {
-		for _, s := range v.app.tableStates() {
+		for _, s := range states {
 			if s.Table == v.app.plan.Tables[i].Name && s.Phase.recovering() && len(detail.Progress) < 100 {
 				detail.Progress = append(detail.Progress, part{s.Table, s.Partition, s.Phase, s.Left, s.ETA})
 				longest = max(longest, s.ETA)

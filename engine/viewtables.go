@@ -19,7 +19,7 @@ import (
 // it is when the records are keyed as the table is. That a key is nowhere is said only when every partition was asked.
 //
 // Invariant: a partition is read only from its owner, as long as it is one (App.owns), or from a copy of a global table that was read to
-// its end. What cannot be read is an error, never an empty answer.
+// its end, or, when webStaleReads allows it, from a standby. What cannot be read is an error, never an empty answer.
 type viewTables struct{ *view }
 
 var _ wasmhost.RemoteTables = viewTables{}
@@ -31,10 +31,8 @@ func (e *notReadyError) Error() string { return e.text }
 func (e *notReadyError) Unwrap() error { return wasmhost.ErrNotReady }
 
 func (t viewTables) partsOf(table int) ([]*tablePart, error) {
-	if t.app.tables != nil {
-		if all := t.app.tables.parts.Load(); all != nil {
-			return (*all)[t.tables[table]], nil
-		}
+	if parts := t.app.partsOf(t.tables[table]); parts != nil {
+		return parts, nil
 	}
 	return nil, &notReadyError{"tables cannot be read yet: the app is starting"}
 }
@@ -104,7 +102,7 @@ func (a *App) still(p *tablePart, now *readable, err error) error {
 
 // owns tells whether what was read of a partition just now is right: no other process may have become its owner before.
 func (a *App) owns(p *tablePart, now *readable) bool {
-	return now.staged == nil || p.now.Load() == now
+	return now.staged == nil || p.now.Load() == now && a.member.Holds()
 }
 
 func (t viewTables) TableScan(_ int32, table int, partition int32, prefix, after []byte, each func(key, value []byte) bool) error {
@@ -140,6 +138,11 @@ func (a *App) pageOwn(p *tablePart, prefix, after []byte, most int) (entries []w
 	if now == nil {
 		return nil, false, wasmhost.ErrElsewhere
 	}
+	entries, more, err = scanStore(now, prefix, after, most)
+	return entries, more, a.still(p, now, err)
+}
+
+func scanStore(now *readable, prefix, after []byte, most int) (entries []wasmhost.TableEntry, more bool, err error) {
 	r := state.Range{Prefix: prefix}
 	if after != nil {
 		r.From = append(slices.Clone(after), 0) // the least key that is greater
@@ -152,7 +155,7 @@ func (a *App) pageOwn(p *tablePart, prefix, after []byte, most int) (entries []w
 		}
 		entries = append(entries, wasmhost.TableEntry{Key: slices.Clone(it.Key()), Value: slices.Clone(it.Value())})
 	}
-	return entries, more, a.still(p, now, it.Close())
+	return entries, more, it.Close()
 }
 
 // TableInfo is wasmhost.Tables's. To a request every partition is one to scan. The entries of those elsewhere are taken to be as many as
@@ -177,20 +180,12 @@ func (t viewTables) TableInfo(table int) (partitions int32, active []int32, entr
 }
 
 func (t viewTables) TableFetch(ctx context.Context, table int, partition int32, key []byte) ([]byte, error) {
-	value, _, err := t.fetch(ctx, table, partition, key)
+	value, _, err := t.app.lookup(ctx, t.tables[table], partition, key)
 	return value, err
 }
 
-func (t viewTables) fetch(_ context.Context, table int, partition int32, _ []byte) ([]byte, int32, error) {
-	return nil, partition, t.elsewhere(table)
-}
-
-func (t viewTables) TablePage(_ context.Context, table int, _ int32, _, _ []byte, _ int) ([]wasmhost.TableEntry, bool, error) {
-	return nil, false, t.elsewhere(table)
-}
-
-func (t viewTables) elsewhere(table int) error {
-	return &notReadyError{fmt.Sprintf("table %s cannot be read here: a part of it is being restored, or belongs to another process", t.plan.Program.Tables[table].Name)}
+func (t viewTables) TablePage(ctx context.Context, table int, partition int32, prefix, after []byte, most int) ([]wasmhost.TableEntry, bool, error) {
+	return t.app.page(ctx, t.tables[table], partition, prefix, after, most)
 }
 
 // place makes records of the tables' writes topics of a request's changes. A change without a partition goes to the one that has the
@@ -210,7 +205,7 @@ func (v *view) place(ctx context.Context, changes []record.Change, remote bool) 
 				_, partition, err = v.app.find(parts, c.Key)
 			}
 			if remote && errors.Is(err, wasmhost.ErrElsewhere) {
-				_, partition, err = viewTables{v}.fetch(ctx, int(c.Table), record.RecordPartition, c.Key)
+				_, partition, err = v.app.lookup(ctx, v.tables[c.Table], record.RecordPartition, c.Key)
 			}
 			if err != nil {
 				return nil, err

@@ -31,6 +31,9 @@ type Options struct {
 	MetricsBase string // path before /metrics, such as "/internal"
 	BasePath    string // before every view's path: "" or "/base"
 	Views       []View
+	// Peer answers other processes of the app, who know PeerSecret; nil: nobody does.
+	Peer        func(question []byte) ([]byte, error)
+	PeerSecret  string
 	BodyMax     int // bytes of a request's body; 0: what the endpoints need, which take none
 	Connections int // at a time; those beyond are answered with 503. 0: 256
 	App         App
@@ -98,6 +101,9 @@ func newServer(o Options) *Server {
 		"/status/":                 s.status, // the original's
 		metricsPath(o.MetricsBase): s.metrics,
 	}
+	if o.Peer != nil {
+		s.routes[peerPath] = s.peer // which looks at the method itself
+	}
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
 		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,
@@ -145,7 +151,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	case answer == nil && s.view(ctx):
 	case answer == nil:
 		fail(ctx, fasthttp.StatusNotFound, "not found")
-	case !ctx.IsGet() && !ctx.IsHead():
+	case !ctx.IsGet() && !ctx.IsHead() && string(ctx.Path()) != peerPath:
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
 	default:

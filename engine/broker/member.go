@@ -32,6 +32,7 @@ type Member struct {
 	cl      *kgo.Client
 	opts    Options
 	group   *copartition
+	lease   *lease
 	started chan struct{} // closed by Start; the handler hears nothing before
 	closed  chan struct{} // closed by Close; a member that never started must not wait for it
 
@@ -42,7 +43,10 @@ type Member struct {
 // committed, reading committed transactions only. Records of topics that do not exist yet follow once they do.
 // The handler is called from Start on.
 func Join(opts Options, topics []string, h Handler) (*Member, error) {
-	m := &Member{opts: opts, group: &copartition{opts: opts}, started: make(chan struct{}), closed: make(chan struct{})}
+	m := &Member{opts: opts, group: &copartition{opts: opts}, started: make(chan struct{}), closed: make(chan struct{}), lease: &lease{length: min(opts.SessionTimeout, opts.RebalanceTimeout)}}
+	if m.lease.length == 0 {
+		m.lease.length = 45 * time.Second // the client's own session timeout
+	}
 	if opts.UserData != nil {
 		if err := opts.UserData().check(); err != nil {
 			return nil, err
@@ -51,6 +55,7 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	kopts := append(opts.clientOptions(),
 		topicsByName(),
 		kgo.ConsumerGroup(opts.Group),
+		kgo.WithHooks(m.lease),
 		kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -58,6 +63,7 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) {
+			m.lease.assigned() // the last sync was answered
 			if m.awaitStart() {
 				m.placed()
 				h.Assigned(partitions(ps))

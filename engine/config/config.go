@@ -175,6 +175,7 @@ type Web struct {
 	BodyBytesMax   int64
 	ConnectionsMax int
 	Debug          bool // tracebacks in error bodies
+	StaleReads     bool // of standby copies, when the owner does not answer
 }
 
 // Scheduler is the message scheduler.

@@ -154,7 +154,7 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Log.Format }, process()),
 
 	group("HTTP"),
-	textSetting("webHost", "", "Host name under which other workers reach this one.",
+	textSetting("webHost", "", "Host name under which other workers reach this one; the machine's when empty.",
 		func(c *Config) *string { return &c.Web.Host }, process()),
 	portSetting("webPort", "6065", "Port of the HTTP server of `kaspr run`, on all interfaces; 0: none. `kaspr dev` has one only with --http.",
 		func(c *Config) *int { return &c.Web.Port }),
@@ -176,6 +176,8 @@ var settings = []setting{
 		1, 1_000_000, func(c *Config) *int { return &c.Web.ConnectionsMax }),
 	boolSetting("webDebug", "false", "Show tracebacks in the error bodies of web views. They tell strangers what the code looks like.",
 		func(c *Config) *bool { return &c.Web.Debug }),
+	boolSetting("webStaleReads", "false", "Let web views read a standby copy of this process, which may be behind, while the owner of a table's partition does not answer.",
+		func(c *Config) *bool { return &c.Web.StaleReads }),
 
 	group("Message scheduler"),
 	boolSetting("schedulerEnabled", "false", "Messages for later: see docs/scheduler.md. schedulerCronEnabled implies it.",
