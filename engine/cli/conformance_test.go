@@ -243,6 +243,7 @@ type output struct {
 	Value          any            `json:"value"`
 	Headers        map[string]any `json:"headers"`
 	HeadersContain map[string]any `json:"headersContain"`
+	Last           bool           `json:"last"` // of an example: only the last record of the key counts
 
 	hasKey, hasValue bool
 	line             string
