@@ -327,7 +327,7 @@ class _Block:
 
 
 def _no_yield(role):
-    return f"a {role} must return a value, not yield"
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role} must return a value, not yield"
 
 
 def _line_of_function(value, block):
