@@ -48,6 +48,16 @@ type Stats struct {
 	Records, Outputs, Calls                       atomic.Int64
 	Failed, DeadLettered, Skipped, Retried, Stops atomic.Int64
 	FailedBy                                      [failureKinds]atomic.Int64 // Failed by record.FailureKind
+
+	Received counts // records, by topic
+	Sent     counts // outputs of every kind, by topic
+	FailedAt counts // Failed by the operation
+
+	Lasted durations // of a record, from its arrival, or its last rewind, to its commit
+
+	// Of calls as they are made, repeated ones included.
+	Took  durations // of a call, in the guest
+	Batch sizes     // records of a call
 }
 
 // failureKinds is one more than the last kind.
@@ -65,15 +75,23 @@ func kindIndex(k record.FailureKind) record.FailureKind {
 type tally struct {
 	calls, records, outputs, failed, deadLettered, skipped, retried int64
 	failedBy                                                        [failureKinds]int64
+	received, sent, failedAt                                        map[string]int64
 }
 
-func (t *tally) add(v *verdict) {
+func newTally() *tally {
+	return &tally{received: map[string]int64{}, sent: map[string]int64{}, failedAt: map[string]int64{}}
+}
+
+func (t *tally) add(topic string, v *verdict) {
+	t.received[topic] += int64(v.consumed)
+	countTopics(t.sent, v.outputs)
 	t.calls++
 	t.records += int64(v.consumed)
 	t.outputs += int64(len(v.outputs) - v.dead - v.routed)
 	t.failed += int64(len(v.failed))
 	for i := range v.failed {
 		t.failedBy[kindIndex(v.failed[i].Kind)]++
+		t.failedAt[placeOf(&v.failed[i])]++
 	}
 	t.deadLettered += int64(v.dead)
 	t.skipped += int64(v.skipped)
@@ -91,6 +109,29 @@ func (s *Stats) add(t *tally) {
 	s.DeadLettered.Add(t.deadLettered)
 	s.Skipped.Add(t.skipped)
 	s.Retried.Add(t.retried)
+	s.Received.add(t.received)
+	s.Sent.add(t.sent)
+	s.FailedAt.add(t.failedAt)
+}
+
+// countTopics counts outputs by topic; those of one topic mostly stand together.
+func countTopics(n map[string]int64, outs []record.Output) {
+	for len(outs) > 0 {
+		same := 1
+		for same < len(outs) && outs[same].Topic == outs[0].Topic {
+			same++
+		}
+		n[outs[0].Topic] += int64(same)
+		outs = outs[same:]
+	}
+}
+
+// placeOf is where a record failed, in metrics.
+func placeOf(f *record.Failure) string {
+	if f.Operation == "" {
+		return wasmhost.Codec
+	}
+	return f.Operation
 }
 
 func newAgent(app *App, p *plan.Agent) *agent {

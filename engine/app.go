@@ -273,6 +273,7 @@ func (a *App) Run(ctx context.Context) error {
 	defer stopViews()
 	lanes := a.startLanes()
 	a.seen.joined.Store(len(topics) == 0) // then there is nothing to be given
+	a.seen.rebalances.begin(time.Now())
 	a.seen.running.Store(true)
 	a.member.Start()
 	a.log.Info("started", "agents", len(a.agents), "workers", a.cfg.Workers, "topics", topics, "guarantee", a.cfg.ProcessingGuarantee)
@@ -759,8 +760,10 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 // once the group's stored position is known.
 func (a *App) Assigned(ps []record.Partition) {
 	a.seen.assignments.Add(1)
+	a.seen.rebalances.assign(time.Now())
 	defer a.seen.joined.Store(true) // its feeds are there by then
 	if len(ps) == 0 {
+		a.worked()
 		return
 	}
 	a.mu.Lock()
@@ -786,7 +789,7 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 			a.tables.Acquire(lf.feed.partition.Number, uses, []record.Partition{lf.feed.partition})
 		}
 	}
-	ctx := a.commits.sending
+	ctx, began := a.commits.sending, time.Now()
 	err := persist(ctx, func() error { return a.locate(ctx, ps, feeds) }, func(err error) bool {
 		var wrong manifest.Errors
 		return broker.Refused(err) || errors.Is(err, errOffsetLost) || errors.As(err, &wrong)
@@ -795,8 +798,10 @@ func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 	})
 	switch {
 	case err == nil:
+		a.seen.rebalances.Assigning.observe(time.Since(began))
 		a.begin(feeds)
 	case ctx.Err() == nil:
+		a.seen.rebalances.Failed.Add(1)
 		a.fail(err)
 	}
 }
@@ -947,6 +952,16 @@ func (a *App) begin(feeds []laneFeed) {
 		}
 		lf.lane.begin(lf.feed, a.share)
 	}
+	a.worked()
+}
+
+// worked notes the end of a rebalance, if every assigned partition is worked on.
+func (a *App) worked() {
+	all := true
+	a.eachFeed(func(_ record.Partition, _ *lane, f *feed) { all = all && f.ready })
+	if all {
+		a.seen.rebalances.worked(time.Now())
+	}
 }
 
 // copartition is what must be read by one process: the inputs of agents that share tables, and the tables with them.
@@ -1060,6 +1075,7 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 		return
 	}
 	began := time.Now()
+	a.seen.rebalances.begin(began)
 	until := began.Add(rebalanceTimeout * 3 / 4)
 	a.mu.Lock()
 	if !a.until.IsZero() && a.until.Before(until) {
@@ -1085,6 +1101,7 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 // Lost forgets the partitions at once; steps under way throw their results away.
 func (a *App) Lost(ps []record.Partition) {
 	a.seen.joined.Store(false)
+	a.seen.rebalances.begin(time.Now())
 	if len(ps) == 0 {
 		return
 	}

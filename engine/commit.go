@@ -64,6 +64,23 @@ type committer struct {
 type CommitStats struct {
 	Commits, Rollbacks, Reopened atomic.Int64
 	Took                         durations // from cut to commit
+
+	Sends       durations // from a send to its acknowledgement, of every output
+	SendsFailed durations // to its refusal
+	// Keys that commits set and deleted, by changelog. A key that was written several times counts once a commit.
+	Updated, Deleted counts
+}
+
+// changed counts the changes of a commit.
+func (s *CommitStats) changed(changelog string, set *state.ChangeSet) {
+	deleted := int64(0)
+	for i := range set.Changes {
+		if set.Changes[i].Value == nil {
+			deleted++
+		}
+	}
+	s.Updated.add(map[string]int64{changelog: int64(len(set.Changes)) - deleted})
+	s.Deleted.add(map[string]int64{changelog: deleted})
 }
 
 // sender is what the committer needs of broker.Producer.
@@ -178,10 +195,10 @@ func (e *epoch) begin(d delivery) (now bool) {
 	defer e.mu.Unlock()
 	t := e.tallies[d.feed.agent]
 	if t == nil {
-		t = &tally{}
+		t = newTally()
 		e.tallies[d.feed.agent] = t
 	}
-	t.add(d.v)
+	t.add(d.feed.partition.Topic, d.v)
 	if d.v.kept != nil {
 		e.kept = append(e.kept, d.v.kept)
 	}
@@ -204,7 +221,11 @@ func (e *epoch) begin(d delivery) (now bool) {
 
 // deliver sends a step's outputs, dead letters among them, in record order. The producer keeps the order of every partition.
 func (c *committer) deliver(e *epoch, d delivery) {
+	began := time.Now()
 	c.producer.Send(e.ctx, d.v.outputs, func(refused []broker.SendFailure) {
+		took := time.Since(began)
+		c.stats.Sends.observeEach(took, len(d.v.outputs)-len(refused))
+		c.stats.SendsFailed.observeEach(took, len(refused))
 		switch {
 		case len(refused) == 0:
 			e.finish(nil)
@@ -628,6 +649,7 @@ func (c *committer) applyChanges(cl *closing) {
 	failed := map[*share]error{}
 	for i := range cl.sets {
 		s := &cl.sets[i]
+		c.stats.changed(s.share.changelog.Topic, s.set)
 		if err := s.share.staged.Commit(s.set, s.next); err != nil {
 			failed[s.share] = err
 		}

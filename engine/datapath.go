@@ -83,7 +83,10 @@ func (l *lane) call(ctx context.Context, f *feed, w *work) (record.Result, error
 	if w.known != nil {
 		return record.Result{Failures: []record.Failure{w.known.failure}, Done: 1}, nil
 	}
-	return f.agent.code.Call(context.WithValue(ctx, workKey{}, w), l.slot, &w.batch)
+	result, err := f.agent.code.Call(context.WithValue(ctx, workKey{}, w), l.slot, &w.batch)
+	f.agent.stats.Took.observe(result.Elapsed)
+	f.agent.stats.Batch.observe(len(w.batch.Records))
+	return result, err
 }
 
 // trouble is a share whose store failed while it was read.

@@ -452,6 +452,9 @@ func (l *lane) take(f *feed) work {
 	f.taken = chunk{}
 	for full := false; !full && len(b.Records) < most && len(f.chunks) > 0; {
 		c := &f.chunks[0]
+		if f.taken.arrived.IsZero() {
+			f.taken.arrived = c.arrived
+		}
 		n := 0
 		for n < len(c.records) && len(b.Records)+n < most {
 			r := &c.records[n]
@@ -523,7 +526,7 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 	if !v.wake.IsZero() && (f.wake.IsZero() || v.wake.Before(f.wake)) {
 		f.wake = v.wake
 	}
-	all, next := f.taken.records, f.taken.next
+	all, next, arrived := f.taken.records, f.taken.next, f.taken.arrived
 	f.taken = chunk{}
 	if v.consumed < len(all) {
 		rest := all[v.consumed:]
@@ -536,7 +539,7 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 		next = rest[0].Offset
 	}
 	if v.consumed > 0 {
-		f.done = append(f.done, chunk{records: all[:v.consumed], next: next})
+		f.done = append(f.done, chunk{all[:v.consumed], next, arrived})
 		f.applied = next
 	}
 	return true
@@ -553,8 +556,8 @@ func (l *lane) stale(w *work) bool {
 func (f *feed) forget(committed int64) {
 	f.committed = committed
 	n := 0
-	for n < len(f.done) && f.done[n].next <= committed {
-		n++
+	for now := time.Now(); n < len(f.done) && f.done[n].next <= committed; n++ {
+		f.agent.stats.Lasted.observeEach(now.Sub(f.done[n].arrived), len(f.done[n].records))
 	}
 	f.done = f.done[n:]
 	if len(f.done) == 0 {

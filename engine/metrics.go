@@ -1,7 +1,8 @@
 package engine
 
 import (
-	"sync/atomic"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,12 +28,22 @@ func metric(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	mAppInfo = metric("app_info", "Start of the app, in seconds since 1970.", "group_id", "kaspr_version")
+	mAppInfo = metric("app_info", "Start of the app, in seconds since 1970.", "group_id", "kaspr_version", "kms_enabled")
 	mHealth  = metric("health", "-1 starting, 0 all assigned partitions are worked on, 1 joining the group, 2 restoring tables, 3 stopping.")
 
 	mReceived = metric("messages_received_total", "Records the agents processed.")
 	mActive   = metric("active_messages", "Records fetched whose results are not committed yet.")
 	mSent     = metric("total_sent_messages_total", "Outputs of the agents, dead letters included.")
+
+	mEvents       = metric("total_events_total", "The same by another name of the original.")
+	mActiveEvents = metric("total_active_events", "The same as active_messages.")
+	mStreamEvents = metric("total_events_per_stream_total", "Records processed, by what they are read from.", "stream")
+	mTopicRead    = metric("messages_received_per_topic_total", "Records processed, by topic.", "topic")
+	mTopicSent    = metric("topic_messages_sent_total", "Records sent, changelogs' included, by topic.", "topic")
+	mLasted       = metric("events_runtime_ms", "Time of a record from its arrival to its commit, in milliseconds.", "agent")
+	mSends        = metric("producer_send_latency", "Time from a send to its acknowledgement, in milliseconds.")
+	mSendsFailed  = metric("producer_error_send_latency", "Time from a send to its refusal, in milliseconds.")
+	mSendErrors   = metric("total_error_messages_sent_total", "Outputs the broker refused.")
 
 	mRecords = metric("agent_records_total", "Records an agent processed, failed ones included.", "agent")
 	mOutputs = metric("agent_outputs_total", "Outputs of an agent, without dead letters.", "agent")
@@ -41,6 +52,16 @@ var (
 	mDead    = metric("agent_dead_letters_total", "Records sent to the dead-letter topic.", "agent")
 	mSkipped = metric("agent_skipped_records_total", "Failed records left out by onError skip.", "agent")
 	mRetried = metric("agent_retries_total", "Further attempts of failed records.", "agent")
+
+	mFailedAt  = metric("operation_failed_records_total", "Records that failed for good, by where.", "agent", "operation")
+	mPlaceTime = metric("operation_seconds_total", "Time Python ran, by where: an estimate from samples.", "agent", "operation")
+	mCallTime  = metric("guest_call_latency", "Time of a call in the sandbox, in milliseconds.", "agent")
+	mBatch     = metric("guest_batch_records", "Records of a call.", "agent")
+
+	mRebalancing = metric("total_rebalances", "1 while partitions are handed over.")
+	mAssigning   = metric("assign_latency", "Time until the positions of newly assigned partitions were known, in milliseconds.")
+	mRebalance   = metric("rebalance_done_consumer_latency", "Time of a rebalance until the assignment, in milliseconds.")
+	mRebalanced  = metric("rebalance_done_latency", "Time of a rebalance until every partition was worked on, in milliseconds.")
 
 	mAssigns   = metric("assignment_operations_total", "Assignments of partitions by the group.", "operation")
 	mRead      = metric("messages_received_per_topics_partition", "Last offset read of a partition.", "topic", "partition")
@@ -64,6 +85,7 @@ var (
 	mGuestLimits   = metric("guest_limit_hits_total", "Records or instances ended by a limit: deadline, memory, trap.", "agent", "limit")
 	mGuestRetries  = metric("guest_isolated_records_total", "Records run again alone in a new instance.", "agent")
 	mInstances     = metric("guest_instances", "Live instances.", "agent")
+	mSlotMemory    = metric("guest_instance_memory_bytes", "Memory of one live instance.", "agent", "instance")
 	mGuestMemory   = metric("guest_memory_bytes", "Memory of the live instances; what one has not written it shares with the others.", "agent")
 
 	mViewRequests = metric("view_requests_total", "Requests a web view took.", "view")
@@ -77,13 +99,23 @@ var (
 	mTStalls  = metric("table_restore_stalls_total", "Times a restore made no progress and began anew.", "table", "partition")
 	mRecover  = metric("total_rebalances_recovering", "1 while a table partition is being restored.")
 	mKeyCount = metric("table_key_count", "Keys of the partitions that are active here; an estimate.", "table")
-	mTableOps = metric("table_operations_total", "Keys read from the store, keys changed.", "table", "partition", "operation")
+	mTableOps = metric("table_operations_total", "Keys that code read from stores, keys that commits set and deleted.", "table", "operation")
 
 	mStoreDisk       = metric("store_disk_bytes", "Table files on disk.", "table", "partition")
 	mStoreMemory     = metric("store_memtable_bytes", "Changes that are in memory only.", "table", "partition")
 	mStoreCompaction = metric("store_compaction_pending_bytes", "Compaction work left.", "table", "partition")
 	mStoreDelayed    = metric("store_writes_delayed", "1 while RocksDB slows writes down.", "table", "partition")
 	mStoreUnflushed  = metric("store_unflushed_offsets", "Changelog offsets that a restart would read again.", "table", "partition")
+
+	mProcessor  = metric("cpu_utilization_percent", "Use of processors by the process since the last look; 100 is one of them.")
+	mProcesor   = metric("cpu_utiliztion_percent", "The same by the original's name.")
+	mResident   = metric("resident_memory_total", "Bytes of memory of the process.")
+	mMemory     = metric("virtual_memory_total", "Bytes of memory of the machine.")
+	mMemoryUsed = metric("virtual_memory_used", "Bytes of it that are not available.")
+	mMemoryUse  = metric("virtual_memory_utilization", "Percent of it.")
+	mSwap       = metric("swap_memory_total", "Bytes of swap of the machine.")
+	mSwapUsed   = metric("swap_memory_used", "Bytes of it in use.")
+	mSwapUse    = metric("swap_memory_utilization", "Percent of it.")
 
 	mDiskTotal = metric("disk_space_total", "Bytes of the volume of tableDir.")
 	mDiskFree  = metric("disk_space_free", "Bytes free for us on it.")
@@ -100,7 +132,12 @@ func (s *series) Describe(to chan<- *prometheus.Desc) {
 func (s *series) Collect(to chan<- prometheus.Metric) {
 	c := collection(to)
 	a := s.app
-	c.gauge(mAppInfo, float64(a.seen.began.Unix()), a.plan.App.ID, a.opts.Version)
+	scheduling := "0"
+	if a.schedule != nil {
+		scheduling = "1"
+	}
+	c.gauge(mAppInfo, float64(a.seen.began.Unix()), a.plan.App.ID, a.opts.Version, scheduling)
+	c.machine(&a.seen.processor)
 	if !a.seen.running.Load() {
 		c.gauge(mHealth, health[stateStarting])
 		return
@@ -109,14 +146,17 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	state, _ := a.state(feeds)
 	c.gauge(mHealth, health[state])
 	c.counter(mAssigns, a.seen.assignments.Load(), "completed")
+	c.rebalances(&a.seen.rebalances)
 	c.counter(mStalls, a.stalls.Load())
 	c.agents(a.agents)
 	for _, v := range a.views {
 		c.view(v.plan.Name, &v.stats)
 	}
+	c.topics(a.agents, &a.commits.stats)
+	c.schedule(a.schedule)
 	c.feeds(feeds)
 	c.commits(&a.commits.stats)
-	c.tables(a.tables)
+	c.tables(a.tables, &a.commits.stats)
 	if a.stores != nil {
 		c.disk(a.cfg.TableDir)
 	}
@@ -153,15 +193,88 @@ func (c collection) agents(agents []*agent) {
 		for kind := range n.FailedBy {
 			c.counter(mFailed, n.FailedBy[kind].Load(), name, record.FailureKind(kind).String())
 		}
+		for place, failed := range n.FailedAt.all() {
+			c.counter(mFailedAt, failed, name, place)
+		}
+		c <- n.Lasted.metric(mLasted, name)
+		c <- n.Took.metric(mCallTime, name)
+		c <- n.Batch.metric(mBatch, name)
 		c.counter(mDead, n.DeadLettered.Load(), name)
 		c.counter(mSkipped, n.Skipped.Load(), name)
 		c.counter(mRetried, n.Retried.Load(), name)
 		if code := ag.guest(); code != nil {
 			c.guest(name, code.Stats())
+			for i, bytes := range code.Memory() {
+				if bytes > 0 {
+					c.gauge(mSlotMemory, float64(bytes), name, strconv.Itoa(i))
+				}
+			}
+			for _, p := range code.Places() {
+				c.seconds(mPlaceTime, p.Ran, name, p.Where)
+			}
 		}
 	}
+	c.counter(mEvents, received)
 	c.counter(mReceived, received)
 	c.counter(mSent, sent)
+}
+
+// topics are what is counted by topic and by what agents read.
+func (c collection) topics(agents []*agent, n *CommitStats) {
+	read, sent, streams := map[string]int64{}, map[string]int64{}, map[string]int64{}
+	for _, ag := range agents {
+		ag.stats.Sent.addTo(sent)
+		if !ag.plan.Writer {
+			ag.stats.Received.addTo(read)
+			streams[ag.stream()] += ag.stats.Records.Load()
+		}
+	}
+	n.Updated.addTo(sent)
+	n.Deleted.addTo(sent)
+	for topic, n := range read {
+		c.counter(mTopicRead, n, topic)
+	}
+	for topic, n := range sent {
+		c.counter(mTopicSent, n, "topic."+topic)
+	}
+	for stream, n := range streams {
+		c.counter(mStreamEvents, n, stream)
+	}
+}
+
+// stream is the original's name for what the agent reads.
+func (a *agent) stream() string {
+	topics := strings.Join(a.plan.Topics, ",")
+	if a.plan.Pattern != nil {
+		topics = a.plan.Pattern.String()
+	}
+	return "stream.topic_" + topics + ".events"
+}
+
+func (c collection) rebalances(r *rebalances) {
+	c.counter(mAssigns, r.Failed.Load(), "error")
+	underWay := 0.0
+	if r.underWay() {
+		underWay = 1
+	}
+	c.gauge(mRebalancing, underWay)
+	c <- r.Assigning.metric(mAssigning)
+	c <- r.Assigned.metric(mRebalance)
+	c <- r.Done.metric(mRebalanced)
+}
+
+func (c collection) machine(p *processor) {
+	used := p.percent(time.Now())
+	c.gauge(mProcessor, used)
+	c.gauge(mProcesor, used)
+	m := memoryNow()
+	c.gauge(mResident, m.Resident)
+	c.gauge(mMemory, m.Total)
+	c.gauge(mMemoryUsed, m.Total-m.Available)
+	c.gauge(mMemoryUse, percent(m.Total-m.Available, m.Total))
+	c.gauge(mSwap, m.SwapTotal)
+	c.gauge(mSwapUsed, m.SwapTotal-m.SwapFree)
+	c.gauge(mSwapUse, percent(m.SwapTotal-m.SwapFree, m.SwapTotal))
 }
 
 func (c collection) guest(agent string, n *wasmhost.Stats) {
@@ -204,6 +317,7 @@ func (c collection) feeds(feeds []feedState) {
 		}
 	}
 	c.gauge(mActive, float64(active))
+	c.gauge(mActiveEvents, float64(active))
 	for len(feeds) > 0 {
 		f := feeds[0]
 		for feeds = feeds[1:]; len(feeds) > 0 && feeds[0].Topic == f.Topic && feeds[0].Partition == f.Partition; feeds = feeds[1:] {
@@ -228,9 +342,19 @@ func (c collection) commits(n *CommitStats) {
 	c.counter(mRollbacks, n.Rollbacks.Load())
 	c.counter(mReopened, n.Reopened.Load())
 	c <- n.Took.metric(mCommitTime)
+	c <- n.Sends.metric(mSends)
+	c <- n.SendsFailed.metric(mSendsFailed)
+	c.counter(mSendErrors, int64(n.SendsFailed.count()))
 }
 
-func (c collection) tables(t *tables) {
+func (c collection) tables(t *tables, commits *CommitStats) {
+	updated, deleted := commits.Updated.all(), commits.Deleted.all()
+	for i := range t.plan {
+		table, changelog := "table."+t.plan[i].Name, t.plan[i].Changelog.Name
+		c.counter(mTableOps, t.read[i].Load(), table, "keys_retrieved")
+		c.counter(mTableOps, updated[changelog], table, "keys_updated")
+		c.counter(mTableOps, deleted[changelog], table, "keys_deleted")
+	}
 	recovering := 0.0
 	for _, x := range t.Progress() {
 		n := number(x.Partition)
@@ -253,8 +377,6 @@ func (c collection) tables(t *tables) {
 		if now.staged != nil {
 			keys[table] += m.Keys
 		}
-		c.counter(mTableOps, int64(m.ReadKeys), table, n, "keys_retrieved")
-		c.counter(mTableOps, int64(m.Changes), table, n, "keys_changed")
 		c.gauge(mStoreDisk, float64(m.DiskBytes), table, n)
 		c.gauge(mStoreMemory, float64(m.MemtableBytes), table, n)
 		c.gauge(mStoreCompaction, float64(m.CompactionBytes), table, n)
@@ -279,33 +401,4 @@ func (c collection) disk(dir string) {
 	c.gauge(mDiskTotal, float64(st.Blocks)*block)
 	c.gauge(mDiskFree, float64(st.Bavail)*block)
 	c.gauge(mDiskUsed, float64(st.Blocks-st.Bfree)*block)
-}
-
-// durations is a histogram of times, in milliseconds. The zero value is ready.
-type durations struct {
-	counts [len(bounds) + 1]atomic.Uint64
-	nanos  atomic.Int64
-}
-
-var bounds = [...]float64{.25, .5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000}
-
-func (d *durations) observe(t time.Duration) {
-	ms := float64(t) / float64(time.Millisecond)
-	i := 0
-	for i < len(bounds) && ms > bounds[i] {
-		i++
-	}
-	d.counts[i].Add(1)
-	d.nanos.Add(int64(t))
-}
-
-func (d *durations) metric(desc *prometheus.Desc, labels ...string) prometheus.Metric {
-	buckets := make(map[float64]uint64, len(bounds))
-	var n uint64
-	for i, b := range bounds {
-		n += d.counts[i].Load()
-		buckets[b] = n
-	}
-	n += d.counts[len(bounds)].Load()
-	return prometheus.MustNewConstHistogram(desc, n, float64(d.nanos.Load())/float64(time.Millisecond), buckets, labels...)
 }

@@ -28,10 +28,12 @@ type observed struct {
 	address     atomic.Pointer[string] // of web, for those who may ask before it is there
 	began       time.Time
 	running     atomic.Bool
-	closing     atomic.Bool                                // views take no more requests
-	asking      atomic.Int64                               // requests that views are to answer
-	joined      atomic.Bool                                // the group has given this member its partitions, and has not put it out since
-	assignments atomic.Int64                               // times the group did
+	closing     atomic.Bool  // views take no more requests
+	asking      atomic.Int64 // requests that views are to answer
+	joined      atomic.Bool  // the group has given this member its partitions, and has not put it out since
+	assignments atomic.Int64 // times the group did
+	rebalances  rebalances
+	processor   processor
 	ends        atomic.Pointer[map[string]map[int32]int64] // of the assigned partitions' topics, as last asked
 }
 

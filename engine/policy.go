@@ -264,6 +264,7 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 		f := sendFailure(out.Record, out, r)
 		a.stats.Failed.Add(1)
 		a.stats.FailedBy[kindIndex(f.Kind)].Add(1)
+		a.stats.FailedAt.add(map[string]int64{placeOf(&f): 1})
 		a.logFailure(slog.LevelError, rec, &f, string(a.plan.OnError.Action))
 		switch a.plan.OnError.Action {
 		case plan.DeadLetter:

@@ -46,6 +46,7 @@ type tables struct {
 
 	parts  atomic.Pointer[[][]*tablePart] // by table and number; nil before Start
 	faults []tableFaults                  // by table
+	read   []atomic.Int64                 // by table; keys that code asked for and stores looked up
 
 	mu sync.Mutex // guards what is wanted of every partition: tablePart.wants and keeping
 }
@@ -96,6 +97,7 @@ func newTables(stores state.Opener, kafka changelogs, group string, p []plan.Tab
 	t := &tables{
 		stores: stores, kafka: kafka, group: group, plan: p, log: log, onReady: onReady, tuning: defaultTuning,
 		turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), faults: make([]tableFaults, len(p)),
+		read: make([]atomic.Int64, len(p)),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -478,6 +480,7 @@ func (v programTables) all(table int) []*tablePart {
 
 // TableGet is wasmhost.Tables's. A partition that is not here has no keys.
 func (v programTables) TableGet(own int32, table int, partition int32, key []byte) ([]byte, error) {
+	v.of.read[v.index[table]].Add(1)
 	if partition != abi.TableOthers {
 		if p := v.of.part(v.index[table], partition); p != nil {
 			return p.get(own, key)
@@ -522,11 +525,14 @@ func (v programTables) TableScan(own int32, table int, partition int32, prefix, 
 		r.From = append(slices.Clone(after), 0) // the least key that is greater
 	}
 	it := from.Scan(r)
+	n := int64(0)
 	for it.Next() {
+		n++
 		if !each(it.Key(), it.Value()) {
 			break
 		}
 	}
+	v.of.read[v.index[table]].Add(n)
 	err := it.Close()
 	if errors.Is(err, state.ErrClosed) && p.number != own {
 		return nil

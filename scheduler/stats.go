@@ -39,6 +39,20 @@ type Counts struct {
 	CronAdded, CronCancelled, CronPaused, CronResumed, Fired, FiringsMissed, FiringsSkip int64
 }
 
+// Sum adds the counts of another partition.
+func (c *Counts) Sum(o *Counts) {
+	for i, n := range o.all() {
+		*c.all()[i] += *n
+	}
+}
+
+func (c *Counts) all() []*int64 {
+	return []*int64{
+		&c.Scheduled, &c.PastDue, &c.Replaced, &c.Unchanged, &c.Cancelled, &c.Rejected, &c.Delivered, &c.Retried, &c.Expired, &c.Failed,
+		&c.CronAdded, &c.CronCancelled, &c.CronPaused, &c.CronResumed, &c.Fired, &c.FiringsMissed, &c.FiringsSkip,
+	}
+}
+
 // Add counts the outcomes of a step that was committed.
 func (c *Counts) Add(outcomes []Outcome) {
 	for i := range outcomes {

@@ -316,6 +316,7 @@ func (in *Instance) invoke(export string, arg uint64) (uint32, error) {
 func (in *Instance) tick() uint64 {
 	now := time.Now()
 	in.program.stats.Ticks.Add(1)
+	in.program.sample(in.word(abi.StatePhase), in.word(abi.StateOperation))
 	c := &in.call
 	if c.ctx.Err() != nil {
 		c.cause = c.ctx.Err()

@@ -205,11 +205,14 @@ type program struct {
 
 func (r *Runtime) program(p *abi.Program, o Options) *program {
 	prog := &program{Options: o.withDefaults(r.cfg.Defaults), code: p, stats: &Stats{}}
+	places := 1
 	if p != nil {
 		for _, o := range p.Outputs {
 			prog.topics = append(prog.topics, o.Topic)
 		}
+		places += len(p.Ops) + len(p.Outputs)
 	}
+	prog.stats.samples = make([]atomic.Int64, places)
 	return prog
 }
 

@@ -87,11 +87,12 @@ func TestHTTP(t *testing.T) {
 	args := []string{"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webMetricsBasePath=/internal"}
 	go func() { ended <- Main(ctx, "1.2.3", args, Streams{In: in, Out: &out, Err: &errs}) }()
 	base := "http://127.0.0.1:" + port
+	var missing string
 	until := func(what string, ok func() bool) {
 		t.Helper()
 		for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
 			if time.Since(began) > time.Minute {
-				t.Fatalf("no %s\nstandard output:\n%s\nstandard error:\n%s", what, &out, &errs)
+				t.Fatalf("no %s%s\nstandard output:\n%s\nstandard error:\n%s", what, missing, &out, &errs)
 			}
 		}
 	}
@@ -118,15 +119,16 @@ func TestHTTP(t *testing.T) {
 		`kaspr_guest_instances{agent="sum",`, `kaspr_guest_seconds_total{agent="sum",`, `kaspr_consumer_commit_latency_bucket{`,
 		`process_resident_memory_bytes `, `go_goroutines `,
 	}
+	want = append(want, originalSeries...)
 	name := worker()
 	var code int
-	var text, missing string
+	var text string
 	until("metrics that tell of it", func() bool {
 		code, text = get(t, base+"/internal/metrics")
 		missing = ""
 		for _, w := range want {
 			if w = strings.ReplaceAll(w, `worker_name="W"`, `worker_name="`+name+`"`); !strings.Contains(text, w) {
-				missing = w
+				missing = ": " + w
 			}
 		}
 		return code == http.StatusOK && missing == ""
@@ -177,6 +179,56 @@ func TestHTTP(t *testing.T) {
 	if code, _, errs := kaspr(t, dir, nil, "health", "--set", "webPort="+port); code != exitFailed || !strings.Contains(errs, "ask 127.0.0.1:"+port+"/healthz") {
 		t.Errorf("health of nobody: exit %d, %s", code, errs)
 	}
+}
+
+// originalSeries are all series of the original's worker with its labels, as dashboards ask for them; those that are misspelt
+// there also by their right names. Not among them: metrics_by_name, which code fills in by a call that this engine has not, the
+// scheduler's (TestScheduleSeries), and the times of creation (_created) that the original's library adds. TestHTTPOfRealStores has those of the disk.
+var originalSeries = []string{
+	`kaspr_messages_received_total{app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_active_messages{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_messages_received_per_topic_total{app_name="demo-app",topic="numbers",worker_name="W"} 4`,
+	`kaspr_messages_received_per_topics_partition{app_name="demo-app",partition="0",topic="numbers",worker_name="W"} 3`,
+	`kaspr_events_runtime_ms_count{agent="sum",app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_total_events_total{app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_total_active_events{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_total_events_per_stream_total{app_name="demo-app",stream="stream.topic_numbers.events",worker_name="W"} 4`,
+	`kaspr_table_operations_total{app_name="demo-app",operation="keys_retrieved",table="table.totals",worker_name="W"} 1`,
+	`kaspr_table_operations_total{app_name="demo-app",operation="keys_updated",table="table.totals",worker_name="W"} `,
+	`kaspr_table_operations_total{app_name="demo-app",operation="keys_deleted",table="table.totals",worker_name="W"} 0`,
+	`kaspr_table_key_count{app_name="demo-app",table="totals",worker_name="W"} 1`,
+	`kaspr_topic_messages_sent_total{app_name="demo-app",topic="topic.sums",worker_name="W"} 3`,
+	`kaspr_topic_messages_sent_total{app_name="demo-app",topic="topic.demo-app-totals-changelog",worker_name="W"} `,
+	`kaspr_total_sent_messages_total{app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_producer_send_latency_count{app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_total_error_messages_sent_total{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_producer_error_send_latency_count{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_assignment_operations_total{app_name="demo-app",operation="completed",worker_name="W"} `,
+	`kaspr_assignment_operations_total{app_name="demo-app",operation="error",worker_name="W"} 0`,
+	`kaspr_assign_latency_count{app_name="demo-app",worker_name="W"} `,
+	`kaspr_total_rebalances{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_total_rebalances_recovering{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_rebalance_done_consumer_latency_count{app_name="demo-app",worker_name="W"} 1`,
+	`kaspr_rebalance_done_latency_count{app_name="demo-app",worker_name="W"} 1`,
+	`kaspr_health{app_name="demo-app",worker_name="W"} 0`,
+	`kaspr_http_status_codes_total{app_name="demo-app",status_code="200",worker_name="W"} `,
+	`kaspr_http_latency_bucket{app_name="demo-app",worker_name="W",le="1"} `,
+	`kaspr_topic_partition_end_offset{app_name="demo-app",partition="0",topic="numbers",worker_name="W"} 4`,
+	`kaspr_topic_partition_offset_commited{app_name="demo-app",partition="0",topic="numbers",worker_name="W"} 4`,
+	`kaspr_topic_partition_offset_committed{app_name="demo-app",partition="0",topic="numbers",worker_name="W"} 4`,
+	`kaspr_consumer_commit_latency_count{app_name="demo-app",worker_name="W"} `,
+	`kaspr_app_info{app_name="demo-app",group_id="demo-app",kaspr_version="1.2.3",kms_enabled="0",worker_name="W"} `,
+	`kaspr_cpu_utiliztion_percent{app_name="demo-app",worker_name="W"} `, `kaspr_cpu_utilization_percent{app_name="demo-app",worker_name="W"} `,
+	`kaspr_resident_memory_total{app_name="demo-app",worker_name="W"} `,
+	`kaspr_virtual_memory_total{`, `kaspr_virtual_memory_used{`, `kaspr_virtual_memory_utilization{`,
+	`kaspr_swap_memory_total{`, `kaspr_swap_memory_used{`, `kaspr_swap_memory_utilization{`,
+
+	// What the original does not tell.
+	`kaspr_operation_failed_records_total{agent="sum",app_name="demo-app",operation="operation \"add\", map",worker_name="W"} 1`,
+	`kaspr_operation_seconds_total{agent="sum",app_name="demo-app",operation="operation \"add\", map",worker_name="W"} `,
+	`kaspr_guest_instance_memory_bytes{agent="sum",app_name="demo-app",instance="0",worker_name="W"} `,
+	`kaspr_guest_batch_records_sum{agent="sum",app_name="demo-app",worker_name="W"} 4`,
+	`kaspr_guest_call_latency_count{agent="sum",app_name="demo-app",worker_name="W"} `,
 }
 
 // worker is how this machine is named in metrics.
