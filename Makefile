@@ -130,6 +130,18 @@ generate: ## Write generated files anew; CI expects no difference
 licenses: pyguest ## Write THIRD_PARTY_LICENSES anew
 	@scripts/licenses.sh
 
+.PHONY: console
+console: ## Write the console's page (http/console/dist) anew from its source
+	@scripts/deps.sh node
+	cd http/console && npm ci --ignore-scripts --no-audit --no-fund && node build.js
+
+.PHONY: console-test
+console-test: build ## Click through the console in a headless Chromium
+	@scripts/deps.sh node browser
+	cd http/console && npm ci --ignore-scripts --no-audit --no-fund
+	$(GO) test -count 1 -run TestConsoleIsBuilt ./http
+	KASPR_BINARY=$(CURDIR)/bin/kaspr node --test http/console/test/
+
 .PHONY: image
 image: pyguest ## Build the container image kaspr:VERSION
 	@scripts/image.sh build $(VERSION)

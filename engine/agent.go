@@ -176,6 +176,7 @@ func (a *agent) note(b *record.Batch, v *verdict) {
 
 // logFailure logs one failed record; a flood of them is thinned out, and the next line says by how many.
 func (a *agent) logFailure(level slog.Level, r *record.Record, f *record.Failure, policy string) {
+	a.app.failures.add(a.shown(), policy, r, f, time.Now())
 	left, ok := a.noisy.allow(time.Now())
 	if !ok {
 		return

@@ -68,6 +68,7 @@ type App struct {
 	viewsEnd  chan struct{}  // closed when no view answers any more
 	placing   sync.WaitGroup // of requests' changes, where others are asked
 	stalls    atomic.Int64   // partitions found standing still
+	failures  failures       // the last records that failed
 	seen      observed
 }
 

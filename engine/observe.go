@@ -50,6 +50,7 @@ func (a *App) listen(ctx context.Context) error {
 	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Addr: a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
 		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
+		Console: newConsole(a), ConsoleFor: a.cfg.Web.Console,
 	})
 	if err != nil {
 		return err
@@ -146,8 +147,11 @@ func (a *App) assignedTopics() []string {
 
 // shown is the agent's name to people. What applies a table's writes is no agent of theirs, and must not be taken for one of its name.
 func (a *agent) shown() string {
-	if a.plan.Writer || a.plan.Schedule != "" {
+	switch {
+	case a.plan.Writer:
 		return a.component
+	case a.plan.Schedule != "": // there are two
+		return a.component + "/" + string(a.plan.Schedule)
 	}
 	return a.plan.Name
 }

@@ -37,6 +37,8 @@ type Options struct {
 	BodyMax     int // bytes of a request's body; 0: what the endpoints need, which take none
 	Connections int // at a time; those beyond are answered with 503. 0: 256
 	App         App
+	Console     Console               // nil: there is none
+	ConsoleFor  string                // who may open it: "loopback", "all", or nobody
 	Registry    prometheus.Gatherer   // what /metrics tells
 	Own         prometheus.Registerer // of it: where the server's own series go
 	Log         *slog.Logger
@@ -104,6 +106,7 @@ func newServer(o Options) *Server {
 	if o.Peer != nil {
 		s.routes[peerPath] = s.peer // which looks at the method itself
 	}
+	s.routeConsole()
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
 		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,

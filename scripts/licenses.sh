@@ -31,6 +31,7 @@ add "CPython $CPYTHON_VERSION (the guest's interpreter and standard library)" "$
 add "Software incorporated in CPython $CPYTHON_VERSION (HACL*, Expat, libmpdec and others)" "$sources/cpython/Doc/license.rst"
 add "zlib (in the guest)" "$sources/zlib/LICENSE"
 add "wasi-libc $WASI_LIBC_VERSION and compiler-rt (in the guest)" "$sources/sysroot/share/doc/wasi-libc/copyright"
+add "Preact $(sed -n 's/.*"preact": "\(.*\)".*/\1/p' http/console/package.json) (in the console's page)" http/console/LICENSE.preact
 add "tzdata $TZDATA_VERSION (in the guest)" "$sources"/tzdata/*.dist-info/licenses/LICENSE
 
 {

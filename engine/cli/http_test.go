@@ -164,6 +164,22 @@ func TestHTTP(t *testing.T) {
 		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1}]}"; got != want {
 		t.Errorf("/status:\n%s\nwant\n%s", got, want)
 	}
+	for path, parts := range map[string][]string{
+		"overview": {`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
+			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"","global":false,"windowed":false,"keys":1}]`, `"errors":1`},
+		"failures":            {`"operation":"operation \"add\", map","kind":"code","type":"TypeError"`, `app.yaml:20, in add`, `"offset":2`, `"value":{"text":"\"three\"","size":7}`},
+		"table?name=totals":   {`"entries":[{"partition":0,"key":{"text":"\"all\"","size":5},"value":{"text":"7","size":1}}],"looked":1}`},
+		"topic?name=sums":     {`"offset":0`, `"value":{"text":"7","size":1}`, `"next":{"0":`},
+		"topic?name=not-ours": {`none of the app's`},
+		"scheduled":           {`{"messages":[],"crons":[]}`},
+	} {
+		_, text := get(t, base+"/console/api/"+path)
+		for _, p := range parts {
+			if !strings.Contains(text, p) {
+				t.Errorf("/console/api/%s: no %s in %s", path, p, text)
+			}
+		}
+	}
 	for _, args := range [][]string{{"health"}, {"health", "--ready"}} {
 		if code, said, errs := kaspr(t, dir, nil, append(args, "--set", "webPort="+port)...); code != exitOK || !strings.HasPrefix(said, "{") {
 			t.Errorf("%v: exit %d, %s%s", args, code, said, errs)

@@ -174,9 +174,17 @@ type Web struct {
 	Timeout        time.Duration // of a request, waiting included
 	BodyBytesMax   int64
 	ConnectionsMax int
-	Debug          bool // tracebacks in error bodies
-	StaleReads     bool // of standby copies, when the owner does not answer
+	Debug          bool   // tracebacks in error bodies
+	StaleReads     bool   // of standby copies, when the owner does not answer
+	Console        string // who may open it
 }
+
+// Who may open the console.
+const (
+	ConsoleLoopback = "loopback"
+	ConsoleAll      = "all"
+	ConsoleOff      = "off"
+)
 
 // Scheduler is the message scheduler.
 type Scheduler struct {

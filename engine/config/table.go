@@ -179,6 +179,9 @@ var settings = []setting{
 	boolSetting("webStaleReads", "false", "Let web views read a standby copy of this process, which may be behind, while the owner of a table's partition does not answer.",
 		func(c *Config) *bool { return &c.Web.StaleReads }),
 
+	wordSetting("console", ConsoleLoopback, "Who may open the console at /console/ of the HTTP server, which shows records and tables: requests from this machine only, all, or nobody.",
+		[]string{ConsoleLoopback, ConsoleAll, ConsoleOff}, func(c *Config) *string { return &c.Web.Console }, process()),
+
 	group("Message scheduler"),
 	boolSetting("schedulerEnabled", "false", "Messages for later: see docs/scheduler.md. schedulerCronEnabled implies it.",
 		func(c *Config) *bool { return &c.Scheduler.Enabled }),

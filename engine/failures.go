@@ -1,0 +1,124 @@
+package engine
+
+import (
+	"cmp"
+	"encoding/base64"
+	"slices"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"kaspr.io/kaspr/engine/record"
+)
+
+// failures are the last records that failed, for the console: at most failuresMax, each with no more than the begin of its texts. The zero
+// value is ready.
+type failures struct {
+	mu   sync.Mutex
+	list [failuresMax]failedRecord // guarded by mu; a ring
+	n    int64                     // guarded by mu; ever added
+}
+
+const (
+	failuresMax  = 100
+	shownBytes   = 4 << 10 // of a key, a value, a text
+	shownHeaders = 20
+)
+
+// failedRecord is one of them, as JSON tells it.
+type failedRecord struct {
+	ID        int64    `json:"id"`
+	Time      int64    `json:"time"` // milliseconds
+	Agent     string   `json:"agent"`
+	Operation string   `json:"operation"`
+	Kind      string   `json:"kind"`
+	Type      string   `json:"type"`
+	Message   string   `json:"message"`
+	Traceback string   `json:"traceback"`
+	Policy    string   `json:"policy"` // what became of the record: retry, skip, dead-letter, stop
+	Attempt   int32    `json:"attempt"`
+	Record    shownRec `json:"record"`
+}
+
+// shownRec is a record for people.
+type shownRec struct {
+	Topic     string        `json:"topic"`
+	Partition int32         `json:"partition"`
+	Offset    int64         `json:"offset"`
+	Timestamp int64         `json:"timestamp"`
+	Key       *shownBytesOf `json:"key"` // null: none
+	Value     *shownBytesOf `json:"value"`
+	Headers   []shownHeader `json:"headers"`
+	More      int           `json:"moreHeaders"` // that are not shown
+}
+
+type shownHeader struct {
+	Key   string        `json:"key"`
+	Value *shownBytesOf `json:"value"`
+}
+
+// shownBytesOf is the begin of some bytes: text if they are UTF-8, else base64.
+type shownBytesOf struct {
+	Text   string `json:"text,omitempty"`
+	Base64 string `json:"base64,omitempty"`
+	Size   int    `json:"size"` // of all
+}
+
+// shownOf copies what is shown, so that nothing holds on to the whole.
+func shownOf(b []byte) *shownBytesOf {
+	if b == nil {
+		return nil
+	}
+	s := &shownBytesOf{Size: len(b)}
+	if len(b) > shownBytes {
+		b = b[:shownBytes]
+		for cut := 1; cut < utf8.UTFMax && !utf8.Valid(b); cut++ { // not in the middle of a character
+			if utf8.Valid(b[:len(b)-cut]) {
+				b = b[:len(b)-cut]
+			}
+		}
+	}
+	if utf8.Valid(b) {
+		s.Text = string(b)
+	} else {
+		s.Base64 = base64.StdEncoding.EncodeToString(b)
+	}
+	return s
+}
+
+func shownText(s string) string { return string([]byte(s[:min(len(s), shownBytes)])) }
+
+func shownRecord(r *record.Record) shownRec {
+	s := shownRec{
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Key: shownOf(r.Key), Value: shownOf(r.Value), Headers: []shownHeader{},
+	}
+	for i, h := range r.Headers {
+		if i == shownHeaders {
+			s.More = len(r.Headers) - i
+			break
+		}
+		s.Headers = append(s.Headers, shownHeader{shownText(h.Key), shownOf(h.Value)})
+	}
+	return s
+}
+
+func (l *failures) add(agent, policy string, r *record.Record, f *record.Failure, now time.Time) {
+	x := failedRecord{
+		Time: now.UnixMilli(), Agent: agent, Operation: shownText(f.Operation), Kind: f.Kind.String(), Type: shownText(f.Type), Message: shownText(f.Message),
+		Traceback: shownText(f.Traceback), Policy: policy, Attempt: r.Attempt, Record: shownRecord(r),
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x.ID = l.n
+	l.list[l.n%failuresMax] = x
+	l.n++
+}
+
+// last is those there are, the newest first.
+func (l *failures) last() []failedRecord {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := slices.Clone(l.list[:min(l.n, failuresMax)])
+	slices.SortFunc(list, func(a, b failedRecord) int { return cmp.Compare(b.ID, a.ID) })
+	return list
+}

@@ -1,0 +1,425 @@
+// The console's page. Everything from the app is text to Preact, which escapes it: no markup of records, keys or tracebacks gets in.
+import { render } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { bytes, count, perSecond, rate, span } from "./rates.js";
+import { graph } from "./topology.js";
+
+const pollEvery = 1000;
+
+async function ask(path, signal) {
+  const resp = await fetch(`api/${path}`, { signal, headers: { Accept: "application/json" } });
+  const body = await resp.json().catch(() => ({}));
+  if (!resp.ok) throw new Error(body.error ?? `the app answered ${resp.status}`);
+  return body;
+}
+
+// usePoll asks again and again while the page is in sight; it keeps the last two answers.
+function usePoll(path, every = pollEvery) {
+  const [state, set] = useState({ now: null, before: null, error: null });
+  useEffect(() => {
+    const stop = new AbortController();
+    let timer;
+    const round = async () => {
+      if (!document.hidden) {
+        try {
+          const now = await ask(path, stop.signal);
+          set((s) => ({ now, before: s.now, error: null }));
+        } catch (error) {
+          if (!stop.signal.aborted) set((s) => ({ ...s, error: error.message }));
+        }
+      }
+      if (!stop.signal.aborted) timer = setTimeout(round, every);
+    };
+    round();
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+    };
+  }, [path, every]);
+  return state;
+}
+
+const tabs = [
+  ["overview", "Overview", Overview],
+  ["partitions", "Partitions", Partitions],
+  ["operations", "Operations", Operations],
+  ["errors", "Errors", Errors],
+  ["tables", "Tables", Tables],
+  ["scheduled", "Scheduled", Scheduled],
+  ["topics", "Topics", Topics],
+];
+
+function App() {
+  const fromURL = () => (tabs.some(([id]) => id === location.hash.slice(1)) ? location.hash.slice(1) : "overview");
+  const [tab, setTab] = useState(fromURL);
+  const state = usePoll("overview");
+  useEffect(() => {
+    const follow = () => setTab(fromURL());
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  const choose = (id) => {
+    location.hash = id;
+    setTab(id);
+  };
+  const keys = (e) => {
+    const at = tabs.findIndex(([id]) => id === tab);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + tabs.length, Home: 0, End: tabs.length - 1 }[e.key];
+    if (to === undefined) return;
+    e.preventDefault();
+    const id = tabs[to % tabs.length][0];
+    choose(id);
+    document.getElementById(`tab-${id}`).focus();
+  };
+  const Panel = tabs.find(([id]) => id === tab)[2];
+  const o = state.now;
+  return (
+    <>
+      <header>
+        <h1>{o ? o.app : "Kaspr"}</h1>
+        {o && <State o={o} />}
+        {o && <span class="soft">{o.worker} · version {o.version} · up {span(o.uptimeSeconds)}</span>}
+        <div class="spread"><Theme /></div>
+      </header>
+      <div role="tablist" aria-label="Console" onKeyDown={keys}>
+        {tabs.map(([id, name]) => (
+          <button key={id} role="tab" id={`tab-${id}`} aria-selected={id === tab} aria-controls="panel" tabIndex={id === tab ? 0 : -1} onClick={() => choose(id)}>
+            {name}{id === "errors" && o?.errors > 0 ? ` (${count(o.errors)})` : ""}
+          </button>
+        ))}
+      </div>
+      <main id="panel" role="tabpanel" aria-labelledby={`tab-${tab}`} tabIndex={0}>
+        {state.error && <p class="alert" role="alert">No answer from the app: {state.error}</p>}
+        {o ? <Panel o={o} before={state.before} /> : !state.error && <p>Loading…</p>}
+      </main>
+    </>
+  );
+}
+
+function State({ o }) {
+  const mood = { running: "good", stopping: "bad" }[o.state] ?? "warn";
+  return <span class={`badge ${mood}`} role="status" title={o.reason}>{o.state}{o.reason ? `: ${o.reason}` : ""}</span>;
+}
+
+function Theme() {
+  const [theme, set] = useState(() => {
+    try {
+      return localStorage.getItem("theme") ?? "system";
+    } catch {
+      return "system"; // the browser keeps nothing
+    }
+  });
+  useEffect(() => {
+    document.documentElement.dataset.theme = theme;
+    try {
+      localStorage.setItem("theme", theme);
+    } catch { /* as above */ }
+  }, [theme]);
+  return (
+    <label>Colours
+      <select value={theme} onChange={(e) => set(e.currentTarget.value)}>
+        <option value="system">as the system</option>
+        <option value="light">light</option>
+        <option value="dark">dark</option>
+      </select>
+    </label>
+  );
+}
+
+// Grid is a table of rows; numbers says which columns hold some.
+function Grid({ caption, head, rows, numbers = [], none }) {
+  if (rows.length === 0) return <p class="soft">{none}</p>;
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label={caption}>
+      <table>
+        <caption class="hidden">{caption}</caption>
+        <thead><tr>{head.map((h, i) => <th key={h} scope="col" class={numbers.includes(i) ? "n" : ""}>{h}</th>)}</tr></thead>
+        <tbody>
+          {rows.map((r, at) => <tr key={at}>{r.map((c, i) => <td key={i} class={numbers.includes(i) ? "n" : ""}>{c}</td>)}</tr>)}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+const find = (list, key, value) => list?.find((x) => x[key] === value);
+
+function rateOf(now, before, list, key, name, member) {
+  return rate(find(now[list], key, name)?.[member], find(before?.[list], key, name)?.[member], before ? now.now - before.now : 0);
+}
+
+function Overview({ o, before }) {
+  const agents = o.parts.map((p) => {
+    const r = (member) => rateOf(o, before, "parts", "agent", p.agent, member);
+    return [
+      p.agent, count(p.records), perSecond(r("records")), perSecond(r("outputs")),
+      <span class={p.failed > 0 ? "bad" : ""}>{count(p.failed)}</span>,
+      r("calls") ? count(r("records") / r("calls")) : "–", r("calls") ? `${count((r("seconds") / r("calls")) * 1000)} ms` : "–",
+      p.instances ? `${p.instances}, ${bytes(p.memory)}` : "–", count(p.limits.deadline + p.limits.memory + p.limits.trap),
+    ];
+  });
+  const commits = rate(o.commits.commits, before?.commits.commits, before ? o.now - before.now : 0);
+  return (
+    <>
+      <h2>Topology</h2>
+      <Topology o={o} before={before} />
+      <h2>Agents</h2>
+      <Grid caption="Agents" numbers={[1, 2, 3, 4, 5, 6, 8]} rows={agents} none="This app has no agents."
+        head={["Agent", "Records", "Rate", "Outputs", "Failed", "Records a call", "Time a call", "Instances", "Limits hit"]} />
+      <h2>Commits</h2>
+      <p>
+        {count(o.commits.commits)} commits ({perSecond(commits)}), {o.commits.commits > 0 ? count((o.commits.seconds / o.commits.commits) * 1000) : 0} ms each,{" "}
+        <span class={o.commits.rollbacks > 0 ? "warn" : ""}>{count(o.commits.rollbacks)} rolled back</span>
+      </p>
+    </>
+  );
+}
+
+const box = { width: 210, height: 46, right: 90, below: 18, margin: 12 };
+const short = (text) => (text.length > 26 ? `${text.slice(0, 25)}…` : text);
+
+function Topology({ o, before }) {
+  const g = graph(o);
+  const x = (n) => box.margin + n.column * (box.width + box.right);
+  const y = (n) => box.margin + n.row * (box.height + box.below);
+  const label = (n) => {
+    if (n.kind === "agent") return perSecond(rateOf(o, before, "parts", "agent", n.name, "records"));
+    if (n.kind === "table") return `${count(find(o.tableList, "name", n.name)?.keys ?? 0)} keys`;
+    const [read, sent] = ["received", "sent"].map((m) => rateOf(o, before, "topics", "name", n.name, m));
+    return g.edges.some((e) => e.from === n) ? `read ${perSecond(read)}` : `sent ${perSecond(sent)}`;
+  };
+  return (
+    <>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Topology, drawn">
+        <svg role="img" aria-label={`${g.nodes.length} parts and ${g.edges.length} ways between them; the list below tells them`}
+          width={2 * box.margin + g.columns * (box.width + box.right) - box.right} height={2 * box.margin + g.rows * (box.height + box.below) - box.below}>
+          {g.edges.map(({ from, to }) => {
+            const [x1, y1, x2, y2] = [x(from) + box.width, y(from) + box.height / 2, x(to), y(to) + box.height / 2];
+            return <path key={from.id + to.id} d={`M${x1} ${y1} C${x1 + box.right / 2} ${y1} ${x2 - box.right / 2} ${y2} ${x2} ${y2}`} />;
+          })}
+          {g.nodes.map((n) => (
+            <g key={n.id} data-node={n.id}>
+              <title>{`${n.kind} ${n.name}`}</title>
+              <rect class={n.kind} x={x(n)} y={y(n)} width={box.width} height={box.height} rx={n.kind === "topic" ? 23 : 6} />
+              <text x={x(n) + 14} y={y(n) + 19}>{short(n.name)}</text>
+              <text class="soft" x={x(n) + 14} y={y(n) + 37}>{n.kind} · {label(n)}</text>
+            </g>
+          ))}
+        </svg>
+      </div>
+      <details>
+        <summary>The same as a list</summary>
+        <ul>{g.edges.map(({ from, to }) => <li key={from.id + to.id}>{from.kind} {from.name} → {to.kind} {to.name}</li>)}</ul>
+      </details>
+    </>
+  );
+}
+
+function Partitions({ o, before }) {
+  const at = (list, x, keys) => list?.find((y) => keys.every((k) => x[k] === y[k]));
+  const lag = o.partitions.map((p) => {
+    const old = at(before?.partitions, p, ["topic", "partition", "agent"]);
+    return [
+      p.topic, p.partition, p.agent, p.position < 0 ? "–" : p.position, p.end < 0 ? "–" : p.end,
+      <span class={p.lag > 10000 ? "warn" : ""}>{p.lag < 0 ? "–" : count(p.lag)}</span>,
+      perSecond(rate(p.position, old?.position, before ? o.now - before.now : 0)), count(p.queued + p.working + p.pending), p.ready ? "works" : "waits",
+    ];
+  });
+  const tables = o.tables.map((t) => [
+    t.table, t.partition, t.role, <span class={t.phase === "failed" ? "bad" : ""}>{t.error ? `${t.phase}: ${t.error}` : t.phase}</span>,
+    t.left > 0 && t.end > 0
+      ? <progress max={t.end} value={t.offset} aria-label={`partition ${t.partition} of table ${t.table}: ${t.left} records left`} />
+      : "complete",
+    count(t.left), t.left > 0 ? perSecond(t.rate) : "–", t.left > 0 && t.etaSeconds > 0 ? span(t.etaSeconds) : "–",
+  ]);
+  return (
+    <>
+      <h2>Lag</h2>
+      <Grid caption="Lag by partition" numbers={[1, 3, 4, 5, 6, 7]} rows={lag} none="No partitions are assigned to this process."
+        head={["Topic", "Partition", "Agent", "Position", "End", "Lag", "Rate", "In work", "State"]} />
+      <h2>Tables here</h2>
+      <Grid caption="Restore progress by partition" numbers={[1, 5, 6, 7]} rows={tables} none="No partitions of tables are here."
+        head={["Table", "Partition", "Role", "Phase", "Restored", "Left", "Rate", "Time left"]} />
+    </>
+  );
+}
+
+function Operations({ o }) {
+  const rows = o.parts.flatMap((p) => {
+    const all = p.operations.reduce((sum, x) => sum + x.seconds, 0);
+    return p.operations.map((x) => [
+      p.agent, x.name, span(x.seconds), all > 0 ? `${count((x.seconds / all) * 100)} %` : "–", <span class={x.failed > 0 ? "bad" : ""}>{count(x.failed)}</span>,
+    ]);
+  });
+  return (
+    <>
+      <h2>Operations</h2>
+      <p class="soft">Time is where Python was found running, looked at every 5 ms: an estimate. “codec” is reading records and writing outputs.</p>
+      <Grid caption="Time and errors by operation" numbers={[2, 3, 4]} rows={rows} none="This app has no operations." head={["Agent", "Operation", "Time", "Share", "Failed"]} />
+    </>
+  );
+}
+
+// Data is a key or a value: null, text, or bytes.
+function Data({ of }) {
+  if (of === null || of === undefined) return <i class="soft">null</i>;
+  const cut = of.base64 === undefined ? new TextEncoder().encode(of.text ?? "").length < of.size : false;
+  return (
+    <code>
+      {of.base64 ? <span><span class="soft">bytes, as base64: </span>{of.base64}</span> : of.text ?? ""}
+      {cut && <span class="soft"> … ({bytes(of.size)} in all)</span>}
+    </code>
+  );
+}
+
+const time = (ms) => new Date(ms).toISOString().replace("T", " ").replace("Z", "");
+
+function RecordOf({ r }) {
+  const rows = [["Record", `${r.topic}/${r.partition}@${r.offset}`], ["Time", time(r.timestamp)], ["Key", <Data of={r.key} />], ["Value", <Data of={r.value} />]];
+  for (const h of r.headers) rows.push([`Header ${h.key}`, <Data of={h.value} />]);
+  if (r.moreHeaders > 0) rows.push(["Headers", `${r.moreHeaders} more`]);
+  return <table><tbody>{rows.map(([name, value]) => <tr key={name}><th scope="row">{name}</th><td>{value}</td></tr>)}</tbody></table>;
+}
+
+function Errors() {
+  const { now, error } = usePoll("failures", 2000);
+  return (
+    <>
+      <h2>Last errors</h2>
+      {error && <p class="alert" role="alert">{error}</p>}
+      {now?.length === 0 && <p class="soft">No record has failed since the start of this process.</p>}
+      {now?.map((f) => (
+        <details key={f.id}>
+          <summary><span class="bad">{f.type || f.kind}</span>{f.message && `: ${f.message}`} <span class="soft">{f.agent}, {f.operation || "codec"}, {time(f.time)}, {f.policy}</span></summary>
+          {f.traceback && <pre aria-label="Traceback">{f.traceback}</pre>}
+          <RecordOf r={f.record} />
+        </details>
+      ))}
+    </>
+  );
+}
+
+function Tables({ o }) {
+  const [name, setName] = useState("");
+  const [search, setSearch] = useState("");
+  const [page, setPage] = useState(null);
+  const [error, setError] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const turn = useRef(0);
+  const table = name || o.tableList[0]?.name;
+  const load = async (from) => {
+    const mine = ++turn.current;
+    setBusy(true);
+    try {
+      const more = await ask(`table?${new URLSearchParams({ name: table, search, from })}`);
+      if (mine !== turn.current) return;
+      setPage((old) => (from && old ? { ...more, entries: [...old.entries, ...more.entries], looked: old.looked + more.looked } : more));
+      setError(null);
+    } catch (e) {
+      if (mine === turn.current) setError(e.message);
+    }
+    if (mine === turn.current) setBusy(false);
+  };
+  useEffect(() => {
+    setPage(null);
+    if (table) load("");
+  }, [table]);
+  if (!table) return <p class="soft">This app has no tables.</p>;
+  const plan = find(o.tableList, "name", table);
+  const windowed = plan?.windowed;
+  return (
+    <>
+      <form onSubmit={(e) => { e.preventDefault(); load(""); }}>
+        <label>Table
+          <select value={table} onChange={(e) => setName(e.currentTarget.value)}>{o.tableList.map((t) => <option key={t.name}>{t.name}</option>)}</select>
+        </label>
+        <label>Text in key or value <input type="search" value={search} onInput={(e) => setSearch(e.currentTarget.value)} /></label>
+        <button type="submit">Search</button>
+      </form>
+      <p class="soft">{plan?.help} About {count(plan?.keys ?? 0)} keys are active here; shown is what is committed in the stores of this process.</p>
+      {error && <p class="alert" role="alert">{error}</p>}
+      {page && (
+        <>
+          <p role="status">{count(page.entries.length)} entries shown of {count(page.looked)} looked at{page.next ? "" : "; that is all"}</p>
+          <Grid caption={`Entries of ${table}`} numbers={[0]} none="No entry." head={windowed ? ["Partition", "Key", "Window", "Value"] : ["Partition", "Key", "Value"]}
+            rows={page.entries.map((e) => [e.partition, <Data of={e.key} />, ...(windowed ? [e.window === undefined ? "–" : time(e.window)] : []), <Data of={e.value} />])} />
+          {page.next && <div class="bar"><button disabled={busy} onClick={() => load(page.next)}>{search ? "Search on" : "More"}</button></div>}
+        </>
+      )}
+    </>
+  );
+}
+
+function Scheduled({ o }) {
+  const { now, error } = usePoll("scheduled", 2000);
+  if (!o.scheduler) return <p class="soft">This app has no message scheduler (schedulerEnabled).</p>;
+  return (
+    <>
+      {error && <p class="alert" role="alert">{error}</p>}
+      {now && (
+        <>
+          <h2>Next messages</h2>
+          <Grid caption="Messages that wait" numbers={[1]} none="No message waits." head={["Due", "Partition", "Id", "Topic", "Key", "Value"]}
+            rows={now.messages.map((m) => [time(m.due), m.partition, m.cron ? `cron ${m.cron}` : m.id, m.topic || "–", m.topic ? <Data of={m.key} /> : "–", m.topic ? <Data of={m.value} /> : "–"])} />
+          <h2>Crons</h2>
+          <Grid caption="Crons" numbers={[1]} none="No crons." head={["Id", "Partition", "Expression", "Zone", "Topic", "State", "Next", "Last"]}
+            rows={now.crons.map((c) => [c.id, c.partition, c.expression, c.zone, c.topic, c.paused ? "paused" : "active", c.next ? time(c.next) : "–", c.last ? time(c.last) : "–"])} />
+        </>
+      )}
+    </>
+  );
+}
+
+const tailKept = 200;
+
+function Topics({ o }) {
+  const [name, setName] = useState("");
+  const [live, setLive] = useState(true);
+  const [records, setRecords] = useState([]);
+  const [error, setError] = useState(null);
+  const topic = name || o.topics[0]?.name;
+  useEffect(() => {
+    if (!topic || !live) return;
+    const stop = new AbortController();
+    let next = null;
+    let timer;
+    setRecords([]);
+    const round = async () => {
+      try {
+        const from = next ? Object.entries(next).map(([p, at]) => `${p}:${at}`).join(",") : "";
+        const page = await ask(`topic?${new URLSearchParams({ name: topic, from })}`, stop.signal);
+        next = page.next;
+        setRecords((old) => [...page.records.reverse(), ...old].slice(0, tailKept));
+        setError(null);
+      } catch (e) {
+        if (!stop.signal.aborted) setError(e.message);
+      }
+      if (!stop.signal.aborted) timer = setTimeout(round, 1500);
+    };
+    round();
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+    };
+  }, [topic, live]);
+  if (!topic) return <p class="soft">This app has no topics.</p>;
+  return (
+    <>
+      <div class="bar">
+        <label>Topic
+          <select value={topic} onChange={(e) => setName(e.currentTarget.value)}>{o.topics.map((t) => <option key={t.name}>{t.name}</option>)}</select>
+        </label>
+        <button aria-pressed={live} onClick={() => setLive(!live)}>{live ? "Pause" : "Follow"}</button>
+        <span class="soft" role="status">{live ? "Committed records, newest first" : "Paused"}</span>
+      </div>
+      {error && <p class="alert" role="alert">{error}</p>}
+      <Grid caption={`Records of ${topic}`} numbers={[1, 2]} none="No records yet." head={["Time", "Partition", "Offset", "Key", "Value", "Headers"]}
+        rows={records.map((r) => [
+          <span class="soft">{time(r.timestamp)}</span>, r.partition, r.offset, <Data of={r.key} />, <Data of={r.value} />,
+          r.headers.map((h) => <div key={h.key}>{h.key}: <Data of={h.value} /></div>),
+        ])} />
+    </>
+  );
+}
+
+render(<App />, document.getElementById("app"));
