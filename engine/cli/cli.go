@@ -336,7 +336,11 @@ func (c *command) run(ctx context.Context, file string) error {
 		}
 		return err
 	}
-	return app.Run(ctx)
+	err = app.Run(ctx)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // told to stop before it had begun
+	}
+	return err
 }
 
 // listen is where the HTTP server of an app listens.

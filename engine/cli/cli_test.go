@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"kaspr.io/kaspr/pyguest"
 )
@@ -70,5 +72,33 @@ func TestCommandLine(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A process that is told to stop while it waits for a broker has nothing to complain of: that is how a deployment is taken back.
+func TestStopBeforeTheBrokerIsThere(t *testing.T) {
+	manifests, err := filepath.Abs(root + "/examples/hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "settings.conf")
+	settings := "definitionsDir: " + manifests + "\ndataDir: " + dir + "\nwebPort: 0\nkafkaBootstrapServers: 127.0.0.1:" + freePort(t) + "\n"
+	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs lockedBuffer
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan int, 1)
+	go func() { ended <- Main(ctx, "test", []string{"run", "--config", file}, Streams{Out: &out, Err: &errs}) }()
+	for began := time.Now(); !strings.Contains(errs.String(), "no broker reached"); time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("it does not say that there is no broker:\n%s", &errs)
+		}
+	}
+	cancel()
+	if code := <-ended; code != exitOK || strings.Contains(errs.String(), "context canceled") {
+		t.Errorf("exit code %d:\n%s", code, &errs)
 	}
 }
