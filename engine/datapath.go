@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 
+	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 )
@@ -44,6 +45,9 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 
 	f.checkChanges(w.shares, &result)
 	a.app.wrap(a.plan.Channels, result.Outputs)
+	if a.app.cfg.Tracing == config.TracingPass && !batch.Tick {
+		passTrace(batch.Records, result.Outputs)
+	}
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
 	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)

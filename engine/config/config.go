@@ -43,6 +43,7 @@ type Config struct {
 
 	Sandbox   Sandbox
 	Log       Log
+	Tracing   string // TracingOff, TracingPass
 	Web       Web
 	Scheduler Scheduler
 	Store     Store
@@ -59,6 +60,12 @@ var Processors = runtime.GOMAXPROCS(0)
 const (
 	AtLeastOnce = "at_least_once"
 	ExactlyOnce = "exactly_once"
+)
+
+// What becomes of trace contexts.
+const (
+	TracingOff  = "off"
+	TracingPass = "pass"
 )
 
 // What to do when the records behind a stored position are gone.

@@ -74,6 +74,7 @@ func TestDefault(t *testing.T) {
 		ShutdownTimeout: 30 * time.Second, RecoveryDelay: 10 * time.Second, WaitEmpty: true, WorkerOrdinal: -1,
 		Sandbox: Sandbox{Deadline: 5 * time.Second, LoadDeadline: time.Minute, MemoryMax: 256 << 20, Tick: 5 * time.Millisecond},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
+		Tracing: TracingOff,
 		Web:     Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024, Console: ConsoleLoopback},
 		Scheduler: Scheduler{
 			TopicPartitions: 3, CheckpointSaveInterval: 1300 * time.Millisecond, DispatcherLookbackDays: 7, DispatcherCheckpointInterval: 10 * time.Second,
@@ -122,7 +123,7 @@ func TestTable(t *testing.T) {
 		}
 		// Some value other than the default changes the Config.
 		var changed Config
-		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, "debug", "500ms"} {
+		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, TracingPass, "debug", "500ms"} {
 			before := changed
 			if s.set(&changed, value, given{}) == nil && !reflect.DeepEqual(before, changed) && s.format(&changed, "") != text {
 				changed = Config{}

@@ -153,6 +153,9 @@ var settings = []setting{
 	wordSetting("logFormat", "text", "How log lines are written, to standard error.", []string{"text", "json"},
 		func(c *Config) *string { return &c.Log.Format }, process()),
 
+	wordSetting("tracing", TracingOff, "What becomes of W3C trace contexts (headers traceparent and tracestate of records): off, or pass them on, unchanged, to what agents make of the records.",
+		[]string{TracingOff, TracingPass}, func(c *Config) *string { return &c.Tracing }, process()),
+
 	group("HTTP"),
 	textSetting("webHost", "", "Host name under which other workers reach this one; the machine's when empty.",
 		func(c *Config) *string { return &c.Web.Host }, process()),
