@@ -58,6 +58,7 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
         Py_CLEAR(kaspr_context_scratch);
     PyObject *stack[2 + TABLES_MAX + PARAMS_MAX];
     stack[1] = value;
+    size_t n = value == NULL ? 0 : 1;
     PyObject *kwnames = NULL;
     if (op != NULL && op->kwcount + op->params > 0) {
         memcpy(stack + 2, op->kwvalues, (size_t)op->kwcount * sizeof(PyObject *));
@@ -65,8 +66,8 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
             stack[2 + op->kwcount + i] = PyTuple_GET_ITEM(kaspr_unit.params, i);
         kwnames = op->kwnames;
     }
-    PyObject *r = code->python ? _PyFunction_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames)
-                               : PyObject_Vectorcall(code->func, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
+    PyObject *r = code->python ? _PyFunction_Vectorcall(code->func, stack + 2 - n, n | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames)
+                               : PyObject_Vectorcall(code->func, stack + 2 - n, n | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
     if (r == NULL || Py_TYPE(r)->tp_as_async == NULL || !is_awaitable(r))
         return r;
     return kaspr_await(r);

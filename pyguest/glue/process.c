@@ -25,7 +25,7 @@ static int apply(Py_ssize_t i, PyObject *value, PyObject **result)
         *result = op->pass_through ? Py_NewRef(value) : answer != NULL ? answer : Py_NewRef(Py_None);
         return APPLY_ONE;
     }
-    PyObject *r = kaspr_call(&op->code, value, op);
+    PyObject *r = kaspr_call(&op->code, i == 0 && kaspr_program.task ? NULL : value, op);
     if (r == NULL)
         return APPLY_ERROR;
     if (op->kind == OP_MAP) {

@@ -108,11 +108,11 @@ static int view(PyObject *t, view_t *v)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* (key codec, value codec, json exact, operations, outputs, sources, view or None). A program that fails half way is left behind: the
+/* (key codec, value codec, json exact | task << 1, operations, outputs, sources, view or None). A program that fails half way is left behind: the
  * host throws the instance away. */
 int kaspr_program_set(PyObject *spec)
 {
-    program_t p = {.loaded = 1, .key_codec = number(spec, 0), .value_codec = number(spec, 1), .json_exact = number(spec, 2)};
+    program_t p = {.loaded = 1, .key_codec = number(spec, 0), .value_codec = number(spec, 1), .json_exact = number(spec, 2) & 1, .task = number(spec, 2) >> 1};
     PyObject *ops = member(spec, 3), *outputs = member(spec, 4), *sources = member(spec, 5), *views = member(spec, 6);
     if (PyErr_Occurred())
         return -1;
@@ -130,6 +130,7 @@ int kaspr_program_set(PyObject *spec)
     for (Py_ssize_t i = 0; i < p.output_count; i++)
         if (output(PyTuple_GET_ITEM(outputs, i), &p.outputs[i]) < 0)
             return -1;
+    p.detached = p.task || views != Py_None;
     if (views != Py_None) {
         if ((p.view = PyMem_Calloc(1, sizeof *p.view)) == NULL) {
             PyErr_NoMemory();

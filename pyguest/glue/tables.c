@@ -120,7 +120,7 @@ static int32_t home(const TableObject *t, const char *key, size_t len)
 static int32_t source(const TableObject *t, const char *key, size_t len)
 {
     int32_t partition = home(t, key, len);
-    if (partition == store_own() || t->global || kaspr_program.view != NULL)
+    if (partition == store_own() || t->global || kaspr_program.detached)
         return partition;
     /* Its owner may be changing it right now: what could be read here would be wrong to build on. */
     PyErr_Format(PyExc_LookupError,
@@ -132,7 +132,7 @@ static int32_t source(const TableObject *t, const char *key, size_t len)
 /* Writes have a place: a partition that the changelog has. */
 static int has_partition(const TableObject *t, long partition)
 {
-    if ((partition >= 0 && partition < t->partitions) || (kaspr_program.view != NULL && partition == store_own()))
+    if ((partition >= 0 && partition < t->partitions) || (kaspr_program.detached && partition == store_own()))
         return 1;
     if (partition == store_own() && !t->by_key)
         PyErr_Format(PyExc_ValueError,
@@ -153,7 +153,7 @@ static int lookup(TableObject *t, const kbuf *key, const char **value, int32_t *
         return -1;
     *value = e->value;
     *len = e->value_len;
-    if (*len >= 0 || !t->global || t->by_key || kaspr_program.view != NULL)
+    if (*len >= 0 || !t->global || t->by_key || kaspr_program.detached)
         return 0;
     if (!store_changed_elsewhere(index, key->data, key->len))
         return store_others(index, key->data, key->len, value, len);

@@ -539,7 +539,7 @@ static int context_find(PyObject *key, PyObject **v)
     if (!PyUnicode_Check(key))
         return 0;
     if (key == name_event || PyUnicode_Compare(key, name_event) == 0) {
-        if (!kaspr_unit.active || kaspr_program.view != NULL)
+        if (!kaspr_unit.active || kaspr_program.detached)
             return 0;
         return v == NULL ? 1 : (*v = current_event()) == NULL ? -1 : 1;
     }
@@ -583,7 +583,7 @@ static PyObject *context_dict(PyObject *self, PyObject *unused)
     PyObject *d = PyDict_New(), *event = NULL;
     if (d == NULL || PyDict_SetItem(d, name_app, kaspr_runtime.app) < 0)
         goto fail;
-    if (kaspr_unit.active && kaspr_program.view == NULL) {
+    if (kaspr_unit.active && !kaspr_program.detached) {
         event = current_event();
         if (event == NULL || PyDict_SetItem(d, name_event, event) < 0)
             goto fail;
@@ -649,7 +649,7 @@ static PyObject *context_get(PyObject *self, PyObject *const *args, Py_ssize_t n
 static PyObject *context_repr(PyObject *self)
 {
     (void)self;
-    return PyUnicode_FromString(kaspr_unit.active && kaspr_program.view == NULL ? "<context: app, event>" : "<context: app>");
+    return PyUnicode_FromString(kaspr_unit.active && !kaspr_program.detached ? "<context: app, event>" : "<context: app>");
 }
 
 static PyMappingMethods context_mapping = {

@@ -105,6 +105,8 @@ typedef struct {
     int loaded;
     int key_codec, value_codec;
     int json_exact;
+    int task;     /* of a KasprTask: the first operation is called without a value */
+    int detached; /* of a task or a web view: a unit is no record, and has neither an event nor a partition of its own */
     op_t *ops;
     Py_ssize_t op_count;
     output_t *outputs;

@@ -301,7 +301,7 @@ class _Block:
         if function is not None and role != "map" and not getattr(function, "decorator_list", ()) and _yields(function):
             raise _Problem("Entrypoint", _no_yield(role), function.lineno)
 
-    def function(self, role, keywords):
+    def function(self, role, arguments):
         name = self.entrypoint()
         value = self.scope.get(name)
         if not callable(value) and not self.code.get("entrypoint"):
@@ -312,17 +312,16 @@ class _Block:
                            self._hint(name, _functions(self.tree)))
         if role != "map" and (inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value)):
             raise _Problem("Entrypoint", _no_yield(role), _line_of_function(value, self))
-        self._check_arguments(name, value, keywords)
+        self._check_arguments(name, value, *arguments)
         return value
 
-    def _check_arguments(self, name, value, keywords):
+    def _check_arguments(self, name, value, bare, keywords):
         if not isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__"):
             return
-        nothing = keywords is None
         try:
-            inspect.signature(value).bind(*() if nothing else (None,), **dict.fromkeys(keywords or ()))
+            inspect.signature(value).bind(*() if bare else (None,), **dict.fromkeys(keywords))
         except TypeError as exc:
-            wants = "nothing" if nothing else ", ".join(["one value", *(f"{keyword}=" for keyword in keywords)])
+            wants = ", ".join([*([] if bare else ["one value"]), *(f"{keyword}=" for keyword in keywords)]) or "nothing"
             raise _Problem("Entrypoint", f"{name} is called with {wants}: {exc}", _line_of_function(value, self)) from None
 
 
@@ -343,9 +342,10 @@ class _Program:
     def __init__(self, data):
         self.data = data
         self.blocks = {}  # by what they are: an operation named twice is one block
-        self.uses = []  # (block, role, keywords, where)
+        self.uses = []  # (block, role, arguments, where)
         self.problems = []
         self.init = None
+        self.task = data.get("kind") == "KasprTask"
         if data.get("init"):
             self.init = self._block(data["init"], "init")
         self.view = data.get("view")
@@ -353,14 +353,14 @@ class _Program:
             keywords = self.keywords(index, op)
             for role in ("map", "filter"):
                 if op.get(role):
-                    self._use(op[role], role, keywords)
+                    self._use(op[role], role, keywords, self.task and op is data["operations"][0])
             if op.get("topicSend"):
                 self._use_output(op["topicSend"], keywords)
         for output in data.get("outputs") or ():
             self._use_output(output, [])
         for table in data.get("tables") or ():
             if table.get("default"):
-                self._use(table["default"], "defaultSelector", None)
+                self._use(table["default"], "defaultSelector", [], True)
             if (table.get("window") or {}).get("selector"):
                 self._use(table["window"]["selector"], "relativeToSelector", [])
         if self.view:
@@ -383,8 +383,9 @@ class _Program:
             block = self.blocks[key] = _Block(code, f"kaspr_{name or f'code_{len(self.blocks)}'}")
         return block
 
-    def _use(self, code, role, keywords):
-        self.uses.append((self._block(code), role, keywords, code.get("where") or ""))
+    def _use(self, code, role, keywords, bare=False):
+        """bare: it is called without a value."""
+        self.uses.append((self._block(code), role, (bare, keywords), code.get("where") or ""))
 
     _selectors = ("predicate", "nameSelector", "keySelector", "valueSelector", "partitionSelector", "headersSelector")
 
@@ -425,7 +426,7 @@ class _Program:
         said = set()
         if self.init is not None and self.init.problem is not None:
             self.problem(self.init, self.init.code.get("where") or "init", self.init.problem)
-        for block, _role, _keywords, where in self.uses:
+        for block, _role, _arguments, where in self.uses:
             if block.problem is not None and id(block) not in said:
                 said.add(id(block))
                 self.problem(block, where, block.problem)
@@ -458,7 +459,7 @@ class _Program:
             block.problem = _Problem(type(exc).__name__, _kaspr.message(exc), block._line_of(exc), 0, _kaspr.traceback(exc))
 
     def check_static(self):
-        for block, role, _keywords, _where in self.uses:
+        for block, role, _arguments, _where in self.uses:
             block.guard(block.check_role, role)
 
     def run(self):
@@ -479,7 +480,7 @@ class _Program:
     # -- the tuples that program.c reads
 
     def spec(self, sources):
-        functions = iter([block.guard(block.function, role, keywords) for block, role, keywords, _ in self.uses])
+        functions = iter([block.guard(block.function, role, arguments) for block, role, arguments, _ in self.uses])
 
         def code(owner, name):
             return (next(functions), owner[name].get("where") or name) if owner.get(name) else None
@@ -517,7 +518,7 @@ class _Program:
                     self.default_of(table, block, function)
             if (t.get("window") or {}).get("selector"):
                 next(blocks)
-                kaspr_tables.set_selector(table, next(functions), None if self.view else _value_in_progress)
+                kaspr_tables.set_selector(table, next(functions), None if self.view or self.task else _value_in_progress)
         view = None
         if self.view:
             v = self.view
@@ -527,7 +528,7 @@ class _Program:
                     tuple(map(tuple, v.get("headers") or ())), kaspr_request.failed(v["contentType"], v.get("debug", False)), *answers)
         source = self.data.get("input") or {}
         return (_program_codecs[source.get("keySerializer") or "raw"], _program_codecs[source.get("valueSerializer") or "json"],
-                int(bool(self.data.get("jsonExact"))), tuple(ops), tuple(outputs), sources, view)
+                int(bool(self.data.get("jsonExact"))) | self.task << 1, tuple(ops), tuple(outputs), sources, view)
 
     def check_words(self):
         """Serializers, and that every operation and output is one thing."""
@@ -582,9 +583,9 @@ def load(data):
             if any(block.problem is not None for block in program.blocks.values()):
                 spec = None
         else:
-            for block, role, keywords, _where in program.uses:
+            for block, role, arguments, _where in program.uses:
                 if block.scope is not None:
-                    block.guard(block.function, role, keywords)
+                    block.guard(block.function, role, arguments)
     else:
         program.check_static()
     problems = program.report()
