@@ -142,6 +142,9 @@ func newAgent(app *App, p *plan.Agent) *agent {
 		print:         sampler{burst: 1000, rate: 100},
 		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
 	}
+	if p.Task != nil {
+		a.component, a.log = "KasprTask/"+p.Name, app.log.With("task", p.Name)
+	}
 	for _, u := range p.Tables {
 		a.tables = append(a.tables, u.Table)
 	}
@@ -157,8 +160,11 @@ func (a *agent) runs(code caller) {
 // guest is its user code; nil: it has none.
 func (a *agent) guest() *wasmhost.Component {
 	code := a.code
-	if part, ok := code.(*joinPart); ok {
-		code = part.extractor
+	switch of := code.(type) {
+	case *joinPart:
+		code = of.extractor
+	case *task:
+		code = of.code
 	}
 	c, _ := code.(*wasmhost.Component)
 	return c

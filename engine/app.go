@@ -46,7 +46,8 @@ type App struct {
 	tables   *tables // nil until Run knows their partitions
 	tail     *broker.Tail
 	stores   *state.Dir // nil without tables, or when they are elsewhere (Options.Stores)
-	instance string     // names this process among those of the app
+	instance string     // names this process among those of the app, and those that will use its stores
+	start    string     // names this run of it
 	counts   []int32    // partitions of the tables, by the plan's index
 	own      []int32    // partitions of the app's own topics, by the plan's index
 	schedule *schedule  // the message scheduler; nil: it is not enabled
@@ -54,6 +55,7 @@ type App struct {
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
 	feeds   map[record.Partition][]laneFeed // guarded by mu; of assigned partitions
+	local   []laneFeed                      // guarded by mu, and the same from the start on; of tasks that run in every process
 	failed  error                           // guarded by mu; why the app stops
 	until   time.Time                       // guarded by mu; end of the stop's time, zero while running
 	lanes   []*lane                         // guarded by mu
@@ -67,6 +69,7 @@ type App struct {
 	secret    string         // with which other processes of the app may read tables here
 	viewsEnd  chan struct{}  // closed when no view answers any more
 	placing   sync.WaitGroup // of requests' changes, where others are asked
+	led       atomic.Bool    // the first assignment made this process the leader, and it still is
 	stalls    atomic.Int64   // partitions found standing still
 	failures  failures       // the last records that failed
 	seen      observed
@@ -97,9 +100,8 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(), peers: apphttp.NewPeers(nil),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), start: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(), peers: apphttp.NewPeers(nil),
 	}
-	slots := cfg.Workers
 	var problems error
 	for i := range p.Agents {
 		ag := newAgent(a, &p.Agents[i])
@@ -118,16 +120,26 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 			continue
 		}
 		began := time.Now()
+		var tables wasmhost.Tables = agentTables{ag}
+		if ag.plan.Task != nil {
+			tables = taskTables(a, ag.plan.Task)
+		}
 		snapshot, err := rt.Load(ctx, &ag.plan.Program, wasmhost.Options{
-			Host: ag, Tables: agentTables{ag}, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+			Host: ag, Tables: tables, Logger: ag.log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		})
 		if err != nil {
 			problems = errors.Join(problems, loadProblem(ag.plan.Pos, ag.plan.Label, err))
 			continue
 		}
+		slots := cfg.Workers
+		if ag.plan.Task != nil {
+			slots = 1
+		}
 		code := wasmhost.NewComponent(snapshot, slots)
 		if part, ok := ag.code.(*joinPart); ok {
 			part.extractor = code
+		} else if p := ag.plan.Task; p != nil {
+			ag.runs(newTask(ag, p, code))
 		} else {
 			ag.runs(code)
 		}
@@ -137,7 +149,7 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	for i := range p.Views {
 		v := newView(a, &p.Views[i])
 		snapshot, err := rt.Load(ctx, &v.plan.Program, wasmhost.Options{
-			Host: v, Tables: viewTables{v}, Logger: v.log, Deadline: cfg.Web.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+			Host: v, Tables: v.reads(), Logger: v.log, Deadline: cfg.Web.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		})
 		if err != nil {
 			problems = errors.Join(problems, loadProblem(v.plan.Pos, v.plan.Label, err))
@@ -273,6 +285,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	defer stopViews()
 	lanes := a.startLanes()
+	a.startTasks()
 	a.seen.joined.Store(len(topics) == 0) // then there is nothing to be given
 	a.seen.rebalances.begin(time.Now())
 	a.seen.running.Store(true)
@@ -288,6 +301,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	others.Go(func() { a.commits.loop(ctx, a.cfg.CommitInterval) })
 	others.Go(func() { a.discoverLoop(ctx) })
+	others.Go(func() { a.beginTasks(ctx) })
 	others.Go(func() { a.watchLoop(ctx, watchEvery) })
 	others.Go(func() { a.endsLoop(ctx) })
 	others.Go(func() { a.purgeLoop(ctx) })
@@ -507,11 +521,11 @@ func (a *App) signal() {
 	}
 }
 
-// assigned is the feeds of all assigned partitions.
+// assigned is the feeds of all assigned partitions, and those of tasks.
 func (a *App) assigned() []laneFeed {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var all []laneFeed
+	all := slices.Clone(a.local)
 	for _, feeds := range a.feeds {
 		all = append(all, feeds...)
 	}
@@ -760,7 +774,9 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 // Assigned gives each agent a feed for each new partition of its topics, on the lane its number falls to. Its steps begin
 // once the group's stored position is known.
 func (a *App) Assigned(ps []record.Partition) {
-	a.seen.assignments.Add(1)
+	if a.seen.assignments.Add(1) == 1 && slices.Contains(ps, a.leaderPartition()) {
+		a.led.Store(true)
+	}
 	a.seen.rebalances.assign(time.Now())
 	defer a.seen.joined.Store(true) // its feeds are there by then
 	if len(ps) == 0 {
@@ -1127,6 +1143,9 @@ func (a *App) lanesOf(ps []record.Partition) map[*lane][]*feed {
 
 // release forgets partitions and their feeds, of which nothing is applied any more.
 func (a *App) release(ps []record.Partition, byLane map[*lane][]*feed) {
+	if slices.Contains(ps, a.leaderPartition()) {
+		a.led.Store(false)
+	}
 	a.mu.Lock()
 	for _, p := range ps {
 		delete(a.feeds, p)

@@ -508,16 +508,21 @@ func (c *committer) lockUnpinned(ctx context.Context) error {
 // positions is how far every assigned partition was processed by all agents that read it, where that is not stored yet. cut and
 // running are held.
 //
-// A tick moves nothing. So that what it made can be told to be committed all the same (resolve), a position is stored anew with a
-// mark, or without the one it has.
+// A tick moves nothing. So that what it made can be told to be committed all the same (resolve), and so that the partition's next owner
+// waits for it (stable offsets), the position there is stored anew with a mark, or without the one it has. A tick in no partition has
+// that done with any that is here.
 func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broker.Position, bool) {
 	byPartition := map[record.Partition][]progress{}
+	acting := map[record.Partition]bool{}
 	moved, acted := false, false
 	for _, lf := range c.feeds() {
 		lf.lane.mu.Lock()
 		f := lf.feed
 		if !f.dropped {
-			byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position(), f.agent.plan.Join.FromStart()})
+			if !f.local {
+				byPartition[f.partition] = append(byPartition[f.partition], progress{lf.feed.agent.plan.Name, f.position(), f.agent.plan.Join.FromStart()})
+				acting[f.partition] = acting[f.partition] || f.acted
+			}
 			feeds[f] = f.applied
 			moved = moved || f.applied != f.committed
 			acted = acted || f.acted
@@ -535,6 +540,8 @@ func (c *committer) positions(feeds map[*feed]int64) (map[record.Partition]broke
 		switch {
 		case ok && at != unmarked(c.committed[p]):
 			out[p] = at
+		case ok && acting[p]:
+			out[p] = marked(c.committed[p])
 		case ok:
 			still = p
 		}

@@ -48,6 +48,7 @@ type limits struct {
 type feed struct {
 	agent      *agent
 	partition  record.Partition
+	local      bool            // it is of no partition but of the process: a task's that runs in every one. Its offsets count runs
 	positioned bool            // where the agent goes on is known
 	awaits     bool            // what is fetched is not what comes next for it: nothing is taken in until it is fetched anew
 	ready      bool            // where the agent begins is known, and its tables are restored; until then no step begins
@@ -391,6 +392,9 @@ func (l *lane) tick(f *feed, now time.Time) work {
 	b := record.Batch{Tick: true, CacheValid: f.cacheValid(), Records: []record.Record{{
 		Topic: f.partition.Topic, Partition: f.partition.Number, Offset: -1, Timestamp: now.UnixMilli(), Attempt: 1,
 	}}}
+	if f.local {
+		b.Records[0].Offset = f.applied
+	}
 	return work{batch: b, lane: l, feed: f, era: f.era, shares: f.shares}
 }
 
@@ -426,6 +430,7 @@ type work struct {
 	feed   *feed
 	era    int      // of the feed, when the step began
 	shares []*share // of the feed, when the step began
+	ran    bool     // a tick of a local feed was more than a look at the clock
 	pinned *epoch   // the step has sent in this epoch ahead of its result
 }
 
@@ -520,7 +525,10 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 	}
 	if w.batch.Tick {
 		f.wake = v.wake
-		f.acted = f.acted || len(v.outputs)+len(v.changes) > 0
+		f.acted = f.acted || len(v.outputs)+len(v.changes) > 0 || w.pinned != nil
+		if w.ran {
+			f.applied++
+		}
 		return true
 	}
 	if !v.wake.IsZero() && (f.wake.IsZero() || v.wake.Before(f.wake)) {

@@ -63,6 +63,15 @@ var (
 	mRebalance   = metric("rebalance_done_consumer_latency", "Time of a rebalance until the assignment, in milliseconds.")
 	mRebalanced  = metric("rebalance_done_latency", "Time of a rebalance until every partition was worked on, in milliseconds.")
 
+	mTaskRuns     = metric("task_runs_total", "Runs of a task, failed ones included; of one on the leader those of all leaders, told by the leader.", "task")
+	mTaskFailures = metric("task_failures_total", "Runs that failed.", "task")
+	mTaskSkipped  = metric("task_skipped_runs_total", "Runs that were due while one was going, and were skipped.", "task")
+	mTaskMissed   = metric("task_missed_runs_total", "Runs that were due while no worker was there, and were not made up.", "task")
+	mTaskTook     = metric("task_last_run_seconds", "How long the last run took.", "task")
+	mTaskSuccess  = metric("task_last_success_timestamp_seconds", "End of the last run that did not fail, in seconds since 1970.", "task")
+	mTaskNext     = metric("task_next_run_timestamp_seconds", "Begin of the next run, in seconds since 1970.", "task")
+	mLeader       = metric("leader", "1 in the process that runs the tasks of the leader.")
+
 	mAssigns   = metric("assignment_operations_total", "Assignments of partitions by the group.", "operation")
 	mRead      = metric("messages_received_per_topics_partition", "Last offset read of a partition.", "topic", "partition")
 	mEnd       = metric("topic_partition_end_offset", "End of a partition, a few seconds ago.", "topic", "partition")
@@ -154,6 +163,7 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	}
 	c.topics(a.agents, &a.commits.stats)
 	c.schedule(a.schedule)
+	c.tasks(a.taskStatuses(), a.isLeader())
 	c.feeds(feeds)
 	c.commits(&a.commits.stats)
 	c.tables(a.tables, &a.commits.stats)
@@ -183,7 +193,7 @@ func (c collection) agents(agents []*agent) {
 	var received, sent int64
 	for _, ag := range agents {
 		name, n := ag.shown(), &ag.stats
-		if !ag.plan.Writer && ag.plan.Schedule == "" && ag.plan.Join == nil {
+		if !ag.plan.Writer && ag.plan.Schedule == "" && ag.plan.Join == nil && ag.plan.Task == nil {
 			received += n.Records.Load()
 			sent += n.Outputs.Load() + n.DeadLettered.Load()
 		}
@@ -224,7 +234,7 @@ func (c collection) topics(agents []*agent, n *CommitStats) {
 	read, sent, streams := map[string]int64{}, map[string]int64{}, map[string]int64{}
 	for _, ag := range agents {
 		ag.stats.Sent.addTo(sent)
-		if !ag.plan.Writer {
+		if !ag.plan.Writer && ag.plan.Task == nil {
 			ag.stats.Received.addTo(read)
 			streams[ag.stream()] += ag.stats.Records.Load()
 		}
@@ -275,6 +285,31 @@ func (c collection) machine(p *processor) {
 	c.gauge(mSwap, m.SwapTotal)
 	c.gauge(mSwapUsed, m.SwapTotal-m.SwapFree)
 	c.gauge(mSwapUse, percent(m.SwapTotal-m.SwapFree, m.SwapTotal))
+}
+
+func (c collection) tasks(tasks []taskStatus, leader bool) {
+	leads := 0.0
+	if leader {
+		leads = 1
+	}
+	c.gauge(mLeader, leads)
+	for _, t := range tasks {
+		if !t.Here {
+			continue
+		}
+		c.counter(mTaskRuns, t.Runs, t.Task)
+		c.counter(mTaskFailures, t.Failures, t.Task)
+		c.counter(mTaskSkipped, t.Skipped, t.Task)
+		c.counter(mTaskMissed, t.Missed, t.Task)
+		if t.Began != nil {
+			c.gauge(mTaskTook, t.Ended.Sub(*t.Began).Seconds(), t.Task)
+		}
+		for d, at := range map[*prometheus.Desc]*time.Time{mTaskSuccess: t.Success, mTaskNext: t.Next} {
+			if at != nil {
+				c.gauge(d, float64(at.UnixMilli())/1000, t.Task)
+			}
+		}
+	}
 }
 
 func (c collection) guest(agent string, n *wasmhost.Stats) {

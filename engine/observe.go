@@ -145,10 +145,10 @@ func (a *App) assignedTopics() []string {
 	return slices.Compact(topics)
 }
 
-// shown is the agent's name to people. What applies a table's writes is no agent of theirs, and must not be taken for one of its name.
+// shown is the agent's name to people. A task, or what applies a table's writes, must not be taken for an agent of its name.
 func (a *agent) shown() string {
 	switch {
-	case a.plan.Writer:
+	case a.plan.Writer, a.plan.Task != nil:
 		return a.component
 	case a.plan.Schedule != "": // there are two
 		return a.component + "/" + string(a.plan.Schedule)
@@ -325,6 +325,7 @@ type status struct {
 	Partitions []feedState   `json:"partitions"`
 	Tables     []tableState  `json:"tables"`
 	Agents     []agentStatus `json:"agents"`
+	Tasks      []taskStatus  `json:"tasks"`
 }
 
 // assignment is partition numbers by topic.
@@ -347,7 +348,7 @@ type agentStatus struct {
 func (a observer) Status() any {
 	s := status{
 		App: a.plan.App.ID, Version: a.opts.Version, Worker: worker(a.cfg.Web.Host), Uptime: time.Since(a.seen.began).Seconds(),
-		Assignment: assignment{map[string][]int32{}, map[string][]int32{}}, Partitions: []feedState{}, Tables: []tableState{}, Agents: []agentStatus{},
+		Assignment: assignment{map[string][]int32{}, map[string][]int32{}}, Partitions: []feedState{}, Tables: []tableState{}, Agents: []agentStatus{}, Tasks: a.taskStatuses(),
 	}
 	if a.seen.running.Load() {
 		s.Partitions, s.Tables = a.feedStates(), a.tableStates()
@@ -375,6 +376,9 @@ func (a observer) Status() any {
 		s.Recovering = s.Recovering || t.Phase.recovering()
 	}
 	for _, ag := range a.agents {
+		if ag.plan.Task != nil {
+			continue
+		}
 		n := &ag.stats
 		s.Agents = append(s.Agents, agentStatus{
 			ag.shown(), n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),

@@ -74,6 +74,9 @@ func newView(app *App, p *plan.View) *view {
 	return v
 }
 
+// reads is what it reads of tables, and where it writes.
+func (v *view) reads() viewTables { return viewTables{v.app, v.tables} }
+
 // route is the view as the HTTP server knows it.
 func (v *view) route() apphttp.View {
 	r := apphttp.View{Method: v.plan.Method, Serve: v.serve}
@@ -282,9 +285,9 @@ func (v *view) write(ctx context.Context, a *ask, r apphttp.Response, sends []re
 		}
 		v.app.outbox.post(&posting{outputs: append(sends, placed...), done: done})
 	}
-	placed, err := v.place(ctx, writes, false)
+	placed, err := v.reads().place(ctx, writes, false)
 	if errors.Is(err, wasmhost.ErrElsewhere) {
-		v.app.placing.Go(func() { post(v.place(ctx, writes, true)) }) // which waits for other processes
+		v.app.placing.Go(func() { post(v.reads().place(ctx, writes, true)) }) // which waits for other processes
 		return
 	}
 	post(placed, err)

@@ -13,14 +13,17 @@ import (
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
-// viewTables is what a web view reads of tables (wasmhost.RemoteTables): what is committed, wherever it is.
+// viewTables is what web views and tasks read of tables (wasmhost.RemoteTables): what is committed, wherever it is.
 //
 // A key of a table whose writes go to the partition of the record may be in any partition. The one its hash gives is asked first; there
 // it is when the records are keyed as the table is. That a key is nowhere is said only when every partition was asked.
 //
 // Invariant: a partition is read only from its owner, as long as it is one (App.owns), or from a copy of a global table that was read to
 // its end, or, when webStaleReads allows it, from a standby. What cannot be read is an error, never an empty answer.
-type viewTables struct{ *view }
+type viewTables struct {
+	app    *App
+	tables []int // by the program's index, as indexes of the plan's
+}
 
 var _ wasmhost.RemoteTables = viewTables{}
 
@@ -188,32 +191,32 @@ func (t viewTables) TablePage(ctx context.Context, table int, partition int32, p
 	return t.app.page(ctx, t.tables[table], partition, prefix, after, most)
 }
 
-// place makes records of the tables' writes topics of a request's changes. A change without a partition goes to the one that has the
+// place makes records of the tables' writes topics of changes of a request, or of a run. A change without a partition goes to the one that has the
 // key, or else to the one its hash gives. wasmhost.ErrElsewhere says that others must be asked for it: try again with remote.
-func (v *view) place(ctx context.Context, changes []record.Change, remote bool) ([]record.Output, error) {
+func (t viewTables) place(ctx context.Context, changes []record.Change, remote bool) ([]record.Output, error) {
 	outs := make([]record.Output, 0, len(changes))
 	for i := range changes {
 		c := &changes[i]
-		t := &v.app.plan.Tables[v.tables[c.Table]]
+		to := &t.app.plan.Tables[t.tables[c.Table]]
 		if size := len(c.Key) + len(c.Value); size > abi.ChangeBytesMax { // the guest refuses it, if it is what it should be
-			return nil, &refusedError{fmt.Errorf("a write of %d bytes to %s is more than its changelog takes (%d)", size, t.Label, abi.ChangeBytesMax)}
+			return nil, &refusedError{fmt.Errorf("a write of %d bytes to %s is more than its changelog takes (%d)", size, to.Label, abi.ChangeBytesMax)}
 		}
 		partition := c.Partition
 		if partition == record.RecordPartition {
-			parts, err := viewTables{v}.partsOf(int(c.Table))
+			parts, err := t.partsOf(int(c.Table))
 			if err == nil {
-				_, partition, err = v.app.find(parts, c.Key)
+				_, partition, err = t.app.find(parts, c.Key)
 			}
 			if remote && errors.Is(err, wasmhost.ErrElsewhere) {
-				_, partition, err = v.app.lookup(ctx, v.tables[c.Table], record.RecordPartition, c.Key)
+				_, partition, err = t.app.lookup(ctx, t.tables[c.Table], record.RecordPartition, c.Key)
 			}
 			if err != nil {
 				return nil, err
 			}
-		} else if partition >= v.app.counts[v.tables[c.Table]] {
-			return nil, &refusedError{fmt.Errorf("%s has no partition %d", t.Label, partition)}
+		} else if partition >= t.app.counts[t.tables[c.Table]] {
+			return nil, &refusedError{fmt.Errorf("%s has no partition %d", to.Label, partition)}
 		}
-		o := record.Output{Topic: t.Writes.Name, Partition: partition, Key: c.Key, Value: c.Value}
+		o := record.Output{Topic: to.Writes.Name, Partition: partition, Key: c.Key, Value: c.Value}
 		if c.Value != nil && c.Expires != 0 {
 			o.Headers = expiresHeader(c.Expires)
 		}

@@ -139,7 +139,7 @@ func (in *Instance) tableGet(request []byte) ([]byte, bool) {
 		return nil, false
 	}
 	table, partition := le.Uint32(request), int32(le.Uint32(request[4:]))
-	if int64(table) >= int64(in.program.tables()) || partition < abi.TableOthers || partition == record.RecordPartition && !in.program.view() {
+	if int64(table) >= int64(in.program.tables()) || partition < abi.TableOthers || partition == record.RecordPartition && !in.program.detached() {
 		return nil, false
 	}
 	key := request[8:]

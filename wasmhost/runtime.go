@@ -225,7 +225,9 @@ func (p *program) tables() int {
 }
 
 // view tells a web view's program, whose records are requests.
-func (p *program) view() bool { return p.code != nil && p.code.View != nil }
+func (p *program) detached() bool {
+	return p.code != nil && (p.code.View != nil || p.code.Kind == abi.KindTask)
+}
 
 // where names what a phase and an index into the program stand for, in the words the guest uses in its own failures.
 func (p *program) where(phase, index int) string {

@@ -175,6 +175,9 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 	if n := app.Failed(); o.Drain && n > 0 {
 		return fmt.Errorf("%d %w", n, ErrRecordsFailed)
 	}
+	if n := app.FailedRuns(); o.Drain && n > 0 {
+		return fmt.Errorf("%d runs of tasks failed", n)
+	}
 	return nil
 }
 
@@ -326,8 +329,9 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 	var before int64 = -1
 	moved := time.Now()
 	for {
-		// In this order: what was settled may have scheduled messages, and both may have sent to a topic that is read, too, whose end has
-		// it by now. The other way round it could be settled between the two, and what it has sent be missed.
+		// In this order: what a task sent, and what was settled, may have scheduled messages, and all may have sent to a topic that is read, too, whose end has
+		// it by now. The other way round it could be settled in between, and what it has sent be missed.
+		started := app.TasksStarted()
 		settled := app.Settled()
 		overdue, err := app.Overdue(ctx)
 		if err != nil {
@@ -337,7 +341,7 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 		if err != nil {
 			return err
 		}
-		if !overdue && reached(now, settled) {
+		if started && !overdue && reached(now, settled) {
 			return nil
 		}
 		var sum int64

@@ -16,7 +16,7 @@ import (
 // Plan is one app, ready to run.
 type Plan struct {
 	App    App
-	Agents []Agent // in file order
+	Agents []Agent // in file order; tasks behind them
 	Tables []Table // in file order
 	Views  []View  // in file order
 	// Topics are created before the first record, in the order of their names: declared inputs, and declared outputs
@@ -52,6 +52,8 @@ type Agent struct {
 	Schedule SchedulePart
 	// Join marks an agent that runs a part of a join.
 	Join *JoinPart
+	// Task makes it a KasprTask; nil: it is none.
+	Task *Task
 	// Group is the number of the group it belongs to: agents that may touch the same tables.
 	Group   int
 	OnError Policy
@@ -133,14 +135,7 @@ func (b *builder) plan() *Plan {
 
 // components resolves the app's manifests.
 func (b *builder) components(p *Plan) {
-	components := 0
-	for _, m := range b.set.Ordered(b.app.Name.V) {
-		components++
-		if m.Kind != manifest.KindAgent && m.Kind != manifest.KindTable && m.Kind != manifest.KindWebView && m.Kind != manifest.KindJoin {
-			b.fail(m.Pos, manifest.NotSupported, m.Label()+": "+m.Kind+" is not supported yet by this version", "")
-		}
-	}
-	if components == 0 && !b.cfg.Scheduler.Enabled {
+	if len(b.set.Ordered(b.app.Name.V)) == 0 && !b.cfg.Scheduler.Enabled {
 		b.warn(b.app.Pos, manifest.EmptyApp, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
 	}
 	for _, t := range b.set.Tables {
@@ -158,10 +153,16 @@ func (b *builder) components(p *Plan) {
 			p.Views = append(p.Views, b.view(w))
 		}
 	}
+	for _, t := range b.set.Tasks {
+		if t.Of(b.app.Name.V) {
+			p.Agents = append(p.Agents, b.task(t))
+		}
+	}
 	p.Agents = append(p.Agents, b.writers()...)
 	for _, j := range b.set.Joins {
 		if j.Of(b.app.Name.V) {
 			p.Agents = append(p.Agents, b.join(j)...)
 		}
 	}
+	b.onLeader(p.Agents)
 }

@@ -46,7 +46,7 @@ type Batch struct {
 	// Take makes the whole batch one unit: user code gets one list of values (KasprAgent input.take).
 	Take bool
 	// Tick says that the time has come for code that acts by itself: Records is one that is in no topic, with the time as its
-	// timestamp and an offset of -1.
+	// timestamp and an offset of -1; where code acts in no partition either, the number of its ticks that count.
 	Tick bool
 	// StopOnFailure ends the call at the first failed record, so that it can be retried before the ones behind it.
 	StopOnFailure bool

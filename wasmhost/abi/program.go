@@ -1,5 +1,10 @@
 package abi
 
+// KindTask is the kind of a program whose first operation is called without a value, and whose records are none: it is called when it
+// is due. As in a web view's, there is no event, and what it does to a table in the partition of the record (-1) is meant for the
+// partition that has the key.
+const KindTask = "KasprTask"
+
 // Program is everything the guest must know of one component: its Code blocks with their places in the manifests, its
 // pipeline, its codecs. It crosses as JSON to kaspr_load, once per image.
 type Program struct {

@@ -1,0 +1,307 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+)
+
+// fakeRuns is the code of a task: run n sends n to the topic "runs"; fails says which runs fail.
+type fakeRuns struct {
+	took  time.Duration
+	fails func(n int) bool
+
+	mu sync.Mutex
+	n  int // guarded by mu
+}
+
+func (c *fakeRuns) Call(_ context.Context, _ int, b *record.Batch) (record.Result, error) {
+	time.Sleep(c.took)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	if c.fails != nil && c.fails(c.n) {
+		return record.Result{Done: 1, Failures: []record.Failure{{Kind: record.FailureCode, Type: "ValueError", Message: "no"}}}, nil
+	}
+	return record.Result{Done: 1, Outputs: []record.Output{{Topic: "runs", Key: fmt.Append(nil, c.n)}}}, nil
+}
+
+// localTask is a bench whose lane runs a task of every process; its partition in0 is there to prove transactions.
+func localTask(t *testing.T, p *plan.Task, code caller, exactlyOnce bool) (*bench, *task) {
+	l := testLane(t, nil, plan.Agent{Task: p}, limits{}, exactlyOnce)
+	l.app.start = "me"
+	run := newTask(l.agent, p, code)
+	l.agent.runs(run)
+	l.agent.lanes = []*lane{l.lane}
+	l.app.agents = []*agent{l.agent}
+	other := newAgent(l.app, &plan.Agent{Name: "b"})
+	other.runs(&fakeCode{})
+	f := l.assign(other, in0)
+	l.app.feeds[in0] = []laneFeed{{l.lane, f}}
+	l.position(f, 7)
+	l.begin(f, nil)
+	l.app.startTasks()
+	for _, lf := range l.app.local {
+		lf.lane.position(lf.feed, 0)
+		lf.lane.begin(lf.feed, nil)
+	}
+	return l, run
+}
+
+// every is a task with an interval.
+func every(d time.Duration) *plan.Task {
+	return &plan.Task{Schedule: &plan.Schedule{Interval: d, Expression: "every " + d.String()}}
+}
+
+// A task must go on after a run that failed, with what happened in its status.
+func TestTaskFailure(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l, run := localTask(t, every(time.Second), &fakeRuns{fails: func(n int) bool { return n == 2 }}, exactlyOnce)
+		stop := l.start()
+		time.Sleep(4500 * time.Millisecond)
+		if err := stop(); err != nil || l.failed != nil {
+			t.Fatal(err, l.failed)
+		}
+		if err := l.commits.commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(l.kafka.keys("runs")); got != "[1 3 4]" {
+			t.Errorf("sent %s", got)
+		}
+		s := run.status(false)
+		if s.Runs != 4 || s.Failures != 1 || s.Error != "ValueError: no" || s.Next == nil || s.Ended == nil || l.app.FailedRuns() != 1 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// What a run sent and the fact that it was made must count together: after a rollback the run is made again, and not a second time
+// after a commit whose answer was lost.
+func TestTaskRollback(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l, run := localTask(t, every(time.Second), &fakeRuns{}, true)
+			stop := l.start()
+			time.Sleep(1500 * time.Millisecond)
+			l.kafka.mu.Lock()
+			l.kafka.commit, l.kafka.lost = func() error { return errors.New("no answer") }, lost
+			l.kafka.mu.Unlock()
+			time.Sleep(3 * time.Second)
+			if err := stop(); err != nil || l.failed != nil {
+				t.Fatal(err, l.failed)
+			}
+			if err := l.commits.commit(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			want := "[1 2 3 4]"
+			if !lost {
+				want = "[1 3 4 5]" // the code's second run did not count, the task's did
+			}
+			if got := fmt.Sprint(l.kafka.keys("runs")); got != want {
+				t.Errorf("lost %v: sent %s, want %s", lost, got, want)
+			}
+			if s := run.status(false); s.Runs != 4 {
+				t.Errorf("lost %v: %d runs count, want 4", lost, s.Runs)
+			}
+		})
+	}
+}
+
+// An output the broker refuses is a failure of its run: it must not be made for ever, nor keep the next ones from being made.
+func TestTaskRefusedOutput(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l, run := localTask(t, every(time.Second), &fakeRuns{}, exactlyOnce)
+		l.kafka.refuse = func(o *record.Output) error {
+			if string(o.Key) == "2" {
+				return kerr.MessageTooLarge
+			}
+			return nil
+		}
+		stop := l.start()
+		time.Sleep(4500 * time.Millisecond)
+		if err := stop(); err != nil || l.failed != nil {
+			t.Fatal(err, l.failed)
+		}
+		if err := l.commits.commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(l.kafka.keys("runs")); got != "[1 3 4]" {
+			t.Errorf("sent %s", got)
+		}
+		if s := run.status(false); s.Runs != 4 || s.Failures != 1 || !strings.HasPrefix(s.Error, "SendError: ") {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// A task that is late because its worker was busy is late, no more.
+func TestTaskOfLongRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := cronTask(t, "* * * * * */10", "UTC") // a bubble's clock begins at midnight
+		l, run := localTask(t, p, &fakeRuns{took: 12 * time.Second}, true)
+		stop := l.start()
+		time.Sleep(45 * time.Second)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if got := run.status(false); got.Runs != 2 || got.Skipped != 2 || got.Missed != 0 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// leaders is what a task on the leader has of the world: a table of states, in which what a tick changed is seen at once and counts
+// with a commit, and one process after the other.
+type leaders struct {
+	staged, committed map[string][]byte
+}
+
+func (x *leaders) TableGet(own int32, _ int, _ int32, key []byte) ([]byte, error) {
+	if own == committedState {
+		return x.committed[string(key)], nil
+	}
+	return x.staged[string(key)], nil
+}
+
+func (x *leaders) TableScan(int32, int, int32, []byte, []byte, func(key, value []byte) bool) error {
+	panic("BUG: a task scans its states")
+}
+
+func (x *leaders) TableInfo(int) (int32, []int32, int64, error) { return 1, []int32{0}, 0, nil }
+
+// lead is one process's time as the leader: ticks as they are asked for, each committed, until the end. started is the process's name if
+// it became the leader when it started. What it ran goes into sent.
+func (x *leaders) lead(t *testing.T, p *plan.Task, started string, until time.Time, sent *[]string) {
+	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
+	ag.view = x
+	code := &fakeRuns{}
+	run := newTask(ag, p, code)
+	run.starting = func() string { return started }
+	w := &work{feed: &feed{}}
+	for wake := time.Now(); !wake.IsZero() && wake.Before(until); {
+		time.Sleep(time.Until(wake))
+		res, err := run.Call(context.WithValue(context.Background(), workKey{}, w), 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range res.Outputs {
+			*sent = append(*sent, time.Now().UTC().Format("15:04:05"))
+		}
+		for _, c := range res.Changes {
+			x.staged[string(c.Key)] = c.Value
+		}
+		x.committed = map[string][]byte{}
+		for k, v := range x.staged {
+			x.committed[k] = v
+		}
+		wake = res.Wake
+	}
+	time.Sleep(time.Until(until))
+}
+
+// The next leader must go on where the last one was: no run twice, none lost but those due while nobody led.
+func TestLeaderChange(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		task func() *plan.Task
+		want string
+	}{
+		{"cron", func() *plan.Task { return cronTask(t, "* * * * *", "UTC") }, "[00:01:00 00:02:00 00:03:02 00:05:00]"},
+		{"interval", func() *plan.Task { return every(time.Minute) }, "[00:01:00 00:02:00 00:03:02 00:04:30 00:05:30]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				midnight := time.Now().Truncate(time.Second)
+				x, p := &leaders{staged: map[string][]byte{}}, c.task()
+				p.OnLeader = true
+				var sent []string
+				x.lead(t, p, "a", midnight.Add(2*time.Minute+59*time.Second), &sent)
+				time.Sleep(3 * time.Second) // a hand-over over a due time
+				x.lead(t, p, "", midnight.Add(3*time.Minute+30*time.Second), &sent)
+				time.Sleep(time.Minute) // nobody leads
+				x.lead(t, p, "", midnight.Add(5*time.Minute+59*time.Second), &sent)
+				if got := fmt.Sprint(sent); got != c.want {
+					t.Errorf("ran at %s, want %s", got, c.want)
+				}
+			})
+		})
+	}
+}
+
+// A run at start is made once for a start of the app, not by every leader, and noted before it begins.
+func TestLeaderAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, p := &leaders{staged: map[string][]byte{}, committed: map[string][]byte{}}, &plan.Task{OnLeader: true}
+		var sent []string
+		x.lead(t, p, "a", time.Now().Add(time.Minute), &sent)
+		x.lead(t, p, "", time.Now().Add(time.Minute), &sent)
+		if len(sent) != 1 {
+			t.Errorf("ran at %v: once, by the first leader", sent)
+		}
+		x.lead(t, p, "b", time.Now().Add(time.Minute), &sent)
+		if len(sent) != 2 {
+			t.Errorf("ran at %v: once more after the second start", sent)
+		}
+	})
+}
+
+// The run at start must not begin before its note is committed: a leader that dies in it leaves it to the next one.
+func TestLeaderNotesRunAtStart(t *testing.T) {
+	x, p := &leaders{staged: map[string][]byte{}}, &plan.Task{OnLeader: true}
+	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
+	ag.view = x
+	run := newTask(ag, p, &fakeRuns{})
+	run.starting = func() string { return "a" }
+	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
+	tick := func() record.Result {
+		res, err := run.Call(ctx, 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range res.Changes {
+			x.staged[string(c.Key)] = c.Value
+		}
+		return res
+	}
+	for range 3 {
+		if res := tick(); len(res.Outputs) > 0 || res.Wake.IsZero() {
+			t.Fatal("it ran before its note was committed")
+		}
+	}
+	x.committed = map[string][]byte{"t": slices.Clone(x.staged["t"])}
+	if res := tick(); len(res.Outputs) != 1 {
+		t.Fatal("it did not run")
+	}
+}
+
+// Of a task on the leader only the leader tells, and a rest of another program in the table does not stop it.
+func TestTaskStateIsNotOurs(t *testing.T) {
+	x, p := &leaders{staged: map[string][]byte{"t": []byte(`{"due": "soon"}`)}}, every(time.Minute)
+	p.OnLeader = true
+	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
+	ag.view = x
+	run := newTask(ag, p, &fakeRuns{})
+	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
+	res, err := run.Call(ctx, 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
+	if err != nil || res.Wake.IsZero() || len(res.Changes) != 1 {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if s := run.status(false); s.Here || s.Next != nil {
+		t.Errorf("a process that is not the leader tells %+v", s)
+	}
+	if s := run.status(true); !s.Here || s.Next == nil {
+		t.Errorf("the leader tells %+v", s)
+	}
+}
