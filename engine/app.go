@@ -409,6 +409,9 @@ func (a *App) openTables(ctx context.Context) error {
 // wrap keeps the partitions of records on their way to topics of the app's own inside of these, where an input was given more since
 // they were made. What came from one partition still goes to one.
 func (a *App) wrap(topics []string, outs []record.Output) {
+	if a.schedule != nil {
+		a.schedule.route(outs)
+	}
 	if len(topics) == 0 {
 		return
 	}

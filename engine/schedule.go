@@ -25,6 +25,7 @@ type schedule struct {
 	app      *App
 	log      *slog.Logger
 	settings scheduler.Settings // complete once begin was called, which is before the first step
+	requests int32              // partitions of the requests; with settings
 	table    int                // of the plan
 	clean    time.Duration      // between two looks for ids to forget
 
@@ -94,12 +95,31 @@ func newSchedule(a *App) *schedule {
 // begin completes the settings with what the topics are.
 func (s *schedule) begin() {
 	for i := range s.app.plan.Own {
-		if s.app.plan.Own[i].Name == s.settings.Actions {
+		switch s.app.plan.Own[i].Name {
+		case s.settings.Actions:
 			s.settings.Partitions = s.app.own[i]
+		case s.settings.Requests:
+			s.requests = s.app.own[i]
 		}
 	}
 	if err := s.settings.Validate(); err != nil {
 		panic("BUG: settings of the scheduler: " + err.Error()) // engine/config and the plan have checked them
+	}
+}
+
+// route sends requests that the app's own code makes to the partition of their id, so that those about one id stay in their order
+// whatever their keys.
+func (s *schedule) route(outs []record.Output) {
+	for i := range outs {
+		o := &outs[i]
+		if o.Partition != record.PartitionByKey || o.Topic != s.settings.Requests {
+			continue
+		}
+		for _, h := range o.Headers {
+			if h.Key == scheduler.HeaderID && h.Value != nil {
+				o.Partition = scheduler.PartitionOf(h.Value, s.requests)
+			}
+		}
 	}
 }
 

@@ -231,6 +231,9 @@ func (v *view) run(ctx context.Context, slot int, asks []*ask) {
 
 // settle answers the requests of a result, in its order.
 func (v *view) settle(ctx context.Context, asks []*ask, res *record.Result) {
+	if v.app.schedule != nil {
+		v.app.schedule.route(res.Outputs)
+	}
 	outputs, changes, failures := res.Outputs, res.Changes, res.Failures
 	for i, a := range asks {
 		r := apphttp.Response{}

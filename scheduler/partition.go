@@ -7,11 +7,16 @@ import "encoding/binary"
 func partitionOf(r *Request, partitions int32) int32 {
 	switch {
 	case r.ID != "":
-		return int32(murmur2([]byte(r.ID))&0x7fffffff) % partitions
+		return PartitionOf([]byte(r.ID), partitions)
 	case r.Key != nil:
-		return int32(murmur2(r.Key)&0x7fffffff) % partitions
+		return PartitionOf(r.Key, partitions)
 	}
 	return int32(r.Source.Offset % int64(partitions))
+}
+
+// PartitionOf is where Kafka's own clients send a record with this key.
+func PartitionOf(key []byte, partitions int32) int32 {
+	return int32(murmur2(key)&0x7fffffff) % partitions
 }
 
 // murmur2 is the hash of Kafka's default partitioner.

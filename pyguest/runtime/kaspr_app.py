@@ -5,6 +5,7 @@ produced together with its other outputs, and not at all if the record fails.
 """
 
 import logging
+from datetime import datetime, timedelta, timezone
 from json import dumps as _dumps, loads as _loads
 
 import _kaspr
@@ -81,6 +82,38 @@ def _codec(name, default):
 def _send(topic, key, value, partition, timestamp, headers, key_codec, value_codec):
     _produce(topic, key, value, partition, None if timestamp is None else round(timestamp * 1000), headers, key_codec, value_codec)
     return Sent(topic, partition, timestamp)
+
+
+def _instant(at):
+    """A time as the scheduler reads it: of a datetime (naive: UTC), seconds since 1970, or text in ISO 8601, which is passed on."""
+    if isinstance(at, str):
+        return at
+    if isinstance(at, (int, float)) and not isinstance(at, bool):
+        at = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=at)
+    if not isinstance(at, datetime):
+        raise TypeError(f"a time is a datetime, seconds since 1970 or text in ISO 8601, not {type(at).__name__}")
+    return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).astimezone(timezone.utc).isoformat()
+
+
+def _due(deliver_at, delay):
+    if (deliver_at is None) == (delay is None):
+        raise TypeError("exactly one of deliver_at and delay is needed")
+    if delay is None:
+        return _instant(deliver_at)
+    if isinstance(delay, (int, float)) and not isinstance(delay, bool):
+        delay = timedelta(seconds=delay)
+    if not isinstance(delay, timedelta):
+        raise TypeError(f"a delay is a timedelta or seconds, not {type(delay).__name__}")
+    return (datetime.now(timezone.utc) + delay).isoformat()
+
+
+def _control(action, request_id, **others):
+    """Headers of a request to the scheduler."""
+    if request_id is not None:
+        if not isinstance(request_id, str) or not request_id:
+            raise TypeError("a request id is a str that is not empty")
+        others["request-id"] = request_id
+    return [("x-scheduler-action", action), *(("x-scheduler-" + name, text) for name, text in others.items())]
 
 
 def _target(topic, key_serializer, value_serializer):
@@ -175,7 +208,7 @@ class Conf:
 class App:
     """The application. Members that are not listed in the documentation raise AttributeError."""
 
-    _supported = ("send", "topic", "log", "conf", "name", "id", "is_leader", "loop", "rebalancing", "tables")
+    _supported = ("send", "schedule", "cancel", "topic", "log", "conf", "name", "id", "is_leader", "loop", "rebalancing", "tables")
     _reasons = {
         "http_client": ": user code has no network",
         "monitor": ": metrics are kept by the engine, outside of user code",
@@ -201,6 +234,31 @@ class App:
         else:
             topic, key_codec, value_codec = _target(topic, key_serializer, value_serializer)
         return _send(topic, key, value, partition, timestamp, headers, key_codec, value_codec)
+
+    def schedule(self, topic, key=None, value=None, *, deliver_at=None, delay=None, request_id=None, replace=False, expire_at=None,
+                 headers=None, key_serializer=None, value_serializer=None):
+        """Has a message delivered later. It may be awaited, as app.send; what it gives is known of the request, not of the message."""
+        requests = self._requests()
+        if replace and request_id is None:
+            raise TypeError("replace needs the request_id of the message to replace")
+        topic, key_codec, value_codec = _target(topic, key_serializer, value_serializer)
+        others = {"deliver-to": topic, "deliver-at": _due(deliver_at, delay)}
+        if expire_at is not None:
+            others["expire-at"] = _instant(expire_at)
+        own = [] if headers is None else headers.items() if hasattr(headers, "items") else headers
+        headers = [*own, *_control("REPLACE" if replace else "ADD", request_id, **others)]
+        return _send(requests, key, value, None, None, headers, key_codec, value_codec)
+
+    def cancel(self, request_id):
+        """Takes back what was scheduled with this id, if it has not left."""
+        if request_id is None:
+            raise TypeError("a request id is a str that is not empty")
+        return _send(self._requests(), None, None, None, None, _control("CANCEL", request_id), _RAW, _RAW)
+
+    def _requests(self):
+        if not self.conf.get("scheduler_enabled"):
+            raise RuntimeError("the message scheduler is off: set schedulerEnabled: true in the app's settings")
+        return self.id + "-schedule-requests"
 
     def topic(self, *names, key_serializer=None, value_serializer=None, partitions=None, replicas=None, retention=None,
               compacting=None, deleting=None, config=None):
