@@ -101,6 +101,10 @@ func (o *outbox) loop() {
 		var batch []*posting
 		select {
 		case p := <-o.queue:
+			if o.ctx.Err() != nil { // both were there
+				p.done(errStopping)
+				continue
+			}
 			batch = append(batch, p)
 		case <-o.ctx.Done():
 			select {
