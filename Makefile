@@ -86,6 +86,13 @@ crash-test: pyguest ## Kill engines and the broker under load: make crash-test K
 	KASPR_CRASH_KILLS=$(or $(KILLS),20) KASPR_CRASH_RESTARTS=$(or $(RESTARTS),3) KASPR_CRASH_RECORDS=$(or $(RECORDS),200000) \
 	$(if $(filter-out on,$(SEED)),KASPR_CRASH_SEED=$(SEED)) $(GO) test -tags integration -count 1 -v -timeout 3h -run '^TestCrash$$' ./engine/cli
 
+.PHONY: schedule-test
+schedule-test: pyguest ## Kill engines while messages wait, and measure the scheduler: make schedule-test KILLS=10 MESSAGES=1000000 OVER=60
+	@scripts/deps.sh build kafka
+	KASPR_SCHEDULE_KILLS=$(or $(KILLS),10) KASPR_SCHEDULE_MESSAGES=$(or $(MESSAGES),200000) KASPR_SCHEDULE_SECONDS=$(or $(OVER),60) \
+	KASPR_SCHEDULE_RATES=$(or $(MESSAGES),200000) $(if $(filter-out on,$(SEED)),KASPR_SCHEDULE_SEED=$(SEED)) \
+	$(GO) test -tags integration -count 1 -v -timeout 1h -run '^TestSchedule(Crash|Rates)$$' ./engine/cli
+
 .PHONY: sim
 sim: ## Simulate histories of commits, crashes and faults: make sim SEEDS=100000, or SEED=N for one
 	SIM_RANDOM=1 $(GO) test -p 1 -count 1 -timeout 4h -run '^TestSim$$' ./engine ./scheduler $(if $(filter-out on,$(SEED)),-seed $(SEED),-seeds $(SEEDS))
