@@ -47,8 +47,13 @@ func (a *App) listen(ctx context.Context) error {
 	labeled := prometheus.WrapRegistererWith(prometheus.Labels{"app_name": a.plan.App.ID, "worker_name": worker(a.cfg.Web.Host)}, metrics)
 	labeled.MustRegister(&series{a})
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var waiting func(apphttp.ScheduleQuery) (int, any)
+	if a.schedule != nil && a.cfg.Scheduler.Web {
+		waiting = a.schedule.Schedule
+	}
 	web, err := apphttp.Listen(ctx, apphttp.Options{
-		Addr: a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
+		Schedule: waiting,
+		Addr:     a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
 		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
 		Console: newConsole(a), ConsoleFor: a.cfg.Web.Console,
 	})

@@ -42,6 +42,8 @@ type Options struct {
 	Registry    prometheus.Gatherer   // what /metrics tells
 	Own         prometheus.Registerer // of it: where the server's own series go
 	Log         *slog.Logger
+	// Schedule answers /schedule: a code, and a value for JSON; nil: there is no such path.
+	Schedule func(ScheduleQuery) (int, any)
 }
 
 // Limits of a request. A client that is slower than this, or says more, is cut off.
@@ -107,6 +109,9 @@ func newServer(o Options) *Server {
 		s.routes[peerPath] = s.peer // which looks at the method itself
 	}
 	s.routeConsole()
+	if o.Schedule != nil {
+		s.routes["/schedule"] = s.schedule
+	}
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
 		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,

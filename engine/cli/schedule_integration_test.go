@@ -3,11 +3,13 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -323,4 +325,54 @@ func TestScheduleRates(t *testing.T) {
 		t.Errorf("what waits takes %.1f %% of a processor", idle)
 	}
 	later.stop()
+}
+
+// What the command line asks for must come to the scheduler, in the partition of the id.
+func TestScheduleSteer(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("later-out", 6)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(scheduleApp), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := freePort(t)
+	p := k.engine(scheduleApp, map[string]string{"topicPartitions": "6", "webPort": port, "schedulerWebEnabled": "true", "schedulerCronEnabled": "true"})
+	p.waitLog("table restored")
+	command := func(args ...string) (string, int) {
+		var out, errs bytes.Buffer
+		args = append(append([]string{"schedule"}, args...), "--set", "definitionsDir="+dir, "--set", "kafkaBootstrapServers="+k.broker.Addr(), "--set", "webPort="+port)
+		code := Main(t.Context(), "test", args, Streams{Out: &out, Err: &errs})
+		return out.String() + errs.String(), code
+	}
+	becomes := func(state, id string) {
+		t.Helper()
+		var text string
+		for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(50 * time.Millisecond) {
+			if text, _ = command("get", id); strings.Contains(text, `"state":"`+state+`"`) {
+				return
+			}
+		}
+		t.Fatalf("%s is not %s: %s", id, state, text)
+	}
+	for i := range 8 {
+		id := fmt.Sprintf("id-%d", i)
+		if text, code := command("replace", id, "--to", "later-out", "--at", "9000-01-01", "--key", "k", "--value", "v", "--header", "h=1"); code != 0 {
+			t.Fatal(text)
+		}
+		becomes("pending", id)
+		if text, code := command("cancel", id); code != 0 {
+			t.Fatal(text)
+		}
+		becomes("cancelled", id)
+	}
+	if text, code := command("replace", "now", "--to", "later-out", "--at", "2020-01-01", "--key", "k", "--value", "v", "--header", "h=1"); code != 0 {
+		t.Fatal(text)
+	}
+	got := k.outputs(20*time.Second, func(rs []*kgo.Record) bool { return len(rs) > 0 }, "later-out")
+	if len(got) != 1 || string(got[0].Key) != "k" || string(got[0].Value) != "v" || len(got[0].Headers) != 1 {
+		t.Errorf("delivered: %+v", got)
+	}
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
 }

@@ -213,6 +213,7 @@ type Scheduler struct {
 	Horizon                      time.Duration // 0: none
 	Provenance                   bool
 	Results                      bool
+	Web                          bool
 }
 
 // What becomes of a message whose time is over when its request comes.

@@ -222,6 +222,8 @@ var settings = []setting{
 		func(c *Config) *bool { return &c.Scheduler.Provenance }),
 	boolSetting("schedulerResultsEnabled", "false", "What becomes of every request and message is written to `<id>-schedule-results`.",
 		func(c *Config) *bool { return &c.Scheduler.Results }),
+	boolSetting("schedulerWebEnabled", "false", "Answer /schedule on webPort: which messages wait, without keys, values and headers. Whoever reaches the port may read it.",
+		func(c *Config) *bool { return &c.Scheduler.Web }),
 
 	group("Table store"),
 	sizeSetting("storeMemoryMax", "0", "Memory that all stores of the process take together, outside of Go and Python; 0 is a third of the container's memory.",
