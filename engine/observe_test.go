@@ -107,6 +107,22 @@ func TestAgentNamedAsWrites(t *testing.T) {
 	}
 }
 
+// The two agents of the scheduler must not make each other's series ambiguous, which would end them all.
+func TestSchedulersAgentsAreTwo(t *testing.T) {
+	b := testLane(t, nil, plan.Agent{}, limits{}, true)
+	b.app.tables = newTables(nil, nil, "", nil, b.app.log, nil)
+	for _, s := range []plan.SchedulePart{plan.Distribute, plan.Deliver} {
+		ag := newAgent(b.app, &plan.Agent{Name: "scheduler-" + string(s), Schedule: s})
+		ag.component = "scheduler"
+		ag.stats.Records.Add(5)
+		b.app.agents = append(b.app.agents, ag)
+	}
+	b.app.seen.running.Store(true)
+	if n := gathered(t, b.app)["kaspr_agent_records_total"]; n != 10 {
+		t.Errorf("%v records, want 10", n)
+	}
+}
+
 // gathered is the sum of every series over its labels.
 func gathered(t *testing.T, a *App) map[string]float64 {
 	t.Helper()

@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { after, before, beforeEach, test } from "node:test";
 import { createServer } from "node:net";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
@@ -35,7 +37,10 @@ const order = (customer, amount, headers = {}) => `${JSON.stringify({ key: custo
 before(async () => {
   const port = await freePort();
   base = `http://127.0.0.1:${port}`;
-  engine = spawn(process.env.KASPR_BINARY, ["dev", `${here}app.yaml`, "--http", "--input", "orders=-", "--set", `webPort=${port}`, "--log-level", "warn"], { stdio: ["pipe", "pipe", "pipe"] });
+  const later = new Date(Date.now() + 86_400_000).toISOString();
+  const requests = join(mkdtempSync(join(tmpdir(), "console-")), "requests.jsonl");
+  writeFileSync(requests, `${JSON.stringify({ key: "k", value: { note: evil }, headers: { "x-scheduler-deliver-to": "rich", "x-scheduler-deliver-at": later, "x-scheduler-request-id": "tomorrow" } })}\n`);
+  engine = spawn(process.env.KASPR_BINARY, ["dev", `${here}app.yaml`, "--http", "--input", "orders=-", "--input", `shop-app-schedule-requests=${requests}`, "--set", `webPort=${port}`, "--log-level", "warn"], { stdio: ["pipe", "pipe", "pipe"] });
   for (const s of [engine.stdout, engine.stderr]) s.on("data", (d) => { log = (log + d).slice(-20_000); });
   await until("readiness", async () => (await fetch(`${base}/readyz`)).ok);
   for (let i = 0; i < 60; i++) engine.stdin.write(order(`customer-${i}`, i));
@@ -144,7 +149,11 @@ test("tables are searched and paged", async () => {
 
 test("scheduled messages are listed", async () => {
   await open("Scheduled");
-  await page.getByText("No message waits.").waitFor();
+  const row = page.getByRole("region", { name: "Messages that wait" }).locator("tbody tr");
+  await until("the message", async () => (await row.count()) === 1);
+  const text = await row.textContent();
+  assert.ok(text.includes("tomorrow") && text.includes("rich") && text.includes(JSON.stringify(evil).slice(1, -1)), text);
+  await page.getByText("No crons.").waitFor();
   await unharmed();
 });
 
@@ -186,12 +195,12 @@ test("light and dark are the system's, or chosen and kept", async () => {
   const dark = await back();
   assert.notEqual(light, dark);
   await page.getByLabel("Colours").selectOption("light");
-  assert.equal(await back(), light);
+  await until("light", async () => (await back()) === light);
   await page.reload();
   await page.getByRole("heading", { name: "shop-app" }).waitFor();
   await until("the choice", async () => (await back()) === light);
   await page.getByLabel("Colours").selectOption("dark");
-  assert.equal(await back(), dark);
+  await until("dark", async () => (await back()) === dark);
   await page.locator('[data-node="agent:audit"]').waitFor();
   await shot("overview-dark");
   await unharmed();
