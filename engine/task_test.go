@@ -166,9 +166,13 @@ func TestTaskOfLongRuns(t *testing.T) {
 // with a commit, and one process after the other.
 type leaders struct {
 	staged, committed map[string][]byte
+	broken            error
 }
 
 func (x *leaders) TableGet(own int32, _ int, _ int32, key []byte) ([]byte, error) {
+	if x.broken != nil {
+		return nil, x.broken
+	}
 	if own == committedState {
 		return x.committed[string(key)], nil
 	}
@@ -303,5 +307,18 @@ func TestTaskStateIsNotOurs(t *testing.T) {
 	}
 	if s := run.status(true); !s.Here || s.Next == nil {
 		t.Errorf("the leader tells %+v", s)
+	}
+}
+
+// A store that cannot be read must neither end the process nor make a run that may have been made.
+func TestTaskStateIsBroken(t *testing.T) {
+	x, p := &leaders{broken: errors.New("disk")}, &plan.Task{OnLeader: true}
+	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
+	ag.view = x
+	run := newTask(ag, p, &fakeRuns{})
+	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
+	res, err := run.Call(ctx, 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
+	if err != nil || res.Wake.IsZero() || len(res.Outputs)+len(res.Changes) > 0 {
+		t.Errorf("%+v, %v", res, err)
 	}
 }
