@@ -18,6 +18,9 @@ var onlyIn = map[string][]string{
 	"github.com/tetratelabs/wazero":      {"wasmhost"},
 	"github.com/twmb/franz-go/pkg/kfake": {"engine/dev"},
 	"github.com/twmb/franz-go":           {"engine/broker", "engine/dev", "bench"},
+	"github.com/twmb/franz-go/pkg/sr":    {"engine/registry"},
+	"github.com/bufbuild/protocompile":   {"engine/registry"},
+	"google.golang.org/protobuf":         {"engine/registry"},
 	"github.com/knadh/koanf":             {"engine/config"},
 	"go.yaml.in/yaml":                    {"engine/manifest", "engine/config", "engine/schema"},
 	"github.com/spf13/cobra":             {"engine/cli"},
@@ -36,7 +39,7 @@ var layers = [][]string{
 	{"engine"},
 	{"engine/plan", "engine/schema", "engine/broker", "http", "scheduler", "state"},
 	{"engine/config"},
-	{"engine/manifest", "engine/join", "wasmhost", "pyguest"},
+	{"engine/manifest", "engine/join", "engine/registry", "wasmhost", "pyguest"},
 	{"wasmhost/abi"},
 	{"engine/record", "engine/cron"},
 }

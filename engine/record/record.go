@@ -37,6 +37,14 @@ type Record struct {
 	Key           []byte
 	Value         []byte
 	Headers       []Header
+	Forms         *Forms // of a record whose key or value a schema describes, on its way into a call; else nil
+}
+
+// Forms are a record's key and value as plain values, made by the engine of what a schema describes (abi.Form*). Nil is what a
+// serializer without schema decodes, and Kafka's null.
+type Forms struct {
+	Key   []byte
+	Value []byte
 }
 
 // Batch is what one call takes: consecutive records of one partition number (of one topic, or of the co-partitioned

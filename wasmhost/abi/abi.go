@@ -59,17 +59,20 @@ const (
 // Batch: a header of BatchHeaderSize bytes, Count record entries of RecordSize bytes, then topics, headers and bytes in
 // any order. A length of -1 is Kafka's null.
 //
-//	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 cacheValid (record.Batch), u32 reserved x2
+//	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 cacheValid (record.Batch), u32 formsOff (0: there
+//	        are none), u32 reserved
 //	record: u32 topic (index), i32 partition, i64 offset, i64 timestamp (ms), u32 timestampType, u32 attempt,
 //	        u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen, u32 headersOff, u32 headerCount
 //	topic:  u32 off, u32 len                                   (at topicsOff)
 //	header: u32 keyOff, u32 keyLen, u32 valueOff, i32 valueLen (at headersOff)
+//	forms:  u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen (at formsOff, one for each record; record.Forms)
 const (
 	BatchMagic      = 0x3142534B // "KSB1"
 	BatchHeaderSize = 32
 	RecordSize      = 56
 	TopicSize       = 8
 	HeaderSize      = 16
+	FormsSize       = 16
 
 	FlagTake          = 1 // the whole batch is one unit: one list of values
 	FlagStopOnFailure = 2 // stop after the first failed unit
@@ -123,7 +126,44 @@ const (
 	// key, value, in key order, keys greater than after. At least one entry, if there is one, however large
 	OpTableInfo = 7 // req: u32 table; resp: status, u64 size estimate, u32 partitions of the table, u32 count,
 	// i32 partitions that are active here, in order
+	OpEncode = 8 // req: u8 serializer (Serializer*), u8 1 for a key, u16 reserved, i32 schema (as Output.ValueSchema), u32 topicLen, topic, form of
+	// the value; resp: status (TableFound, TableError), bytes
 )
+
+// Serializers of OpEncode.
+const (
+	SerializerAvro       = 1
+	SerializerProtobuf   = 2
+	SerializerJSONSchema = 3
+)
+
+// A form is one plain value between the engine, which knows schemas, and the guest, which knows Python: a tag byte and what follows
+// it. Lengths and counts are u32, numbers 8 bytes.
+const (
+	FormNull     = 'n'
+	FormTrue     = 't'
+	FormFalse    = 'f'
+	FormInt      = 'i' // i64
+	FormUint     = 'u' // u64, above what an i64 holds
+	FormBigInt   = 'I' // length, decimal digits: beyond both; only from the guest
+	FormFloat    = 'd' // f64
+	FormText     = 's' // length, UTF-8
+	FormBytes    = 'b' // length, bytes
+	FormList     = 'l' // count, forms
+	FormTuple    = 'T' // count, forms: a Python tuple; only from the guest
+	FormMap      = 'm' // count, for each a form of the key and one of the value
+	FormDecimal  = 'D' // length, text
+	FormUUID     = 'U' // length, text
+	FormDate     = 'y' // i64 days since 1970
+	FormTime     = 'c' // i64 microseconds since midnight
+	FormInstant  = 'z' // i64 microseconds since 1970, UTC: an aware datetime
+	FormDatetime = 'w' // i64 microseconds since 1970 of a naive datetime
+	FormJSON     = 'J' // length, JSON text; only as a whole
+	FormError    = 'E' // length, text: there is no value, and the record fails with this; only as a whole, never from the guest
+)
+
+// FormDepthMax bounds how deep forms nest: user data must not overflow a stack.
+const FormDepthMax = 100
 
 // TableOthers as the partition of OpTableGet: every partition that is here but the batch's own, in order.
 const TableOthers = -2

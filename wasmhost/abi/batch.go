@@ -51,6 +51,7 @@ func (t *topicSet) name(i int) string {
 func BatchSize(b *record.Batch) (int, error) {
 	var topics topicSet
 	size := BatchHeaderSize + len(b.Records)*RecordSize
+	forms := false
 	for i := range b.Records {
 		r := &b.Records[i]
 		topics.index(r.Topic)
@@ -58,12 +59,19 @@ func BatchSize(b *record.Batch) (int, error) {
 		for j := range r.Headers {
 			size += len(r.Headers[j].Key) + len(r.Headers[j].Value)
 		}
+		if f := r.Forms; f != nil {
+			forms = true
+			size += len(f.Key) + len(f.Value)
+		}
 		if size > BatchBytesMax {
 			return 0, fmt.Errorf("batch of %d records is larger than %d bytes", len(b.Records), BatchBytesMax)
 		}
 	}
 	for i := range topics.n {
 		size += TopicSize + len(topics.name(i))
+	}
+	if forms {
+		size += len(b.Records) * FormsSize
 	}
 	if size > BatchBytesMax {
 		return 0, fmt.Errorf("batch of %d records is larger than %d bytes", len(b.Records), BatchBytesMax)
@@ -86,17 +94,24 @@ func AppendBatch(dst []byte, b *record.Batch) []byte {
 // PutBatch writes b's encoding to dst, whose length must be what BatchSize gives, and allocates nothing (for up to eight
 // topics). It overwrites all of dst, so dst may be a guest's memory with anything in it.
 //
-// Layout: header, records, topics, headers, bytes.
+// Layout: header, records, topics, headers, forms, bytes.
 func PutBatch(dst []byte, b *record.Batch) {
 	var topics topicSet
 	headers := 0
+	forms := false
 	for i := range b.Records {
 		topics.index(b.Records[i].Topic)
 		headers += len(b.Records[i].Headers)
+		forms = forms || b.Records[i].Forms != nil
 	}
 	topicsOff := BatchHeaderSize + len(b.Records)*RecordSize
 	headersOff := topicsOff + topics.n*TopicSize
 	off := headersOff + headers*HeaderSize // where the next bytes go
+	formsOff := 0
+	if forms {
+		formsOff = off
+		off += len(b.Records) * FormsSize
+	}
 
 	flags := uint32(0)
 	if b.Take {
@@ -112,7 +127,8 @@ func PutBatch(dst []byte, b *record.Batch) {
 	le.PutUint32(h[12:], uint32(topics.n))
 	le.PutUint32(h[16:], uint32(topicsOff))
 	le.PutUint32(h[20:], b.CacheValid)
-	clear(h[24:])
+	le.PutUint32(h[24:], uint32(formsOff))
+	clear(h[28:])
 
 	for i := range topics.n {
 		name := topics.name(i)
@@ -142,11 +158,22 @@ func PutBatch(dst []byte, b *record.Batch) {
 			off = putBytes(dst, h[8:16], off, r.Headers[j].Value)
 			headersOff += HeaderSize
 		}
+		if forms {
+			e := dst[formsOff+i*FormsSize:][:FormsSize]
+			f := r.Forms
+			if f == nil {
+				f = &noForms
+			}
+			off = putBytes(dst, e[0:8], off, f.Key)
+			off = putBytes(dst, e[8:16], off, f.Value)
+		}
 	}
 	if off != len(dst) {
 		panic("BUG: the batch changed between BatchSize and PutBatch")
 	}
 }
+
+var noForms record.Forms
 
 // putBytes writes v at off and its offset and length to at; nil is Kafka's null.
 func putBytes(dst, at []byte, off int, v []byte) int {

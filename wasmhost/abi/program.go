@@ -67,7 +67,7 @@ type Code struct {
 
 // Input says how records are decoded.
 type Input struct {
-	KeySerializer   string `json:"keySerializer"` // raw, json, pickle, binary
+	KeySerializer   string `json:"keySerializer"` // raw, json, pickle, binary, avro, protobuf, jsonschema
 	ValueSerializer string `json:"valueSerializer"`
 }
 
@@ -116,6 +116,8 @@ type Output struct {
 	NameSelector      *Code        `json:"nameSelector,omitempty"`
 	KeySerializer     string       `json:"keySerializer"`
 	ValueSerializer   string       `json:"valueSerializer"`
+	KeySchema         int          `json:"keySchema,omitempty"` // number of what describes keys, of which the engine has a list; 0: nothing but the topic
+	ValueSchema       int          `json:"valueSchema,omitempty"`
 	Ack               bool         `json:"ack,omitempty"`
 	KeySelector       *Code        `json:"keySelector,omitempty"`
 	ValueSelector     *Code        `json:"valueSelector,omitempty"`
