@@ -41,6 +41,8 @@ type agent struct {
 	}
 	noisy sampler // failed records
 	print sampler // lines of the guest
+
+	schemaWriter
 }
 
 // Stats counts what an agent did since the start, as far as it is committed.
@@ -140,6 +142,7 @@ func newAgent(app *App, p *plan.Agent) *agent {
 		log:           app.log.With("agent", p.Name),
 		noisy:         sampler{burst: 20, rate: 1},
 		print:         sampler{burst: 1000, rate: 100},
+		schemaWriter:  schemaWriter{app.registry, p.Schemas},
 		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
 	}
 	if p.Task != nil {

@@ -23,6 +23,7 @@ import (
 	"kaspr.io/kaspr/engine/manifest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/engine/registry"
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
@@ -41,7 +42,8 @@ type App struct {
 	producer *broker.Producer
 	admin    *broker.Admin
 	commits  *committer
-	outbox   *outbox // nil without views, and until Run has begun
+	outbox   *outbox            // nil without views, and until Run has begun
+	registry *registry.Registry // of schemas; nil: there is none
 	intake   *intake
 	tables   *tables // nil until Run knows their partitions
 	tail     *broker.Tail
@@ -101,6 +103,9 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
 		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), start: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(), peers: apphttp.NewPeers(nil),
+	}
+	if err := a.openRegistry(); err != nil {
+		return nil, err
 	}
 	var problems error
 	for i := range p.Agents {
@@ -200,6 +205,9 @@ func (a *App) Close() {
 		}
 	}
 	a.peers.Close()
+	if a.registry != nil {
+		a.registry.Close()
+	}
 	if a.producer != nil {
 		a.producer.Close()
 	}
@@ -257,6 +265,11 @@ func (a *App) Run(ctx context.Context) error {
 	for _, t := range a.plan.Topics {
 		if err := a.ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: t.Replicas, Config: t.Config}); err != nil {
 			return fmt.Errorf("%s: %s: %w", t.Pos, t.For, err)
+		}
+	}
+	if a.registry != nil {
+		if err := a.prepareSchemas(ctx); err != nil {
+			return err
 		}
 	}
 	if err := a.openTables(ctx); err != nil {

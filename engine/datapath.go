@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
@@ -31,7 +32,7 @@ type timed interface {
 func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	a, batch := f.agent, &w.batch
 
-	// 1. One crossing into the sandbox for the whole batch.
+	// 1. One crossing into the sandbox for the whole batch. Records whose schema the registry does not give go back to the feed.
 	result, err := l.call(ctx, f, w)
 	if s, trouble := l.trouble(f, w); trouble != nil {
 		l.commits.unpin(w)
@@ -40,6 +41,10 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	}
 	if err != nil {
 		l.commits.unpin(w)
+		if errors.Is(err, errNoSchema) {
+			l.awaitSchema(f, w)
+			return nil
+		}
 		return err
 	}
 
@@ -87,9 +92,14 @@ func (l *lane) call(ctx context.Context, f *feed, w *work) (record.Result, error
 	if w.known != nil {
 		return record.Result{Failures: []record.Failure{w.known.failure}, Done: 1}, nil
 	}
-	result, err := f.agent.code.Call(context.WithValue(ctx, workKey{}, w), l.slot, &w.batch)
+	batch, err := l.decoding.decoded(ctx, f.agent, &w.batch)
+	if err != nil {
+		return record.Result{}, err
+	}
+	defer l.decoding.release()
+	result, err := f.agent.code.Call(context.WithValue(ctx, workKey{}, w), l.slot, batch)
 	f.agent.stats.Took.observe(result.Elapsed)
-	f.agent.stats.Batch.observe(len(w.batch.Records))
+	f.agent.stats.Batch.observe(len(batch.Records))
 	return result, err
 }
 

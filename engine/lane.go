@@ -20,6 +20,8 @@ type lane struct {
 	intake  *intake
 	limits  limits
 
+	decoding decoding // of the lane's goroutine
+
 	mu     sync.Mutex
 	feeds  []*feed            // guarded by mu
 	shares map[shareOf]*share // guarded by mu; of tables
@@ -65,6 +67,7 @@ type feed struct {
 	wake       time.Time       // a tick is due then; zero: none is
 	ticked     bool            // the last step was a tick: records go first
 	acted      bool            // a tick has made something since the last cut
+	noSchema   bool            // the last step went back for want of a schema
 	busy       bool            // a step is running
 	era        int             // how often the feed was rewound: what a step began before must not count
 	flush      bool            // what is queued is due now, however little it is
@@ -547,10 +550,20 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 		next = rest[0].Offset
 	}
 	if v.consumed > 0 {
+		f.noSchema = false
 		f.done = append(f.done, chunk{all[:v.consumed], next, arrived})
 		f.applied = next
 	}
 	return true
+}
+
+// awaitSchema gives back what a step took, to be tried again soon.
+func (l *lane) awaitSchema(f *feed, w *work) {
+	if l.settle(f, w, &verdict{pause: schemaWait}) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		f.noSchema = true
+	}
 }
 
 // stale says whether a step's result would be thrown away by now.

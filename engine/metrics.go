@@ -86,6 +86,9 @@ var (
 	mReopened   = metric("producer_sessions_reopened_total", "Times the producer began a new session after a failure.")
 	mCommitTime = metric("consumer_commit_latency", "Time of a commit, in milliseconds.")
 
+	mRegistryWait = metric("schema_registry_waiting_seconds", "How long the schema registry's answers have been missing; 0 when they are not.")
+	mRegistryAsk  = metric("schema_registry_requests_total", "Requests to the schema registry.")
+
 	mGuestCalls    = metric("guest_calls_total", "Calls into the sandbox.", "agent")
 	mGuestRecords  = metric("guest_records_total", "Records given to the sandbox, repeated ones included.", "agent")
 	mGuestSeconds  = metric("guest_seconds_total", "Time Python ran.", "agent")
@@ -167,6 +170,10 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	c.feeds(feeds)
 	c.commits(&a.commits.stats)
 	c.tables(a.tables, &a.commits.stats)
+	if a.registry != nil {
+		c.gauge(mRegistryWait, a.registry.Waiting().Seconds())
+		c.counter(mRegistryAsk, a.registry.Requests())
+	}
 	if a.stores != nil {
 		c.disk(a.cfg.TableDir)
 	}

@@ -331,6 +331,14 @@ type status struct {
 	Tables     []tableState  `json:"tables"`
 	Agents     []agentStatus `json:"agents"`
 	Tasks      []taskStatus  `json:"tasks"`
+
+	Registry *registryStatus `json:"schemaRegistry,omitempty"`
+}
+
+// registryStatus is there with a schema registry. Waiting is how many seconds its answers have been missing, 0 when they are not.
+type registryStatus struct {
+	Waiting  float64 `json:"waitingSeconds"`
+	Requests int64   `json:"requests"`
 }
 
 // assignment is partition numbers by topic.
@@ -379,6 +387,9 @@ func (a observer) Status() any {
 		}
 		add(to, changelogs[t.Table], t.Partition)
 		s.Recovering = s.Recovering || t.Phase.recovering()
+	}
+	if a.registry != nil {
+		s.Registry = &registryStatus{a.registry.Waiting().Seconds(), a.registry.Requests()}
 	}
 	for _, ag := range a.agents {
 		if ag.plan.Task != nil {

@@ -39,6 +39,8 @@ type view struct {
 	cost  atomic.Int64 // nanoseconds of a request in the sandbox, on average of late
 	noisy sampler      // failed requests
 	print sampler      // lines of the guest
+
+	schemaWriter
 }
 
 // viewStats counts what a view did since the start.
@@ -65,7 +67,8 @@ const (
 func newView(app *App, p *plan.View) *view {
 	v := &view{
 		app: app, plan: p, log: app.log.With("view", p.Name), queue: make(chan *ask, app.cfg.Web.QueueMax),
-		noisy: sampler{burst: 20, rate: 1}, print: sampler{burst: 1000, rate: 100},
+		schemaWriter: schemaWriter{app.registry, p.Schemas},
+		noisy:        sampler{burst: 20, rate: 1}, print: sampler{burst: 1000, rate: 100},
 	}
 	v.asks.New = func() any { return &ask{answer: make(chan apphttp.Response, 1)} }
 	for _, u := range p.Tables {

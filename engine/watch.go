@@ -78,6 +78,8 @@ func (a *App) compare(ends map[string]map[int32]int64, last map[record.Partition
 			s.why = "the group's stored position is not known yet"
 		case !f.ready:
 			s.why = "a table of agent " + f.agent.plan.Name + " is not restored"
+		case f.noSchema:
+			s.why = "agent " + f.agent.plan.Name + " waits for a schema from the registry"
 		case f.busy:
 			s.why = "a step of agent " + f.agent.plan.Name + " does not end"
 		case f.agent.plan.Take == nil && time.Now().After(f.notBefore):

@@ -55,6 +55,10 @@ type Host interface {
 	Send(ctx context.Context, out record.Output) ([]byte, error)
 	// EnsureTopic creates a topic unless it exists.
 	EnsureTopic(ctx context.Context, topic abi.TopicRequest) error
+	// Encode appends the bytes of a value that a schema describes. ErrNoSchema asks for a call of Prepare first, which may
+	// wait. An error's text reaches Python as an exception. What req holds is the guest's memory.
+	Encode(dst []byte, req *abi.EncodeRequest) ([]byte, error)
+	Prepare(ctx context.Context, req *abi.EncodeRequest) error
 }
 
 // Tables is what a guest reads of the program's tables: what was there before the running call. Table is an index into
@@ -142,6 +146,12 @@ func (refuseAll) Log(int, string) {}
 func (refuseAll) Send(context.Context, record.Output) ([]byte, error) {
 	return nil, fmt.Errorf("sending is not available here")
 }
+
+func (refuseAll) Encode([]byte, *abi.EncodeRequest) ([]byte, error) {
+	return nil, errors.New("no schema registry here")
+}
+
+func (refuseAll) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
 
 func (refuseAll) EnsureTopic(context.Context, abi.TopicRequest) error {
 	return fmt.Errorf("declaring topics is not available here")

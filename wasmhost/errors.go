@@ -18,6 +18,9 @@ var (
 	ErrProtocol      = errors.New("the guest broke the call protocol") // a bug of ours or a guest of another build
 )
 
+// ErrNoSchema is a Host's answer to Encode when the schema is not at hand.
+var ErrNoSchema = errors.New("the schema is not at hand yet")
+
 // ErrClosed is returned by everything used after its Close.
 var ErrClosed = errors.New("wasmhost: closed")
 

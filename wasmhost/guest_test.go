@@ -48,6 +48,12 @@ func (h *fakeHost) Send(ctx context.Context, out record.Output) ([]byte, error) 
 	return []byte(`{"offset":7}`), nil
 }
 
+func (h *fakeHost) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
+	return dst, errors.New("no schemas here")
+}
+
+func (h *fakeHost) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
+
 func (h *fakeHost) EnsureTopic(_ context.Context, topic abi.TopicRequest) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -121,6 +121,12 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 			return errorAnswer(err), true
 		}
 		return []byte("{}"), true
+	case abi.OpEncode:
+		req, err := abi.ReadEncodeRequest(request)
+		if err != nil {
+			return nil, false
+		}
+		return in.encode(&req), true
 	case abi.OpTableGet:
 		return in.tableGet(request)
 	case abi.OpTableScan:
@@ -129,6 +135,21 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		return in.tableInfo(request)
 	}
 	return nil, false
+}
+
+// encode keeps the turn of the Gate, unless the schema has to be waited for.
+func (in *Instance) encode(req *abi.EncodeRequest) []byte {
+	answer, err := in.program.Host.Encode(append(in.scratch[:0], abi.TableFound), req)
+	if errors.Is(err, ErrNoSchema) {
+		if in.wait(func(ctx context.Context) { err = in.program.Host.Prepare(ctx, req) }); err == nil {
+			answer, err = in.program.Host.Encode(append(in.scratch[:0], abi.TableFound), req)
+		}
+	}
+	if err != nil {
+		return in.tableError(err)
+	}
+	in.scratch = answer
+	return answer
 }
 
 // Table reads keep the turn of the Gate: they take microseconds, and their time is the guest's.

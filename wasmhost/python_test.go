@@ -80,6 +80,12 @@ func (h *host) Send(_ context.Context, out record.Output) ([]byte, error) {
 	return []byte(fmt.Sprintf(`{"topic":%q,"partition":0,"offset":%d,"timestamp":0,"timestamp_type":0}`, out.Topic, len(h.sent))), nil
 }
 
+func (h *host) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
+	return dst, errors.New("no schemas here")
+}
+
+func (h *host) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
+
 func (h *host) EnsureTopic(context.Context, abi.TopicRequest) error { return nil }
 
 // agent is a program of one map operation over JSON values, with one output.

@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -16,6 +18,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/sr"
+	"github.com/twmb/franz-go/pkg/sr/srfake"
 )
 
 // conformanceDir holds the cases; its README.md describes their form.
@@ -73,6 +78,9 @@ func (c *conformanceCase) dev(t *testing.T, dir, batch string) {
 	args := []string{"dev", dir, "--drain", "--set", "batchRecordsMax=" + batch}
 	for key, v := range c.Set {
 		args = append(args, "--set", key+"="+v)
+	}
+	if url := registryOf(t, dir); url != "" {
+		args = append(args, "--set", "schemaRegistryUrl="+url)
 	}
 	inputs, err := filepath.Glob(filepath.Join(dir, "input-*.jsonl"))
 	if err != nil {
@@ -163,6 +171,42 @@ func (c *conformanceCase) responses(t *testing.T, dir string, stdout []string) (
 		}
 	}
 	return others
+}
+
+// registryOf starts a schema registry with the schemas of the case's registry.json, whose ids are their places in it from 1; without
+// the file there is none.
+func registryOf(t *testing.T, dir string) (url string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "registry.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schemas []struct {
+		Subject    string               `json:"subject"`
+		Type       sr.SchemaType        `json:"type"`
+		Schema     json.RawMessage      `json:"schema"` // text, or what is to be its text
+		References []sr.SchemaReference `json:"references"`
+	}
+	if err := json.Unmarshal(text, &schemas); err != nil {
+		t.Fatalf("registry.json: %v", err)
+	}
+	registry := srfake.New()
+	t.Cleanup(registry.Close)
+	versions := map[string]int{}
+	for i, s := range schemas {
+		schema := string(s.Schema)
+		if strings.HasPrefix(schema, `"`) {
+			if err := json.Unmarshal(s.Schema, &schema); err != nil {
+				t.Fatal(err)
+			}
+		}
+		versions[s.Subject]++
+		registry.SeedSchema(s.Subject, versions[s.Subject], i+1, sr.Schema{Schema: schema, Type: s.Type, References: s.References})
+	}
+	return registry.URL()
 }
 
 // run runs one command line, checks its exit code and what must be on standard error, and returns its output's lines.

@@ -62,6 +62,7 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 	}
 	if !offline {
 		c.Kafka.check(k)
+		c.Registry.check(k)
 	}
 	k.atMost("brokerSessionTimeout", "brokerRequestTimeout", c.Kafka.SessionTimeout <= c.Kafka.RequestTimeout)
 	if k.ok("brokerHeartbeatInterval", "brokerSessionTimeout") && c.Kafka.HeartbeatInterval*2 > c.Kafka.SessionTimeout {
@@ -124,6 +125,29 @@ func (k Kafka) check(c *checker) {
 	c.readable("kafkaTlsCaPath", k.TLS.CAPath)
 	c.readable("kafkaTlsCertFile", k.TLS.CertFile)
 	c.readable("kafkaTlsKeyFile", k.TLS.KeyFile)
+}
+
+func (r Registry) check(c *checker) {
+	if r.Password != "" && r.PasswordFile != "" {
+		c.fail(Contradiction, "schemaRegistryPassword and schemaRegistryPasswordFile exclude each other", "keep one", "schemaRegistryPasswordFile")
+	}
+	if r.Token != "" && r.TokenFile != "" {
+		c.fail(Contradiction, "schemaRegistryToken and schemaRegistryTokenFile exclude each other", "keep one", "schemaRegistryTokenFile")
+	}
+	if r.Username != "" && r.Token+r.TokenFile != "" {
+		c.fail(Contradiction, "schemaRegistryUsername and a token exclude each other", "keep one", "schemaRegistryUsername")
+	}
+	if r.Password+r.PasswordFile != "" && r.Username == "" {
+		c.fail(Missing, "schemaRegistryUsername is needed with a password", "", "schemaRegistryPassword", "schemaRegistryPasswordFile")
+	}
+	if (r.TLS.CertFile == "") != (r.TLS.KeyFile == "") {
+		c.fail(Missing, "schemaRegistryTlsCertFile and schemaRegistryTlsKeyFile need each other", "", "schemaRegistryTlsCertFile", "schemaRegistryTlsKeyFile")
+	}
+	c.readable("schemaRegistryPasswordFile", r.PasswordFile)
+	c.readable("schemaRegistryTokenFile", r.TokenFile)
+	c.readable("schemaRegistryTlsCaFile", r.TLS.CAFile)
+	c.readable("schemaRegistryTlsCertFile", r.TLS.CertFile)
+	c.readable("schemaRegistryTlsKeyFile", r.TLS.KeyFile)
 }
 
 func (s SASL) check(c *checker) {

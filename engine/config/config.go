@@ -20,8 +20,9 @@ type Config struct {
 	Definitions    bool     // appBuilderEnabled: false ignores the manifests
 	CodeEnv        []string // names of variables Code sees, beside the app's own
 
-	Kafka  Kafka
-	Topics Topics
+	Kafka    Kafka
+	Topics   Topics
+	Registry Registry
 
 	KeySerializer   string // default of agents' inputs and outputs
 	ValueSerializer string
@@ -138,6 +139,22 @@ type TLS struct {
 	CertFile   string
 	KeyFile    string
 	ServerName string // expected name instead of the broker's host name
+}
+
+// Registry is the schema registry, how to reach it and how to use it.
+type Registry struct {
+	URLs         []string // none: there is no registry
+	Username     string
+	Password     string
+	PasswordFile string // instead of Password, read again at every request
+	Token        string // bearer token, instead of a user
+	TokenFile    string
+	TLS          TLS
+	Timeout      time.Duration // of a request
+	CacheMax     int           // schemas
+	AutoRegister bool
+	Subjects     string // how subjects are named: TopicName, RecordName, TopicRecordName
+	ValidateJSON bool
 }
 
 // Topics are the defaults of topics the app creates.

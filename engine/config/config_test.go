@@ -67,6 +67,7 @@ func TestDefault(t *testing.T) {
 			SessionTimeout: 120 * time.Second, HeartbeatInterval: 3 * time.Second, RequestTimeout: 180 * time.Second,
 		},
 		Topics:        Topics{Partitions: 3, ReplicationFactor: 3, AllowDeclare: true},
+		Registry:      Registry{Timeout: 10 * time.Second, CacheMax: 1000, AutoRegister: true, Subjects: "TopicName", ValidateJSON: true},
 		KeySerializer: "raw", ValueSerializer: "json", JSONValueStyle: JSONCompact,
 		ProcessingGuarantee: ExactlyOnce, OnOffsetLost: OffsetFail, TransactionTimeout: 15 * time.Second, StandbyReplicas: 1, Workers: runtime.GOMAXPROCS(0),
 		Batch:          Batch{RecordsMax: 1000, BytesMax: 1 << 20},
@@ -123,7 +124,7 @@ func TestTable(t *testing.T) {
 		}
 		// Some value other than the default changes the Config.
 		var changed Config
-		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, TracingPass, "debug", "500ms"} {
+		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "http://a", "RecordName", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, TracingPass, "debug", "500ms"} {
 			before := changed
 			if s.set(&changed, value, given{}) == nil && !reflect.DeepEqual(before, changed) && s.format(&changed, "") != text {
 				changed = Config{}
@@ -223,7 +224,7 @@ func TestSecretsStayHidden(t *testing.T) {
 			environ = append(environ, "KASPR_"+variableName(s.key)+"=hunter2")
 		}
 	}
-	if len(environ) != 3 {
+	if len(environ) != 5 {
 		t.Errorf("%d secrets: is a new one marked?", len(environ))
 	}
 	c, problems := Read(Sources{Environ: append(environ, "K_KAFKA_SECURITY_PROTOCOL=SASL_SSL")}).Config(nil)

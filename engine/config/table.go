@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -93,6 +94,38 @@ var settings = []setting{
 	checkedSetting("brokerMaxPollRecords", "100", "whole number, at least 1", "Read for compatibility.", atLeastOne, later(notNeeded)),
 	checkedSetting("brokerMaxPollInterval", "1000s", "duration", "Read for compatibility.", aDuration, later(notNeeded)),
 	checkedSetting("producerAcks", "-1", "-1 or all", "Produced records are always acknowledged by all in-sync replicas.", allAcks, later("it cannot be anything else")),
+
+	group("Schema registry"),
+	listSetting("schemaRegistryUrl", "", "list of http or https URLs", "Registries with the schemas of avro, protobuf and jsonschema, tried in turn.",
+		httpURL, func(c *Config) *[]string { return &c.Registry.URLs }),
+	textSetting("schemaRegistryUsername", "", "User of the registry.",
+		func(c *Config) *string { return &c.Registry.Username }, process()),
+	textSetting("schemaRegistryPassword", "", "Password of the user.",
+		func(c *Config) *string { return &c.Registry.Password }, secret(), process()),
+	pathSetting("schemaRegistryPasswordFile", "", "File with the password instead, read again at every request.",
+		func(c *Config) *string { return &c.Registry.PasswordFile }, process()),
+	textSetting("schemaRegistryToken", "", "Bearer token instead of a user.",
+		func(c *Config) *string { return &c.Registry.Token }, secret(), process()),
+	pathSetting("schemaRegistryTokenFile", "", "File with the token instead, read again at every request.",
+		func(c *Config) *string { return &c.Registry.TokenFile }, process()),
+	pathSetting("schemaRegistryTlsCaFile", "", "PEM file of the authorities to trust; the system's without it.",
+		func(c *Config) *string { return &c.Registry.TLS.CAFile }, process()),
+	pathSetting("schemaRegistryTlsCertFile", "", "PEM file of the client certificate.",
+		func(c *Config) *string { return &c.Registry.TLS.CertFile }, process()),
+	pathSetting("schemaRegistryTlsKeyFile", "", "PEM file of the client certificate's key.",
+		func(c *Config) *string { return &c.Registry.TLS.KeyFile }, process()),
+	textSetting("schemaRegistryTlsServerName", "", "Name the registry's certificate must have, instead of its host name.",
+		func(c *Config) *string { return &c.Registry.TLS.ServerName }, process()),
+	durationSetting("schemaRegistryTimeout", "10s", "How long a request to the registry may take.",
+		10*time.Millisecond, 10*time.Minute, func(c *Config) *time.Duration { return &c.Registry.Timeout }),
+	intSetting("schemaRegistryCacheMax", "1000", "Schemas that are kept.",
+		1, 1_000_000, func(c *Config) *int { return &c.Registry.CacheMax }),
+	boolSetting("schemaRegistryAutoRegister", "true", "Schemas that manifests hold are registered. With false they must be there.",
+		func(c *Config) *bool { return &c.Registry.AutoRegister }),
+	wordSetting("schemaRegistrySubjects", "TopicName", "What subjects are named after: topic and side, the record, or both.",
+		[]string{"TopicName", "RecordName", "TopicRecordName"}, func(c *Config) *string { return &c.Registry.Subjects }),
+	boolSetting("schemaRegistryValidateJson", "true", "Records of jsonschema are held against their schema, read and written. With false they are only framed.",
+		func(c *Config) *bool { return &c.Registry.ValidateJSON }),
 
 	group("Topics and codecs"),
 	intSetting("topicPartitions", "3", "Partitions of topics the app creates without a count of their own.",
@@ -244,7 +277,7 @@ var settings = []setting{
 		func(c *Config) *bool { return &c.Store.CacheIndexAndFilter }),
 }
 
-var serializers = []string{"raw", "json", "pickle", "binary"}
+var serializers = []string{"raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
 
 // refused are names that mean something elsewhere and are not offered here, with what to do instead.
 var refused = map[string]string{
@@ -325,6 +358,17 @@ func hostAndPort(item string) error {
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
 		return wrong("must be a list of host:port, and %q is not one", "", item)
+	}
+	return nil
+}
+
+func httpURL(item string) error {
+	u, err := url.Parse(item)
+	if err == nil && u.User != nil { // it would be logged
+		return wrong("must be a list of URLs without a user or password: schemaRegistryUsername and schemaRegistryPassword are for them", "")
+	}
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return wrong("must be a list of http or https URLs, and %q is not one", "", item)
 	}
 	return nil
 }

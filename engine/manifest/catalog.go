@@ -51,6 +51,8 @@ const (
 	EmptyApp         = "M049"
 	PartitionCount   = "M050"
 	BadTableOption   = "M051"
+	BadSchema        = "M052"
+	NoRegistry       = "M053"
 )
 
 // Entry of the catalogue of problems: docs/manifest-errors.md is made of it.
@@ -110,4 +112,6 @@ var catalog = []catalogEntry{
 	{EmptyApp, "The app has no components: it would run and do nothing.", "Check the label kaspr.io/app of the components.", LevelWarning},
 	{PartitionCount, "A table and the topic whose records write to it have different numbers of partitions.", "A record's partition is that of its table writes: create one of them anew with the other's number.", LevelError},
 	{BadTableOption, "An option of a table's store is unknown, or has a value that it cannot have.", "docs/tables.md lists the options.", LevelError},
+	{BadSchema, "A schema cannot be read, or has no subject in the registry.", "The message says what is wrong with it; docs/serializers.md tells how subjects are named.", LevelError},
+	{NoRegistry, "A serializer has its schemas in a registry, and there is none.", "Set schemaRegistryUrl where the app runs.", LevelWarning},
 }

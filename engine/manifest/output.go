@@ -8,6 +8,8 @@ type Output struct {
 	Ack               Value[bool]
 	KeySerializer     Value[string]
 	ValueSerializer   Value[string]
+	KeySchema         *Schema
+	ValueSchema       *Schema
 	KeySelector       *Code
 	ValueSelector     *Code
 	PartitionSelector *Code
@@ -41,6 +43,8 @@ func (c cursor) output(where place) *Output {
 		may("ack", func(c cursor) { c.boolean(&o.Ack) }),
 		may("keySerializer", func(c cursor) { c.word(&o.KeySerializer, serializers...) }),
 		may("valueSerializer", func(c cursor) { c.word(&o.ValueSerializer, serializers...) }),
+		may("keySchema", func(c cursor) { c.schema(&o.KeySchema) }),
+		may("valueSchema", func(c cursor) { c.schema(&o.ValueSchema) }),
 		selector("keySelector", &o.KeySelector),
 		selector("valueSelector", &o.ValueSelector),
 		selector("partitionSelector", &o.PartitionSelector),

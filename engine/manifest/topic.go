@@ -6,8 +6,27 @@ import (
 	"strings"
 )
 
-// Serializers of agents' topics.
-var serializers = []string{"raw", "json", "pickle", "binary"}
+// Serializers of agents' topics. The last three have their schemas in a registry.
+var serializers = []string{"raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
+
+// Schema says what is written with a serializer that has schemas.
+type Schema struct {
+	Pos     Pos
+	Text    Value[string] // empty: the latest of the subject
+	Subject Value[string] // empty: by schemaRegistrySubjects
+	Message Value[string] // of a protobuf file; empty: the first
+}
+
+func (c cursor) schema(dst **Schema) {
+	s := &Schema{Pos: c.at}
+	if c.object(
+		may("text", func(c cursor) { c.named(&s.Text) }),
+		may("subject", func(c cursor) { c.named(&s.Subject) }),
+		may("message", func(c cursor) { c.named(&s.Message) }),
+	) != nil {
+		*dst = s
+	}
+}
 
 // TopicOptions is how a topic is created.
 type TopicOptions struct {

@@ -8,6 +8,7 @@ import (
 
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/engine/registry"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
@@ -67,6 +68,8 @@ func (b *builder) input(a *Agent, m *manifest.Agent) {
 		KeySerializer:   t.KeySerializer.Or(b.cfg.KeySerializer),
 		ValueSerializer: t.ValueSerializer.Or(b.cfg.ValueSerializer),
 	}
+	b.needsRegistry(a.Program.Input.KeySerializer, a.Label+", input", in.Pos)
+	b.needsRegistry(a.Program.Input.ValueSerializer, a.Label+", input", in.Pos)
 	if t.Pattern.Set() {
 		pattern, err := manifest.TopicPattern(t.Pattern.V)
 		if err != nil {
@@ -113,6 +116,8 @@ func (b *builder) output(a *Agent, m *manifest.Output, where string) abi.Output 
 		HeadersSelector:   code(m.HeadersSelector, where+", headersSelector"),
 		Predicate:         code(m.Predicate, where+", predicate"),
 	}
+	o.KeySchema = b.schema(a, m.KeySchema, where+", keySchema", registry.Target{Serializer: o.KeySerializer, Key: true, Topic: o.Topic}, m.Pos)
+	o.ValueSchema = b.schema(a, m.ValueSchema, where+", valueSchema", registry.Target{Serializer: o.ValueSerializer, Topic: o.Topic}, m.Pos)
 	if m.Name.Set() && !slices.Contains(a.OutputTopics, m.Name.V) {
 		a.OutputTopics = append(a.OutputTopics, m.Name.V)
 	}

@@ -57,6 +57,8 @@ type Agent struct {
 	// Group is the number of the group it belongs to: agents that may touch the same tables.
 	Group   int
 	OnError Policy
+	// Schemas are what outputs say of what they write; abi.Output has their numbers, from 1.
+	Schemas []Schema
 	// OutputTopics are the target topics known beforehand, by name, each once; selectors may name others at any time.
 	OutputTopics []string
 	// Channels are the topics among Plan.Own it sends to, each once.
@@ -96,6 +98,8 @@ type builder struct {
 	tables   []Table
 	owned    []Own
 	problems manifest.Errors
+
+	warnedOfRegistry bool
 }
 
 func (b *builder) fail(at manifest.Pos, id, text, hint string) {

@@ -186,6 +186,9 @@ func show(t *testing.T, out *strings.Builder, p *Plan) {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(out, "  %s\n", text)
+		for _, s := range a.Schemas {
+			fmt.Fprintf(out, "  schema %+v, for %s at %s\n", s.Target, s.For, s.Pos)
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ type View struct {
 	Tables []TableUse
 	// OutputTopics are the target topics known beforehand, by name, each once.
 	OutputTopics []string
+	Schemas      []Schema // as Agent.Schemas
 }
 
 // BuiltinPaths are those the engine answers itself, on the same port. No view can have one.
@@ -79,7 +80,7 @@ func (b *builder) view(m *manifest.WebView) View {
 	for _, u := range a.Tables {
 		b.written(&b.tables[u.Table]) // whatever a request writes goes to the owner of the key's partition; and a table needs owners to be read
 	}
-	v.Program, v.Tables, v.OutputTopics = a.Program, a.Tables, a.OutputTopics
+	v.Program, v.Tables, v.OutputTopics, v.Schemas = a.Program, a.Tables, a.OutputTopics, a.Schemas
 	return v
 }
 

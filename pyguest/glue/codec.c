@@ -1,16 +1,17 @@
-/* Codecs: raw, json, pickle and binary (base64), and that of channels. Null decodes to None with every one of them. */
+/* Codecs: raw, json, pickle and binary (base64), and that of channels; those with a schema are in form.c. Null decodes to None with every
+ * one of them. */
 #include "kaspr.h"
 
 #include "kjson.h"
 
-static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary", "channel"};
+static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary", "channel", "avro", "protobuf", "jsonschema"};
 
 int kaspr_codec_of(PyObject *name)
 {
     for (int i = 0; i < CODEC_COUNT; i++)
         if (PyUnicode_Check(name) && PyUnicode_EqualToUTF8(name, codec_names[i]))
             return i;
-    PyErr_Format(PyExc_ValueError, "there is no serializer %R; there are raw, json, pickle and binary", name);
+    PyErr_Format(PyExc_ValueError, "there is no serializer %R; there are raw, json, pickle, binary, avro, protobuf and jsonschema", name);
     return -1;
 }
 

@@ -150,10 +150,15 @@ typedef struct {
     Py_ssize_t topic_len;
     int32_t partition;
     int64_t timestamp;
-    int key_codec, value_codec;
+    schema_t key_codec, value_codec;
     PyObject *key, *value, *headers; /* key and headers may be NULL */
     const output_t *names;           /* for failures; NULL: leave kaspr_unit.where alone */
 } message_t;
+
+static int encode(const schema_t *codec, PyObject *v, int is_key, kbuf *out, int32_t *len)
+{
+    return codec->codec < CODEC_AVRO ? kaspr_encode(codec->codec, v, is_key, out, len) : kaspr_encode_schema(codec, v, is_key, out, len);
+}
 
 /* Writes one EntryOutput. On failure out is as before. */
 static int put_entry(const message_t *m, kbuf *out)
@@ -168,12 +173,12 @@ static int put_entry(const message_t *m, kbuf *out)
     if (m->key != NULL && m->key != Py_None) {
         if (m->names != NULL)
             kaspr_unit.where = m->names->where_key;
-        if (kaspr_encode(m->key_codec, m->key, 1, out, &key_len) < 0)
+        if (encode(&m->key_codec, m->key, 1, out, &key_len) < 0)
             goto fail;
     }
     if (m->names != NULL)
         kaspr_unit.where = m->names->where_value;
-    if (kaspr_encode(m->value_codec, m->value, 0, out, &value_len) < 0)
+    if (encode(&m->value_codec, m->value, 0, out, &value_len) < 0)
         goto fail;
     Py_ssize_t headers = 0;
     if (m->headers != NULL && m->headers != Py_None) {
@@ -267,7 +272,7 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
 {
     int rc = EMIT_ERROR;
     PyObject *topic = NULL, *key = NULL, *payload = NULL, *headers = NULL;
-    message_t m = {.index = o->index, .key_codec = o->key_codec, .value_codec = o->value_codec, .names = o};
+    message_t m = {.index = o->index, .names = o};
 
     if (o->predicate.func != NULL) {
         PyObject *r = select_value(&o->predicate, value, op);
@@ -333,6 +338,8 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
         if (declare(o, topic) < 0)
             goto done;
     }
+    m.key_codec = (schema_t){o->key_codec, o->key_schema, topic};
+    m.value_codec = (schema_t){o->value_codec, o->value_schema, topic};
     m.key = key;
     m.value = payload;
     m.headers = headers;
@@ -467,8 +474,8 @@ PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n)
         PyErr_SetString(PyExc_ValueError, "there is no such serializer");
         return NULL;
     }
-    m.key_codec = (int)key_codec;
-    m.value_codec = (int)value_codec;
+    m.key_codec = (schema_t){(int)key_codec, 0, args[0]};
+    m.value_codec = (schema_t){(int)value_codec, 0, args[0]};
     if (put_result(&m) < 0)
         return NULL;
     Py_RETURN_NONE;

@@ -206,6 +206,23 @@ static int run_pipeline(PyObject *value)
 
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
+/* A record's key (side 0) or value (side 1). */
+static PyObject *decode(unit_t *u, const uint8_t *record, int codec, int side)
+{
+    const uint8_t *entry = record + 32 + 8 * side;
+    int32_t len = (int32_t)get32(entry + 4);
+    if (codec < CODEC_AVRO || len < 0)
+        return kaspr_decode(codec, (const char *)u->batch + get32(entry), len);
+    uint32_t forms = get32(u->batch + 24);
+    size_t index = (size_t)(record - u->batch - KASPR_BATCH_HEADER_SIZE) / KASPR_RECORD_SIZE;
+    entry = u->batch + forms + index * KASPR_FORMS_SIZE + 8 * side;
+    if (forms == 0 || (len = (int32_t)get32(entry + 4)) < 0) {
+        PyErr_SetString(PyExc_SystemError, "the engine did not decode the record");
+        return NULL;
+    }
+    return kaspr_form_decode((const char *)u->batch + get32(entry), (size_t)len);
+}
+
 static int decode_key(unit_t *u, const uint8_t *record, PyObject **key)
 {
     int codec = kaspr_program.key_codec;
@@ -215,7 +232,7 @@ static int decode_key(unit_t *u, const uint8_t *record, PyObject **key)
     }
     kaspr_state.phase = KASPR_PHASE_DECODE_KEY;
     u->failure = KASPR_FAILURE_DECODE_KEY;
-    *key = kaspr_decode(codec, (const char *)u->batch + get32(record + 32), (int32_t)get32(record + 36));
+    *key = decode(u, record, codec, 0);
     return *key == NULL ? -1 : 0;
 }
 
@@ -223,7 +240,7 @@ static PyObject *decode_value(unit_t *u, const uint8_t *record)
 {
     kaspr_state.phase = KASPR_PHASE_DECODE_VALUE;
     u->failure = KASPR_FAILURE_DECODE_VALUE;
-    return kaspr_decode(kaspr_program.value_codec, (const char *)u->batch + get32(record + 40), (int32_t)get32(record + 44));
+    return decode(u, record, kaspr_program.value_codec, 1);
 }
 
 static inline int put_done(uint32_t unit)
@@ -495,9 +512,10 @@ static int check_batch(const uint8_t *b, size_t n)
 {
     if (n < KASPR_BATCH_HEADER_SIZE || get32(b) != KASPR_BATCH_MAGIC)
         return bad("this is not a batch");
-    uint32_t count = get32(b + 4), topics = get32(b + 12);
+    uint32_t count = get32(b + 4), topics = get32(b + 12), forms = get32(b + 24);
     if (!inside(KASPR_BATCH_HEADER_SIZE, (uint64_t)count * KASPR_RECORD_SIZE, n) ||
-        !inside(get32(b + 16), (uint64_t)topics * KASPR_TOPIC_SIZE, n))
+        !inside(get32(b + 16), (uint64_t)topics * KASPR_TOPIC_SIZE, n) ||
+        (forms > 0 && !inside(forms, (uint64_t)count * KASPR_FORMS_SIZE, n)))
         return bad("the batch is cut off");
     for (uint32_t i = 0; i < topics; i++) {
         const uint8_t *t = b + get32(b + 16) + (size_t)i * KASPR_TOPIC_SIZE;
@@ -510,6 +528,9 @@ static int check_batch(const uint8_t *b, size_t n)
         if (get32(r) >= topics || bad_slice(r + 32, n) || bad_slice(r + 40, n) ||
             (headers > 0 && !inside(get32(r + 48), (uint64_t)headers * KASPR_HEADER_SIZE, n)))
             return bad("a record lies outside the batch");
+        const uint8_t *f = b + forms + (size_t)i * KASPR_FORMS_SIZE;
+        if (forms > 0 && (bad_slice(f, n) || bad_slice(f + 8, n)))
+            return bad("a form lies outside the batch");
         for (uint32_t k = 0; k < headers; k++) {
             const uint8_t *h = b + get32(r + 48) + (size_t)k * KASPR_HEADER_SIZE;
             if (!inside(get32(h), get32(h + 4), n) || bad_slice(h + 8, n))

@@ -60,6 +60,10 @@ static int output(PyObject *t, output_t *o)
     o->carry = number(t, 15);
     o->no_value = number(t, 16);
     o->declared = PySet_New(NULL);
+    o->key_schema = number(t, 17);
+    o->value_schema = number(t, 18);
+    if (!PyErr_Occurred() && (o->key_codec >= CODEC_AVRO || o->value_codec >= CODEC_AVRO))
+        return kaspr_forms_init();
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -114,7 +118,7 @@ int kaspr_program_set(PyObject *spec)
 {
     program_t p = {.loaded = 1, .key_codec = number(spec, 0), .value_codec = number(spec, 1), .json_exact = number(spec, 2) & 1, .task = number(spec, 2) >> 1};
     PyObject *ops = member(spec, 3), *outputs = member(spec, 4), *sources = member(spec, 5), *views = member(spec, 6);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || ((p.key_codec >= CODEC_AVRO || p.value_codec >= CODEC_AVRO) && kaspr_forms_init() < 0))
         return -1;
     p.op_count = PyTuple_GET_SIZE(ops);
     p.output_count = PyTuple_GET_SIZE(outputs);

@@ -210,8 +210,7 @@ static int set_value(store_entry *e, const char *value, int32_t len)
 
 /* ---- the host ---------------------------------------------------------------------------------------------------- */
 
-/* Asks the host; the answer, status byte included, is in *answer. 0, or -1 with an exception. */
-static int ask(int32_t op, const kbuf *req, kbuf *answer)
+int store_ask(int32_t op, const kbuf *req, kbuf *answer, PyObject *refused)
 {
     answer->len = 0;
     if (kbuf_reserve(answer, 4096) < 0)
@@ -223,14 +222,14 @@ static int ask(int32_t op, const kbuf *req, kbuf *answer)
         n = kaspr_host_call(op, req->data, (int32_t)req->len, answer->data, (int32_t)answer->cap);
     }
     if (n < 1) {
-        PyErr_SetString(PyExc_RuntimeError, "the engine does not answer table reads here");
+        PyErr_SetString(PyExc_RuntimeError, "the engine does not offer this here");
         return -1;
     }
     answer->len = (size_t)n;
     if (answer->data[0] == KASPR_TABLE_ERROR || answer->data[0] == KASPR_TABLE_NOT_READY) {
         PyObject *text = PyUnicode_DecodeUTF8(answer->data + 1, n - 1, "replace");
         if (text != NULL)
-            PyErr_SetObject(answer->data[0] == KASPR_TABLE_ERROR ? PyExc_RuntimeError : kaspr_runtime.not_ready, text);
+            PyErr_SetObject(answer->data[0] == KASPR_TABLE_ERROR ? refused : kaspr_runtime.not_ready, text);
         Py_XDECREF(text);
         return -1;
     }
@@ -252,7 +251,7 @@ int store_others(uint32_t table, const char *key, size_t len, const char **value
 {
     request.len = 0;
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)KASPR_TABLE_OTHERS) < 0 || kbuf_append(&request, key, len) < 0 ||
-        ask(KASPR_OP_TABLE_GET, &request, &response) < 0)
+        store_ask(KASPR_OP_TABLE_GET, &request, &response, PyExc_RuntimeError) < 0)
         return -1;
     *value = response.data + 1;
     *value_len = response.data[0] == KASPR_TABLE_FOUND ? (int32_t)response.len - 1 : -1;
@@ -269,7 +268,7 @@ store_entry *store_read(uint32_t table, int32_t partition, const char *key, size
         return e;
     request.len = 0;
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || kbuf_append(&request, key, len) < 0 ||
-        ask(KASPR_OP_TABLE_GET, &request, &response) < 0)
+        store_ask(KASPR_OP_TABLE_GET, &request, &response, PyExc_RuntimeError) < 0)
         return NULL;
     if (response.data[0] == KASPR_TABLE_FOUND) {
         if (set_value(e, response.data + 1, (int32_t)response.len - 1) < 0)
@@ -299,7 +298,7 @@ PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || put_u32(&request, PAGE) < 0 ||
         put_u32(&request, (uint32_t)prefix_len) < 0 || put_u32(&request, (uint32_t)(int32_t)after_len) < 0 ||
         kbuf_append(&request, prefix, prefix_len) < 0 || (after_len > 0 && kbuf_append(&request, after, (size_t)after_len) < 0) ||
-        ask(KASPR_OP_TABLE_SCAN, &request, &response) < 0)
+        store_ask(KASPR_OP_TABLE_SCAN, &request, &response, PyExc_RuntimeError) < 0)
         return NULL;
     PyObject *list = PyList_New(0);
     const char *p = response.data + 1, *end = response.data + response.len;
@@ -341,7 +340,7 @@ PyObject *store_pending(uint32_t table, int32_t partition)
 PyObject *store_info(uint32_t table)
 {
     request.len = 0;
-    if (put_u32(&request, table) < 0 || ask(KASPR_OP_TABLE_INFO, &request, &response) < 0)
+    if (put_u32(&request, table) < 0 || store_ask(KASPR_OP_TABLE_INFO, &request, &response, PyExc_RuntimeError) < 0)
         return NULL;
     if (response.len < 17 || (response.len - 17) / 4 < get32(response.data + 13)) {
         PyErr_SetString(PyExc_SystemError, "abi.go and store.c disagree");
@@ -362,7 +361,7 @@ PyObject *store_info(uint32_t table)
 int32_t store_partitions(uint32_t table)
 {
     request.len = 0;
-    if (put_u32(&request, table) < 0 || ask(KASPR_OP_TABLE_INFO, &request, &response) < 0)
+    if (put_u32(&request, table) < 0 || store_ask(KASPR_OP_TABLE_INFO, &request, &response, PyExc_RuntimeError) < 0)
         return -1;
     return response.len < 17 ? 0 : (int32_t)get32(response.data + 9);
 }

@@ -53,7 +53,8 @@ extern kbuf kaspr_result;
 
 /* ---- the program (program.c) ------------------------------------------------------------------------------------- */
 
-enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_COUNT };
+/* From CODEC_AVRO on the bytes are described by a schema: the engine reads and writes them, form.c its forms. */
+enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_AVRO, CODEC_PROTOBUF, CODEC_JSONSCHEMA, CODEC_COUNT };
 enum { OP_MAP, OP_FILTER, OP_SEND };
 enum { TABLES_MAX = 16, PARAMS_MAX = 32 };
 
@@ -68,6 +69,7 @@ typedef struct {
     int32_t index;   /* in Program.Outputs, -1 for a topicSend */
     PyObject *topic; /* str; NULL with a nameSelector */
     int key_codec, value_codec;
+    int key_schema, value_schema; /* abi.Output */
     int ack;
     int no_value;
     int carry; /* what no selector says is the record's own: key and partition, headers */
@@ -183,12 +185,24 @@ static inline void put64(void *p, uint64_t v) { memcpy(p, &v, 8); }
 
 int kaspr_codec_of(PyObject *name); /* CODEC_*, or -1 with ValueError */
 PyObject *kaspr_decode(int codec, const char *bytes, Py_ssize_t len); /* len -1: null */
-/* Appends v's encoding; *len is its length, -1 for Kafka's null. */
+/* Appends v's encoding; *len is its length, -1 for Kafka's null. Not with a schema. */
 int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len);
 
 /* The same for a channel (channel.c). None of a value is pickled as others are. */
 PyObject *kaspr_channel_decode(const char *bytes, Py_ssize_t len);
 int kaspr_channel_encode(PyObject *v, int is_key, kbuf *out);
+
+/* What a value with a schema is encoded for. */
+typedef struct {
+    int codec;
+    int schema;      /* abi.Output: 0 when only the topic says */
+    PyObject *topic; /* str, borrowed */
+} schema_t;
+
+/* form.c. A form's value, or an exception; as kaspr_encode, by the engine; what kaspr_forms does is at hand from now on. */
+PyObject *kaspr_form_decode(const char *bytes, size_t len);
+int kaspr_encode_schema(const schema_t *s, PyObject *v, int is_key, kbuf *out, int32_t *len);
+int kaspr_forms_init(void);
 
 enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
 /* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores

@@ -18,6 +18,9 @@ typedef struct store_entry {
     char key[];
 } store_entry;
 
+/* Asks the host; the answer, status byte included, is in *answer. 0, or -1 with an exception: refused with the host's text, if it gave one. */
+int store_ask(int32_t op, const kbuf *req, kbuf *answer, PyObject *refused);
+
 /* A call begins: the batch is of this partition number, and of it table i is as this instance left it if bit i of valid is set. */
 void store_begin(int32_t partition, uint32_t valid);
 /* Partition number of the running batch. */

@@ -12,7 +12,7 @@ import _kaspr
 import kaspr_tables
 
 _produce = _kaspr.produce
-_codecs = {name: _kaspr.codec(name) for name in ("raw", "json", "pickle", "binary")}
+_codecs = {name: _kaspr.codec(name) for name in ("raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema")}
 _RAW = _codecs["raw"]
 _existing = object()
 
@@ -75,7 +75,7 @@ def _codec(name, default):
         return default
     codec = _codecs.get(name) if isinstance(name, str) else None
     if codec is None:
-        raise ValueError(f"there is no serializer {name!r}; there are raw, json, pickle and binary")
+        raise ValueError(f"there is no serializer {name!r}; there are {', '.join(_codecs)}")
     return codec
 
 

@@ -494,6 +494,7 @@ class _Program:
                 codes["partitionSelector"], codes["headersSelector"], codes["predicate"], label, f"{label}, key", f"{label}, value",
                 None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1], int(bool(o.get("carry"))),
                 int(bool(o.get("noValue"))),
+                o.get("keySchema") or 0, o.get("valueSchema") or 0,
             )
 
         by_name = {table.name: table for table in self.tables}

@@ -189,6 +189,12 @@ func (r *report) Send(context.Context, record.Output) ([]byte, error) {
 	return nil, errors.New("there is no broker")
 }
 
+func (r *report) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
+	return dst, errors.New("no schemas here")
+}
+
+func (r *report) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
+
 func (r *report) EnsureTopic(context.Context, abi.TopicRequest) error {
 	return errors.New("there is no broker")
 }
