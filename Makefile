@@ -23,6 +23,8 @@ SEEDS    ?= 10000
 # The packages whose goroutines share something.
 RACE ?= ./engine ./engine/broker ./engine/dev ./wasmhost/...
 
+HTTP_VENV ?= $(or $(KASPR_CACHE),$(HOME)/.cache/kaspr)/http-bench/venv
+
 # The packages with tests against a real broker.
 INTEGRATION ?= $(shell grep -rl --include='*_test.go' '^//go:build integration' . | xargs -r -n 1 dirname | sort -u)
 
@@ -112,6 +114,11 @@ fuzz: pyguest ## Every fuzz target for FUZZTIME each
 .PHONY: bench
 bench: pyguest ## Benchmarks: make bench BENCH=Call COUNT=10 (compare with benchstat)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -p 1 -timeout 60m $(TESTS)
+
+.PHONY: bench-http
+bench-http: build ## A web view beside FastAPI on uvicorn, in one run: make bench-http REPS=3
+	@test -x $(HTTP_VENV)/bin/uvicorn || { python3 -m venv --clear $(HTTP_VENV) && $(HTTP_VENV)/bin/pip install -q --no-deps -r bench/httpbench/testdata/requirements.txt; }
+	KASPR_BINARY=$(CURDIR)/bin/kaspr KASPR_HTTP_PYTHON=$(HTTP_VENV)/bin/python $(GO) test -tags httpbench -count 1 -v -run '^TestBesideFastAPI$$' ./bench/httpbench
 
 .PHONY: bench-peers
 bench-peers: build ## Kaspr beside Kafka Streams, Quix, Bytewax, Faust: make bench-peers REPS=3 SYSTEMS=kaspr,quix RESULTS=file.json
