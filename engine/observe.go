@@ -25,6 +25,7 @@ import (
 // Requests come at any time. What Run makes on its way is read only once running is set, which is after the last of it.
 type observed struct {
 	web         *apphttp.Server        // nil: none
+	admin       *apphttp.AdminServer   // nil: none
 	address     atomic.Pointer[string] // of web, for those who may ask before it is there
 	began       time.Time
 	running     atomic.Bool
@@ -54,7 +55,7 @@ func (a *App) listen(ctx context.Context) error {
 	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Schedule: waiting,
 		Addr:     a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
-		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
+		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, Token: a.cfg.Web.Token, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
 		Console: newConsole(a), ConsoleFor: a.cfg.Web.Console,
 	})
 	if err != nil {
@@ -64,6 +65,16 @@ func (a *App) listen(ctx context.Context) error {
 	address := web.Addr()
 	a.seen.address.Store(&address)
 	a.log.Info("HTTP server listens", "address", address)
+	if a.cfg.Web.AdminListen == "" {
+		return nil
+	}
+	if a.seen.admin, err = apphttp.ListenAdmin(ctx, apphttp.AdminOptions{
+		Addr: a.cfg.Web.AdminListen, Token: a.cfg.Web.AdminToken, Admin: administration{observer{a}}, Log: a.log,
+	}); err != nil {
+		a.unlisten()
+		return err
+	}
+	a.log.Info("admin server listens", "address", a.seen.admin.Addr())
 	return nil
 }
 
@@ -88,6 +99,11 @@ func (a *App) unlisten() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), webStop)
 	defer cancel()
+	if a.seen.admin != nil {
+		if err := a.seen.admin.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			a.log.Warn("stop the admin server", "err", err)
+		}
+	}
 	if err := a.seen.web.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		a.log.Warn("stop the HTTP server", "err", err)
 	}

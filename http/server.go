@@ -34,8 +34,9 @@ type Options struct {
 	// Peer answers other processes of the app, who know PeerSecret; nil: nobody does.
 	Peer        func(question []byte) ([]byte, error)
 	PeerSecret  string
-	BodyMax     int // bytes of a request's body; 0: what the endpoints need, which take none
-	Connections int // at a time; those beyond are answered with 503. 0: 256
+	Token       string // that requests to views must bear; empty: none
+	BodyMax     int    // bytes of a request's body; 0: what the endpoints need, which take none
+	Connections int    // at a time; those beyond are answered with 503. 0: 256
 	App         App
 	Console     Console               // nil: there is none
 	ConsoleFor  string                // who may open it: "loopback", "all", or nobody

@@ -49,7 +49,7 @@ func TestSlowView(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(slowView), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
+	port, admin := freePort(t), freePort(t)
 	in, input := io.Pipe()
 	var out, errs lockedBuffer
 	ctx, cancel := context.WithCancel(t.Context())
@@ -57,7 +57,7 @@ func TestSlowView(t *testing.T) {
 	ended := make(chan int, 1)
 	args := []string{
 		"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webInstances=1", "--set", "webQueueMax=1",
-		"--set", "webDeadline=20s", "--set", "webTimeout=3s",
+		"--set", "webDeadline=20s", "--set", "webTimeout=3s", "--set", "adminListen=127.0.0.1:" + admin,
 	}
 	go func() { ended <- Main(ctx, "test", args, Streams{In: in, Out: &out, Err: &errs}) }()
 	base := "http://127.0.0.1:" + port
@@ -106,6 +106,16 @@ func TestSlowView(t *testing.T) {
 	}
 	until("records beside a view that never ends", func() bool { return strings.Contains(out.String(), `"value":3`) })
 	until("other views beside a view that never ends", func() bool { code, text := get(t, base+"/quick"); return code == 200 && text == "3" })
+	for path, want := range map[string]string{
+		"/table/totals/all/": "3", "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `"name":"totals"`, "/router/totals/all/": ":" + port,
+	} {
+		if code, text := get(t, "http://127.0.0.1:"+admin+path); code != 200 || !strings.Contains(text, want) || strings.Contains(text, "@") {
+			t.Errorf("%s: %d %s, want %s", path, code, text, want)
+		}
+		if code, _ := get(t, base+path); code == 200 {
+			t.Errorf("%s is answered on the views' port", path)
+		}
+	}
 	asking.Wait()
 	if refused < 4 || late > 2 {
 		t.Errorf("%d requests were turned away at once and %d after their time, want 4 and 2: one runs, one waits", refused, late)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"regexp"
@@ -74,6 +75,13 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 	if c.ProcessingGuarantee == ExactlyOnce && k.ok("processingGuarantee", "commitInterval", "transactionTimeout") && c.CommitInterval*2 > c.TransactionTimeout {
 		k.fail(Contradiction, fmt.Sprintf("commitInterval (%s) must be at most half of transactionTimeout (%s): the broker would abort every transaction",
 			from["commitInterval"].Text, from["transactionTimeout"].Text), "", "commitInterval", "transactionTimeout")
+	}
+	if l := c.Web.AdminListen; l != "" && k.ok("adminListen") {
+		if host, port, err := net.SplitHostPort(l); err != nil || port == "" {
+			k.fail(BadValue, fmt.Sprintf("adminListen %q must be host:port", l), "127.0.0.1:6066", "adminListen")
+		} else if ip := net.ParseIP(host); c.Web.AdminToken == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			k.fail(Missing, fmt.Sprintf("adminListen %q is reachable by others, and shows data of tables: it needs adminToken", l), "", "adminListen")
+		}
 	}
 	if s := c.Store; s.MemoryMax > 0 && k.ok("storeMemoryMax", "storeRocksdbBlockCacheSize") && s.BlockCacheSize > s.MemoryMax/3*2 {
 		k.fail(Contradiction, fmt.Sprintf("storeRocksdbBlockCacheSize (%s) must leave a third of storeMemoryMax (%s) to the write buffers",

@@ -199,6 +199,9 @@ type Web struct {
 	BodyBytesMax   int64
 	ConnectionsMax int
 	Debug          bool   // tracebacks in error bodies
+	Token          string // that requests to web views must bear; empty: none
+	AdminListen    string // host:port of the admin server; empty: none
+	AdminToken     string // that its requests must bear
 	StaleReads     bool   // of standby copies, when the owner does not answer
 	Console        string // who may open it
 }

@@ -224,7 +224,7 @@ func TestSecretsStayHidden(t *testing.T) {
 			environ = append(environ, "KASPR_"+variableName(s.key)+"=hunter2")
 		}
 	}
-	if len(environ) != 5 {
+	if len(environ) != 7 {
 		t.Errorf("%d secrets: is a new one marked?", len(environ))
 	}
 	c, problems := Read(Sources{Environ: append(environ, "K_KAFKA_SECURITY_PROTOCOL=SASL_SSL")}).Config(nil)

@@ -212,6 +212,12 @@ var settings = []setting{
 		1, 1_000_000, func(c *Config) *int { return &c.Web.ConnectionsMax }),
 	boolSetting("webDebug", "false", "Show tracebacks in the error bodies of web views. They tell strangers what the code looks like.",
 		func(c *Config) *bool { return &c.Web.Debug }),
+	textSetting("webToken", "", "Bearer token that requests to web views must have; without one they are open to everybody. Health, metrics and status need none.",
+		func(c *Config) *string { return &c.Web.Token }, secret(), process()),
+	textSetting("adminListen", "", "host:port of the admin server, which shows data of tables, such as 127.0.0.1:6066; empty: none. An address that others reach needs adminToken.",
+		func(c *Config) *string { return &c.Web.AdminListen }, process()),
+	textSetting("adminToken", "", "Bearer token that requests to the admin server must have.",
+		func(c *Config) *string { return &c.Web.AdminToken }, secret(), process()),
 	boolSetting("webStaleReads", "false", "Let web views read a standby copy of this process, which may be behind, while the owner of a table's partition does not answer.",
 		func(c *Config) *bool { return &c.Web.StaleReads }),
 

@@ -1,0 +1,186 @@
+package engine
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/plan"
+	"kaspr.io/kaspr/engine/record"
+	apphttp "kaspr.io/kaspr/http"
+	"kaspr.io/kaspr/wasmhost"
+)
+
+// administration is the app as its operators ask it (apphttp.Admin): where tables are, and what is in them.
+type administration struct{ observer }
+
+var _ apphttp.Admin = administration{}
+
+// table is the index of a table; -1 when there is none.
+func (a administration) table(name string) int {
+	return slices.IndexFunc(a.plan.Tables, func(t plan.Table) bool { return t.Name == name })
+}
+
+// Routes is {address: {changelog: [partitions]}} of active owners, as the group's leader last said.
+func (a administration) Routes(table string) (any, bool) {
+	if table != "" && a.table(table) < 0 {
+		return nil, false
+	}
+	routes := map[string]map[string][]int32{}
+	placed := a.placement.Load()
+	if placed == nil {
+		return routes, true
+	}
+	for i := range a.plan.Tables {
+		t := &a.plan.Tables[i]
+		if table != "" && t.Name != table {
+			continue
+		}
+		for n, owner := range placed.placement.Owners[t.Name] {
+			if owner < 0 || int(owner) >= len(placed.placement.Peers) {
+				continue
+			}
+			address := shownAddress(placed.placement.Peers[owner].Address)
+			if routes[address] == nil {
+				routes[address] = map[string][]int32{}
+			}
+			routes[address][t.Changelog.Name] = append(routes[address][t.Changelog.Name], int32(n))
+		}
+	}
+	return routes, true
+}
+
+// shownAddress is the address of a process without its secret.
+func shownAddress(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	return u.String()
+}
+
+func (a administration) Owner(table, key string) (string, error) {
+	i := a.table(table)
+	if i < 0 {
+		return "", apphttp.ErrNoTable
+	}
+	raw, err := keyBytes(&a.plan.Tables[i], key, false)
+	if err != nil {
+		return "", err
+	}
+	placed := a.placement.Load()
+	if placed == nil || len(placed.placement.Owners[table]) == 0 {
+		return "", fmt.Errorf("%w: the group has given no partitions yet", apphttp.ErrUnavailable)
+	}
+	owners := placed.placement.Owners[table]
+	owner := owners[broker.PartitionOf(raw, len(owners))]
+	if owner < 0 || int(owner) >= len(placed.placement.Peers) {
+		return "", fmt.Errorf("%w: the partition has no owner now", apphttp.ErrUnavailable)
+	}
+	return shownAddress(placed.placement.Peers[owner].Address), nil
+}
+
+func (a administration) Tables(table string) (any, bool) {
+	type described struct {
+		Name string `json:"name"`
+		Help string `json:"help"`
+	}
+	list := []described{}
+	for i := range a.plan.Tables {
+		g := &a.plan.Tables[i].Guest
+		if g.Name == table {
+			return described{g.Name, g.Help}, true
+		}
+		list = append(list, described{g.Name, g.Help})
+	}
+	return list, table == ""
+}
+
+func (a administration) Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error) {
+	i := a.table(table)
+	if i < 0 {
+		return nil, apphttp.ErrNoTable
+	}
+	if !a.seen.running.Load() {
+		return nil, fmt.Errorf("%w: the app is starting", apphttp.ErrUnavailable)
+	}
+	t := &a.plan.Tables[i]
+	raw, err := keyBytes(t, key, asJSON)
+	if err != nil {
+		return nil, err
+	}
+	partition := record.RecordPartition
+	if t.Guest.PartitionByKey {
+		partition = broker.PartitionOf(raw, int(a.counts[i]))
+	}
+	value, _, err := a.lookup(ctx, i, partition, raw)
+	switch {
+	case errors.Is(err, wasmhost.ErrNotReady):
+		return nil, fmt.Errorf("%w: %w", apphttp.ErrUnavailable, err)
+	case err != nil || value == nil:
+		return nil, err
+	case t.Guest.ValueSerializer == "raw":
+		return json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(value)})
+	}
+	return value, nil
+}
+
+func (a administration) Rebalance() error {
+	if !a.seen.running.Load() {
+		return fmt.Errorf("%w: the app is starting", apphttp.ErrUnavailable)
+	}
+	a.member.Rebalance()
+	return nil
+}
+
+// keyBytes is a key as it stands in the changelog: in a raw table the text's bytes, in a JSON table the text as JSON, or JSON as it is given.
+func keyBytes(t *plan.Table, key string, asJSON bool) ([]byte, error) {
+	switch {
+	case t.Guest.Window != nil:
+		return nil, fmt.Errorf("%w: %s is windowed, its keys have windows", apphttp.ErrBadKey, t.Label)
+	case t.Guest.KeySerializer == "raw":
+		return []byte(key), nil
+	case !asJSON:
+		return asciiJSON(key), nil
+	case !json.Valid([]byte(key)):
+		return nil, fmt.Errorf("%w: %q is not JSON", apphttp.ErrBadKey, key)
+	}
+	return []byte(key), nil
+}
+
+// asciiJSON is a text as Python's json.dumps writes it, and so as it stands in changelogs: JSON of another style is another key.
+func asciiJSON(s string) []byte {
+	out := []byte{'"'}
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			out = append(out, '\\', byte(r))
+		case r == '\n':
+			out = append(out, `\n`...)
+		case r == '\r':
+			out = append(out, `\r`...)
+		case r == '\t':
+			out = append(out, `\t`...)
+		case r == '\b':
+			out = append(out, `\b`...)
+		case r == '\f':
+			out = append(out, `\f`...)
+		case r >= ' ' && r < utf8.RuneSelf: // 0x7f too
+			out = append(out, byte(r))
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return append(out, '"')
+}

@@ -1,0 +1,234 @@
+package http
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Admin is what the admin server asks: tables and where they are. It is called from any number of goroutines.
+type Admin interface {
+	// Routes is what owns which partitions of the changelogs: of one table, or of all with an empty name. False: there is no such table.
+	Routes(table string) (any, bool)
+	// Owner is the address of the process that has the partition of a key's hash.
+	Owner(table, key string) (address string, err error)
+	// Tables describes one table, or all with an empty name.
+	Tables(table string) (any, bool)
+	// Value is a key's value as JSON; nil: there is none. A key of a JSON table is a text, or JSON itself if asJSON says so.
+	Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error)
+	// Rebalance has the group assign its partitions anew.
+	Rebalance() error
+	// Status is what App's is.
+	Status() any
+}
+
+// Errors of an Admin, for the codes of the answers.
+var (
+	ErrNoTable     = errors.New("unknown table")
+	ErrUnavailable = errors.New("cannot be answered now")
+	ErrBadKey      = errors.New("not a key of this table")
+)
+
+// AdminOptions are where the admin server listens, and whom it answers.
+type AdminOptions struct {
+	Addr  string
+	Token string // that requests must bear; empty: none
+	Admin Admin
+	Log   *slog.Logger
+}
+
+// AdminServer answers operators until Close. It shows data of tables.
+type AdminServer struct {
+	srv   *fasthttp.Server
+	ln    net.Listener
+	opts  AdminOptions
+	ended chan struct{}
+}
+
+// ListenAdmin begins to serve. An address that is not of this machine alone needs a token.
+func ListenAdmin(ctx context.Context, o AdminOptions) (*AdminServer, error) {
+	if o.Token == "" && !Loopback(o.Addr) {
+		return nil, fmt.Errorf("admin server: %s is reachable from outside: it needs a token", o.Addr)
+	}
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("admin server: %w", err)
+	}
+	s := &AdminServer{ln: ln, opts: o, ended: make(chan struct{})}
+	s.srv = &fasthttp.Server{
+		Handler: s.handle, Name: "kaspr", Logger: quiet{o.Log}, ReadBufferSize: headBytesMax, MaxRequestBodySize: bodyBytesMax, Concurrency: 64,
+		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, CloseOnShutdown: true, NoDefaultDate: true,
+	}
+	go func() {
+		defer close(s.ended)
+		_ = s.srv.Serve(ln) // its end is Close's
+	}()
+	return s, nil
+}
+
+// Loopback tells an address that only this machine reaches.
+func Loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Addr is where the server listens.
+func (s *AdminServer) Addr() string { return s.ln.Addr().String() }
+
+// Close takes no more requests and waits for those under way until ctx ends.
+func (s *AdminServer) Close(ctx context.Context) error {
+	err := s.srv.ShutdownWithContext(ctx)
+	_ = s.ln.Close() // it may be closed already
+	<-s.ended
+	return err
+}
+
+// bears tells whether a request has the token, if one is wanted.
+func bears(ctx *fasthttp.RequestCtx, token string) bool {
+	if token == "" {
+		return true
+	}
+	given, ok := strings.CutPrefix(string(ctx.Request.Header.Peek("Authorization")), "Bearer ")
+	return ok && subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
+}
+
+// unauthorized answers a request without the token.
+func unauthorized(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
+	fail(ctx, fasthttp.StatusUnauthorized, "a token is needed: Authorization: Bearer …")
+}
+
+func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	if !bears(ctx, s.opts.Token) {
+		unauthorized(ctx)
+		return
+	}
+	// A page of the web could have a browser of this machine send requests here: it would say where it comes from.
+	if len(ctx.Request.Header.Peek("Origin")) > 0 || s.opts.Token == "" && !local(string(ctx.Host())) {
+		fail(ctx, fasthttp.StatusForbidden, "not for pages of other hosts")
+		return
+	}
+	path := string(ctx.URI().PathOriginal())
+	if path == "/signal/rebalance" {
+		s.rebalance(ctx)
+		return
+	}
+	if !ctx.IsGet() && !ctx.IsHead() {
+		ctx.Response.Header.Set("Allow", "GET, HEAD")
+		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
+		return
+	}
+	if path == "/status" || path == "/status/" {
+		reply(ctx, fasthttp.StatusOK, s.opts.Admin.Status())
+		return
+	}
+	names, ok := segments(path)
+	switch {
+	case !ok || len(names) == 0 || len(names) > 3:
+		fail(ctx, fasthttp.StatusNotFound, "not found")
+	case names[0] == "router":
+		s.router(ctx, names[1:])
+	case names[0] == "table":
+		s.table(ctx, names[1:])
+	default:
+		fail(ctx, fasthttp.StatusNotFound, "not found")
+	}
+}
+
+// segments are the parts of a path that begins and ends with a slash, decoded.
+func segments(path string) ([]string, bool) {
+	inner, begins := strings.CutPrefix(path, "/")
+	inner, ends := strings.CutSuffix(inner, "/")
+	if !begins || !ends {
+		return nil, false
+	}
+	parts := strings.Split(inner, "/")
+	for i := range parts {
+		plain, err := url.PathUnescape(parts[i])
+		if err != nil || plain == "" {
+			return nil, false
+		}
+		parts[i] = plain
+	}
+	return parts, true
+}
+
+func (s *AdminServer) rebalance(ctx *fasthttp.RequestCtx) {
+	if !ctx.IsPost() {
+		ctx.Response.Header.Set("Allow", "POST")
+		fail(ctx, fasthttp.StatusMethodNotAllowed, "only POST is answered here")
+		return
+	}
+	if err := s.opts.Admin.Rebalance(); err != nil {
+		fail(ctx, fasthttp.StatusServiceUnavailable, err.Error())
+		return
+	}
+	reply(ctx, fasthttp.StatusOK, map[string]string{"status": "ok", "message": "Rebalance requested"})
+}
+
+func (s *AdminServer) router(ctx *fasthttp.RequestCtx, names []string) {
+	if len(names) == 2 {
+		address, err := s.opts.Admin.Owner(names[0], names[1])
+		if err != nil {
+			s.refuse(ctx, names[0], err)
+			return
+		}
+		reply(ctx, fasthttp.StatusOK, address)
+		return
+	}
+	s.describe(ctx, names, s.opts.Admin.Routes)
+}
+
+func (s *AdminServer) describe(ctx *fasthttp.RequestCtx, names []string, what func(string) (any, bool)) {
+	name := ""
+	if len(names) > 0 {
+		name = names[0]
+	}
+	v, ok := what(name)
+	if !ok {
+		s.refuse(ctx, name, ErrNoTable)
+		return
+	}
+	reply(ctx, fasthttp.StatusOK, v)
+}
+
+func (s *AdminServer) table(ctx *fasthttp.RequestCtx, names []string) {
+	if len(names) < 2 {
+		s.describe(ctx, names, s.opts.Admin.Tables)
+		return
+	}
+	value, err := s.opts.Admin.Value(ctx, names[0], names[1], string(ctx.QueryArgs().Peek("key")) == "json")
+	switch {
+	case err != nil:
+		s.refuse(ctx, names[0], err)
+	case value == nil:
+		reply(ctx, fasthttp.StatusNotFound, map[string]string{"error": "key not found", "key": names[1], "table": names[0]})
+	default:
+		ctx.SetContentType("application/json")
+		ctx.SetBody(value)
+	}
+}
+
+func (s *AdminServer) refuse(ctx *fasthttp.RequestCtx, table string, err error) {
+	switch {
+	case errors.Is(err, ErrNoTable):
+		reply(ctx, fasthttp.StatusNotFound, map[string]string{"error": ErrNoTable.Error(), "name": table})
+	case errors.Is(err, ErrBadKey):
+		fail(ctx, fasthttp.StatusBadRequest, err.Error())
+	default:
+		ctx.Response.Header.Set("Retry-After", retryAfter)
+		fail(ctx, fasthttp.StatusServiceUnavailable, err.Error())
+	}
+}
