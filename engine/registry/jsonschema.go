@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -127,10 +128,14 @@ func reasons(err *jsonschema.ValidationError) string {
 	if _, rest, ok := strings.Cut(text, "\n"); ok {
 		text = rest
 	}
-	text = strings.Join(strings.Fields(text), " ")
+	text = longQuoted.ReplaceAllStringFunc(strings.Join(strings.Fields(text), " "), func(quoted string) string {
+		return strings.ToValidUTF8(quoted[:60], "") + "…'" // the value itself; what is wrong with it stands behind
+	})
 	text = strings.ToValidUTF8(text[:min(len(text), 1000)], "")
 	return "not what the schema wants: " + strings.TrimPrefix(text, "- ")
 }
+
+var longQuoted = regexp.MustCompile(`'[^']{100,}'`)
 
 func (c jsonCodec) decode(dst, data []byte) ([]byte, error) {
 	if len(data) > formBytesMax {
