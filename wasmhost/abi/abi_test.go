@@ -340,7 +340,7 @@ func TestResultRefused(t *testing.T) {
 		"value length":           with(output, 36, 3),
 		"header count":           with(output, 40, 1<<31),
 		"header count off":       with(output, 40, 0),
-		"failure kind":           with(failure, 12, 8),
+		"failure kind":           with(failure, 12, 9),
 		"failure kind wraps":     with(failure, 12, 257),
 		"failure type length":    with(failure, 16, ^uint32(0)),
 		"failure twice":          append(append([]byte{}, failure...), failure...),

@@ -306,7 +306,7 @@ func (d *decoder) change() (record.Change, error) {
 func (d *decoder) failure() (record.Failure, error) {
 	e := d.entry
 	f := record.Failure{Record: int32(le.Uint32(e[8:])), Kind: record.FailureKind(e[12])}
-	if kind := le.Uint32(e[12:]); kind < uint32(record.FailureCode) || kind > uint32(record.FailureTrap) {
+	if kind := le.Uint32(e[12:]); kind < uint32(record.FailureCode) || kind > uint32(record.FailureSend) {
 		return f, d.errorf("unknown failure kind %d", kind)
 	}
 	rest := e[FailureFixedSize:]
