@@ -446,7 +446,7 @@ int kaspr_respond(PyObject *value, PyObject *body, int outcome)
         goto done;
     if (v->body_of[outcome].func != NULL && (body = made = selected(&v->body_of[outcome], value)) == NULL)
         goto done;
-    if (check_body(v->content, body, &m.value_codec) < 0)
+    if (check_body(v->content, body, &m.value_codec.codec) < 0)
         goto done;
     m.headers = headers == NULL ? v->headers : headers;
     m.value = body;

@@ -236,7 +236,7 @@ class Entrypoints(Case):
         got = self.problems([{"map": "def f(v): pass", "filter": "def f(v): pass"}], outputs=[{"topic": ""}, {"keySerializer": "xml"}])
         self.assertEqual([p["message"] for p in got], [
             "an operation has exactly one of map, filter and topicSend", "an output has exactly one of topic and nameSelector",
-            'keySerializer "xml" is not one of raw, json, pickle, binary, channel, avro, protobuf, jsonschema'])
+            'keySerializer "xml" is not one of raw, json, pickle, binary, avro, protobuf, jsonschema'])
         got = self.problems([("map", {"python": "def f(): pass", "line": 5}), ("map", {"python": "f = 3", "entrypoint": "f", "line": 6})])
         self.assertEqual([p["message"] for p in got], ["f is called with one value: too many positional arguments",
                                                        'entrypoint "f" is int, which cannot be called; it defines no function'])
