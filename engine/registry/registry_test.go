@@ -227,9 +227,6 @@ func TestCacheIsBounded(t *testing.T) {
 func TestLogin(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "secret")
-	if err := os.WriteFile(file, []byte("first\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	for want, change := range map[string]func(*Options){
 		"":                            func(*Options) {},
 		"Basic YWRhOnNlY3JldA==":      func(o *Options) { o.Username, o.Password = "ada", "secret" },
@@ -237,6 +234,9 @@ func TestLogin(t *testing.T) {
 		"Bearer token":                func(o *Options) { o.Token = "token" },
 		"Bearer first, Bearer second": func(o *Options) { o.TokenFile = file },
 	} {
+		if err := os.WriteFile(file, []byte("first\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		f := newFixture(t, change)
 		f.seed(1, `"int"`)
 		f.seed(2, `"int"`)
