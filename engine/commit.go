@@ -328,9 +328,6 @@ func (c *committer) sendNow(ctx context.Context, w *work, o record.Output, done 
 	c.producer.SendOne(ctx, o, func(d broker.Delivered, at time.Time, err error) {
 		stop()
 		cancel()
-		if err != nil && !(broker.SendFailure{Err: err}).OfMessage() {
-			e.poison(err) // nor is it the record's fault
-		}
 		e.finish(nil)
 		done(d, at, err)
 	})
@@ -928,13 +925,9 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 // those that failed for good go to the failure policy at once. If some were repeated (record.Result) they run one after the other
 // now, so that it does not happen again.
 func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict, repeated bool) {
+	l.again(f, w, v, repeated)
 	e := w.pinned
-	c.cut.RLock()
-	// In an epoch that is rolled back already a record may fail for want of it. What fails by itself does so again.
-	if !l.stale(w) && e.poison(errTakenBack) {
-		l.again(f, w, v, repeated)
-	}
-	c.cut.RUnlock()
+	e.poison(errTakenBack) // before the pin goes, or it could be committed
 	c.unpin(w)
 	c.discard(ctx, e)
 }
@@ -957,16 +950,14 @@ func (c *committer) discard(ctx context.Context, e *epoch) {
 	c.tryRollBack(ctx)
 }
 
-// poison keeps an epoch from being committed, and says whether it is the first to do so.
-func (e *epoch) poison(why error) bool {
+// poison keeps an epoch from being committed.
+func (e *epoch) poison(why error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.broken != nil {
-		return false
+	if e.broken == nil {
+		e.broken = why
 	}
-	e.broken = why
 	e.changed.Broadcast()
-	return true
 }
 
 // found notes what the group has stored of newly assigned partitions. Only positions that moved are part of a transaction: by

@@ -192,33 +192,6 @@ func TestLaneConcurrency(t *testing.T) {
 	}
 }
 
-// A record that fails because the transaction it sends in is rolled back on another's account is processed again, as if nothing had been.
-func TestCommitFailureOfAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		code := &sendingCode{fail: 4}
-		b := testLane(t, code, plan.Agent{}, limits{}, true)
-		code.app = b.commits
-		code.before = func(calls int) {
-			if calls == 1 {
-				b.commits.epoch().poison(errTakenBack) // a step of another lane
-			}
-			code.fail = map[bool]int64{true: 4, false: -1}[calls == 1]
-		}
-		b.feed(b.open(in0), records(0, 0, 8))
-		stop := b.start()
-		time.Sleep(5 * time.Second)
-		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 8)) {
-			t.Errorf("outputs %v", got)
-		}
-		if got := b.kafka.keys("acked"); !slices.Equal(got, offsets(0, 8)) {
-			t.Errorf("sent %v", got)
-		}
-		if err := stop(); err != nil || b.failed != nil {
-			t.Fatal(err, b.failed)
-		}
-	})
-}
-
 // lose takes a partition away as App.Lost does.
 func (b *bench) lose(p record.Partition, f *feed) {
 	b.commits.drop(context.Background(), map[*lane][]*feed{b.lane: {f}})
