@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -26,46 +25,18 @@ import (
 // the group to the last committed offset. The broker shares the processors.
 func BenchmarkApp(b *testing.B) {
 	for _, w := range []struct{ name, manifest string }{{"w1", workload.W1}, {"w2", workload.W2}} {
-		b.Run(w.name, func(b *testing.B) { benchmarkApp(b, w.manifest, 200_000, 1, nil) })
+		b.Run(w.name, func(b *testing.B) { benchmarkApp(b, w.manifest, 200_000) })
 	}
 }
 
-const acks = `
-apiVersion: kaspr.io/v1alpha1
-kind: KasprAgent
-metadata: {name: acks, labels: {kaspr.io/app: bench}}
-spec:
-  input: {topic: {name: in}}
-  processors:
-    pipeline: [send, answer]
-    operations:
-      - name: send
-        topicSend: {name: acked, ack: true, passThrough: false}
-      - name: answer
-        map: {python: "def answer(metadata): return metadata['offset']"}
-  output: {topics: [{name: out}]}
-`
-
-// BenchmarkAcks is an agent that sends each record on and waits for the broker's answer: one after the other, and many at once.
-func BenchmarkAcks(b *testing.B) {
-	for _, concurrency := range []string{"1", "64", "1000"} {
-		b.Run("concurrency="+concurrency, func(b *testing.B) {
-			benchmarkApp(b, acks, 10_000, 2, map[string]string{"batchConcurrencyMax": concurrency})
-		})
-	}
-}
-
-// benchmarkApp runs an app on a backlog of n records, of each of which about outputs messages come.
-func benchmarkApp(b *testing.B, text string, n, outputs int, settings map[string]string) {
+func benchmarkApp(b *testing.B, text string, n int) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	dir := b.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	set, problems := manifest.Load([]string{dir})
-	flags := map[string]string{"topicPartitions": "4"}
-	maps.Copy(flags, settings)
-	layers := config.Read(config.Sources{Offline: true, Flags: flags})
+	layers := config.Read(config.Sources{Offline: true, Flags: map[string]string{"topicPartitions": "4"}})
 	app, _ := set.ChooseApp("")
 	cfg, _ := layers.Config(app)
 	cfg = dev.Adapt(cfg)
@@ -97,7 +68,7 @@ func benchmarkApp(b *testing.B, text string, n, outputs int, settings map[string
 		}
 		took += time.Since(began)
 		b.StopTimer()
-		if lines := bytes.Count(out.Bytes(), []byte("\n")); lines < outputs*n*8/10 || lines > outputs*n {
+		if lines := bytes.Count(out.Bytes(), []byte("\n")); lines < n*8/10 || lines > n {
 			b.Fatalf("%d outputs of %d records", lines, n)
 		}
 		broker.Close()

@@ -504,7 +504,7 @@ func (a *App) transactionalID() string {
 
 // startLanes makes the lanes: one for each group of agents and each slot.
 func (a *App) startLanes() []*lane {
-	lim := limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger, a.cfg.Batch.ConcurrencyMax}
+	lim := limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger}
 	groups := map[int][]*lane{}
 	var all []*lane
 	for _, ag := range a.agents {

@@ -86,7 +86,7 @@ func (s *CommitStats) changed(changelog string, set *state.ChangeSet) {
 // sender is what the committer needs of broker.Producer.
 type sender interface {
 	Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure))
-	SendOne(ctx context.Context, o record.Output, done func(broker.Delivered, time.Time, error))
+	SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error)
 	Append(ctx context.Context, to record.Partition, n int, entry func(int) broker.Entry, done func(int64, error))
 	Begin() error
 	Commit(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
@@ -307,34 +307,27 @@ func (c *committer) full() bool {
 	return e.bytes > pendingBytesMax
 }
 
-// sendNow sends one output of a step under way; done is called with what the broker says (topicSend with ack). With exactly_once it is
-// part of the running transaction, which therefore cannot end before the step.
-func (c *committer) sendNow(ctx context.Context, w *work, o record.Output, done func(broker.Delivered, time.Time, error)) {
+// sendNow sends one output of a step under way and waits for the broker (topicSend with ack). With exactly_once it is part
+// of the running transaction, which therefore cannot end before the step.
+func (c *committer) sendNow(ctx context.Context, w *work, o record.Output) (broker.Delivered, time.Time, error) {
 	if !c.exactlyOnce {
-		c.producer.SendOne(ctx, o, done)
-		return
+		return c.producer.SendSync(ctx, o)
 	}
 	if w == nil {
-		done(broker.Delivered{}, time.Time{}, errors.New("a message can be sent only while a record is processed"))
-		return
+		return broker.Delivered{}, time.Time{}, errors.New("a message can be sent only while a record is processed")
 	}
 	e, err := c.pin(ctx, w)
 	if err != nil {
-		done(broker.Delivered{}, time.Time{}, err)
-		return
+		return broker.Delivered{}, time.Time{}, err
 	}
+	defer e.sentAll()
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(e.ctx, cancel)
-	c.producer.SendOne(ctx, o, func(d broker.Delivered, at time.Time, err error) {
-		stop()
-		cancel()
-		e.finish(nil)
-		done(d, at, err)
-	})
-	e.sentAll()
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
+	return c.producer.SendSync(ctx, o)
 }
 
-// pin keeps the current epoch from being cut until the step is over, and counts a call of the producer and its delivery.
+// pin keeps the current epoch from being cut until the step is over, and counts a call of the producer.
 func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 	for {
 		c.cut.RLock()
@@ -357,7 +350,6 @@ func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 			}
 			e.sent++
 			e.sending++
-			e.left++ // code may end without having waited for it
 			e.mu.Unlock()
 			return e, nil
 		}
@@ -922,10 +914,20 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 }
 
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
-// those that failed for good go to the failure policy at once. If some were repeated (record.Result) they run one after the other
-// now, so that it does not happen again.
-func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict, repeated bool) {
-	l.again(f, w, v, repeated)
+// those that failed for good go to the failure policy at once.
+func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) {
+	for _, failed := range v.failed {
+		offset := w.batch.Records[failed.Record].Offset
+		failed.Record = 0
+		l.know(f, offset, known{failure: failed})
+	}
+	l.mu.Lock()
+	if v.retry > 0 && v.consumed < len(f.taken.records) {
+		f.taken.records = append([]record.Record(nil), f.taken.records...) // shared with the topic's other agents
+		f.taken.records[v.consumed].Attempt = int32(v.retry) + 1
+		f.notBefore = time.Now().Add(v.pause)
+	}
+	l.mu.Unlock()
 	e := w.pinned
 	e.poison(errTakenBack) // before the pin goes, or it could be committed
 	c.unpin(w)

@@ -194,30 +194,15 @@ func delivered(r *kgo.Record) Delivered {
 	return d
 }
 
-// SendOne hands one output to the producer; done is called once, from any goroutine, when the broker has acknowledged or refused it
-// (topicSend with ack). It must not block.
-func (p *Producer) SendOne(ctx context.Context, o record.Output, done func(Delivered, time.Time, error)) {
+// SendSync produces one output and waits for its acknowledgement (topicSend with ack).
+func (p *Producer) SendSync(ctx context.Context, o record.Output) (Delivered, time.Time, error) {
 	r := &kgo.Record{}
 	fill(r, &o)
-	p.cl.Produce(ctx, r, func(r *kgo.Record, err error) {
-		if err != nil {
-			done(Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", r.Topic, err))
-			return
-		}
-		p.tell(r)
-		done(delivered(r), r.Timestamp, nil)
-	})
-}
-
-// SendSync is SendOne, and waits for what done is told.
-func (p *Producer) SendSync(ctx context.Context, o record.Output) (d Delivered, at time.Time, err error) {
-	done := make(chan struct{})
-	p.SendOne(ctx, o, func(got Delivered, when time.Time, failed error) {
-		d, at, err = got, when, failed
-		close(done)
-	})
-	<-done
-	return d, at, err
+	if err := p.cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+		return Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", o.Topic, err)
+	}
+	p.tell(r)
+	return delivered(r), r.Timestamp, nil
 }
 
 // Entry is one record of a changelog.

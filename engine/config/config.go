@@ -166,10 +166,9 @@ type Topics struct {
 
 // Batch bounds what one call takes.
 type Batch struct {
-	RecordsMax     int
-	BytesMax       int64
-	Linger         time.Duration
-	ConcurrencyMax int // records of one call that are in progress at once
+	RecordsMax int
+	BytesMax   int64
+	Linger     time.Duration
 }
 
 // Sandbox bounds user code.

@@ -1,14 +1,12 @@
 """The event loop of an instance, and how a coroutine that C began is run to its end.
 
-All user code of a record runs as if it were one task: the loop is always set as running, and outside of its turns a real
-asyncio task, a unit task, is the current one. So C can start a coroutine and, as long as it waits for nothing, end it without
-the loop (call.c). When it does wait, the unit task gets it and resumes it until it is done, while C goes on with other records
-under another unit task (begin; concurrent.c) or waits too (finish). Timeouts and task groups, which remember the current task
-and cancel it, thus find the task that really runs their coroutine.
+All user code runs as if it were one task: the loop is always set as running, and outside of its turns a real asyncio
+task, the unit task, is the current one. So C can start a coroutine and, as long as it waits for nothing, end it without
+the loop (call.c). When it does wait, finish() hands it to the unit task, which resumes it until it is done. Timeouts and
+task groups, which remember the current task and cancel it, thus find the task that really runs their coroutine.
 
-What the loop runs belongs to the record whose unit task stands in its context. Tasks a record started and did not wait for go
-on living. They get a turn when a unit ends and whenever the loop turns. What they send after their record ended belongs to a
-unit that is in progress then.
+Tasks a record started and did not wait for go on living. They get a turn when a unit ends and whenever the loop turns.
+What they send belongs to the unit that is in progress then.
 """
 
 import asyncio
@@ -24,20 +22,12 @@ import _kaspr
 from kaspr import DeadlineExceeded
 
 _interrupted = _kaspr.interrupted
-_step = _kaspr.step
 _monotonic = time.monotonic
 _heappop = heapq.heappop
 
 
 class Stuck(RuntimeError):
     """A coroutine waits for something that cannot happen any more."""
-
-
-class Clash(BaseException):
-    """A record used an entry of a table out of turn: it and those beside it run again, one by one. Nobody gets to see this."""
-
-
-_unit = contextvars.ContextVar("kaspr_unit", default=None)  # the UnitTask of the record that code belongs to
 
 
 class Loop(base_events.BaseEventLoop):
@@ -48,7 +38,6 @@ class Loop(base_events.BaseEventLoop):
         self._thread_id = threading.get_ident()  # is_running() is true, as everything runs inside of it
         self._offset = 0.0
         self._frozen = None
-        self.ended = []  # unit tasks whose coroutine has ended, for C
 
     # Time goes on where it stood when the image was taken, although the clock of a later process is another one.
     def time(self):
@@ -91,7 +80,10 @@ class Loop(base_events.BaseEventLoop):
     def turn(self, may_wait):
         """One turn: due timers, then the callbacks that were ready. Waits for a timer if nothing else is to do."""
         ready, scheduled = self._ready, self._scheduled
-        self._drop_cancelled()
+        while scheduled and scheduled[0]._cancelled:
+            handle = _heappop(scheduled)
+            handle._scheduled = False
+            self._timer_cancelled_count -= 1
         if scheduled:
             if not ready and may_wait:
                 wait = scheduled[0]._when - self.time()
@@ -107,26 +99,8 @@ class Loop(base_events.BaseEventLoop):
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
-                _step(handle._context.get(_unit))
                 handle._run()
         handle = None
-        _step(None)
-
-    def rest(self):
-        """Nanoseconds until there is something to do; -1: there will be nothing by itself."""
-        if self._ready:
-            return 0
-        self._drop_cancelled()
-        if not self._scheduled:
-            return -1
-        return max(0, int((self._scheduled[0]._when - self.time()) * 1e9))
-
-    def _drop_cancelled(self):
-        scheduled = self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            handle = _heappop(scheduled)
-            handle._scheduled = False
-            self._timer_cancelled_count -= 1
 
 
 class _Work:
@@ -142,25 +116,20 @@ class _Work:
 
 
 class UnitTask:
-    """The task that stands for a unit's own code."""
+    """The task that stands for the unit's own code."""
 
-    def __init__(self, loop):
+    def __init__(self, loop, context):
         self.loop = loop
-        self.context = contextvars.copy_context()
-        self.context.run(_unit.set, self)
+        self.context = context
         self.renew()
 
     def renew(self):
-        """A new task, parked."""
-        self.work = self.parked = self.beside = None
+        """A new task, parked and current."""
+        self.work = self.parked = None
         self.task = tasks.Task(self._drive(), loop=self.loop, context=self.context, name="record")
-        self.loop._ready.pop()._run()  # its first step, which waits to be given work
-
-    def enter(self):
+        while self.parked is None:
+            self.loop.turn(False)
         tasks._enter_task(self.loop, self.task)
-
-    def leave(self):
-        tasks._leave_task(self.loop, self.task)
 
     async def _drive(self):
         me = tasks.current_task()
@@ -178,8 +147,6 @@ class UnitTask:
                 except BaseException as exc:
                     work.error = exc
                 work.done = True
-                if work is self.beside:
-                    self.loop.ended.append(self)
                 if self.task is not me:  # given up, and another one runs
                     return
                 work = None
@@ -189,8 +156,10 @@ class UnitTask:
     def finish(self, iterator, waits_for):
         """Runs a suspended coroutine to its end; called by C outside of the base context."""
         loop, task = self.loop, self.task
-        work = self._give(iterator, waits_for)
-        self.leave()
+        work = self.work = _Work(iterator, waits_for)
+        if not self.parked.done():
+            self.parked.set_result(None)
+        tasks._leave_task(loop, task)
         try:
             while not work.done:
                 try:
@@ -207,60 +176,22 @@ class UnitTask:
             # The coroutine does not end, or the task did: another one takes its place.
             task._log_destroy_pending = False
             self.renew()
-            self.enter()
             raise
-        self.enter()
+        tasks._enter_task(loop, task)
         if work.error is not None:
             try:
                 raise work.error
             finally:
                 work = None
         return work.result
-
-    def _give(self, iterator, waits_for):
-        work = self.work = _Work(iterator, waits_for)
-        if not self.parked.done():
-            self.parked.set_result(None)
-        return work
-
-    def begin(self, iterator, waits_for):
-        """Goes on with a suspended coroutine whenever the loop turns. It has ended when self stands in loop.ended."""
-        self.beside = self._give(iterator, waits_for)
-
-    def result(self):
-        """What became of the coroutine of begin."""
-        work, self.beside = self.beside, None
-        if work.error is not None:
-            try:
-                raise work.error
-            finally:
-                work = None
-        return work.result
-
-    def inject(self, exc):
-        """Has exc raised in the coroutine of begin. False: the last one has not arrived there, or it has ended."""
-        work = self.beside
-        if work.done or work.inject is not None or not self.task.cancel():
-            return False
-        work.inject = exc
-        return True
-
-    def abandon(self):
-        """Ends the coroutine of begin, and what it waits for. The task is of no further use."""
-        work, self.beside = self.beside, None
-        self.task._log_destroy_pending = False
-        self.task.cancel()
-        if not work.done:
-            getattr(work.waits_for, "cancel", lambda: None)()  # the task may not have come to wait for it
-            getattr(work.iterator, "close", lambda: None)()
 
     def idle(self):
-        """A turn for all tasks."""
-        self.leave()
+        """A turn for other tasks, at the end of a unit."""
+        tasks._leave_task(self.loop, self.task)
         try:
             self.loop.turn(False)
         finally:
-            self.enter()
+            tasks._enter_task(self.loop, self.task)
 
 
 @types.coroutine
@@ -309,11 +240,9 @@ def _thrown(work, exc):
 
 
 def make():
-    """The loop and its first unit task, which is the current one, with the loop set as running for good."""
+    """The loop and its unit task, with the loop set as running for good."""
     loop = Loop()
     events._set_running_loop(loop)
     events.set_event_loop(loop)
     sys.set_asyncgen_hooks(finalizer=lambda agen: loop.create_task(agen.aclose()))
-    task = UnitTask(loop)
-    task.enter()
-    return loop, task
+    return loop, UnitTask(loop, contextvars.copy_context())
