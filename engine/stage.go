@@ -33,10 +33,15 @@ type share struct {
 func (s *share) entryOf(c *state.Change) broker.Entry {
 	e := broker.Entry{Key: c.Key, Value: c.Value}
 	if s.ttl > 0 && c.Expires > 0 {
-		e.Timestamp = c.Expires - s.ttl
+		// The guest rounds a lifetime's end up, by hours where it is long.
+		e.Timestamp = min(c.Expires-s.ttl, time.Now().Add(aheadMax).UnixMilli())
 	}
 	return e
 }
+
+// aheadMax is how far a changelog record's timestamp may be ahead of the clock: brokers refuse more than an hour by default
+// (message.timestamp.after.max.ms, KIP-937).
+const aheadMax = 30 * time.Minute
 
 // stage lays a step's changes over the tables. The owner's goroutine calls it, with the committer's cut held for reading.
 func (l *lane) stage(f *feed, changes []record.Change) {
