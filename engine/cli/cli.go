@@ -156,6 +156,17 @@ func read(paths []string, layers *config.Layers, app string, adapt func(config.C
 	return p
 }
 
+// configured reads what an engine with this settings file runs: the manifests its settings name.
+func (c *command) configured(file string) (project, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return project{}, err
+	}
+	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
+	early := layers.Early()
+	return read([]string{early.DefinitionsDir}, layers, early.App, nil), nil
+}
+
 // resolve makes the plan of one app of a set.
 func resolve(set *manifest.Set, layers *config.Layers, app string, adapt func(config.Config) config.Config) project {
 	p := project{set: set, cfg: layers.Early()}
@@ -309,13 +320,10 @@ func (c *command) runCommand() *cobra.Command {
 }
 
 func (c *command) run(ctx context.Context, file string) error {
-	dir, err := os.Getwd()
+	p, err := c.configured(file)
 	if err != nil {
 		return err
 	}
-	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
-	early := layers.Early()
-	p := read([]string{early.DefinitionsDir}, layers, early.App, nil)
 	if c.report(p.problems) {
 		return errReported
 	}

@@ -3,13 +3,11 @@ package cli
 import (
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"kaspr.io/kaspr/engine/config"
 	apphttp "kaspr.io/kaspr/http"
 )
 
@@ -36,14 +34,11 @@ func (c *command) healthCommand() *cobra.Command {
 }
 
 func (c *command) health(file string, ready bool) error {
-	dir, err := os.Getwd()
+	p, err := c.configured(file)
 	if err != nil {
 		return err
 	}
-	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
-	early := layers.Early()
-	// The manifests may name the port, too; whether they are right is not asked here.
-	port := read([]string{early.DefinitionsDir}, layers, early.App, nil).cfg.Web.Port
+	port := p.cfg.Web.Port // the manifests may name it, too; whether they are right is not asked here
 	if port == 0 {
 		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
 		return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"kaspr.io/kaspr/engine"
-	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/scheduler"
@@ -103,13 +101,10 @@ func (c *command) scheduleReplaceCommand() *cobra.Command {
 
 // steer writes a request and says where it is.
 func (c *command) steer(ctx context.Context, file string, verb scheduler.Verb, id string, key, value []byte, headers []record.Header) error {
-	dir, err := os.Getwd()
+	p, err := c.configured(file)
 	if err != nil {
 		return err
 	}
-	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
-	early := layers.Early()
-	p := read([]string{early.DefinitionsDir}, layers, early.App, nil)
 	if c.report(p.problems) {
 		return errReported
 	}
@@ -166,13 +161,11 @@ func (c *command) scheduleGetCommand() *cobra.Command {
 // askSchedule prints what a running engine says.
 func (c *command) askSchedule(file, address string, q url.Values) error {
 	if address == "" {
-		dir, err := os.Getwd()
+		p, err := c.configured(file)
 		if err != nil {
 			return err
 		}
-		layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
-		early := layers.Early()
-		port := read([]string{early.DefinitionsDir}, layers, early.App, nil).cfg.Web.Port
+		port := p.cfg.Web.Port
 		if port == 0 {
 			return errors.New("there is no HTTP server to ask: webPort is 0")
 		}
