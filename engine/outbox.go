@@ -114,17 +114,21 @@ func (o *outbox) loop() {
 				return
 			}
 		}
-		for len(batch) < postingsMax {
-			select {
-			case p := <-o.queue:
-				batch = append(batch, p)
-				continue
-			default:
-			}
-			break
-		}
-		o.store(batch)
+		o.store(whatWaits(o.queue, batch, postingsMax))
 	}
+}
+
+// whatWaits adds to list what waits in a queue now, up to most.
+func whatWaits[T any](queue <-chan T, list []T, most int) []T {
+	for len(list) < most {
+		select {
+		case x := <-queue:
+			list = append(list, x)
+		default:
+			return list
+		}
+	}
+	return list
 }
 
 // store makes postings durable, in as few transactions as it takes, and answers each.

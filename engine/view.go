@@ -171,15 +171,7 @@ func (v *view) work(ctx context.Context, slot int) {
 		case <-ctx.Done():
 			return
 		}
-		for most := v.most(); len(asks) < most; {
-			select {
-			case a := <-v.queue:
-				asks = append(asks, a)
-				continue
-			default:
-			}
-			break
-		}
+		asks = whatWaits(v.queue, asks, v.most())
 		v.run(ctx, slot, asks)
 	}
 }
