@@ -5,7 +5,6 @@ package peers
 import (
 	"context"
 	"crypto/sha256"
-	_ "embed"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"strings"
 
 	"kaspr.io/kaspr/bench/workload"
+	"kaspr.io/kaspr/engine/enginetest/realkafka"
 )
 
 // system is one way to do the work.
@@ -85,7 +85,7 @@ func python(venv string, environ []string, args ...string) func(context.Context,
 			return nil, err
 		}
 		sum := sha256.Sum256(pins)
-		cache, err := cacheDir()
+		cache, err := realkafka.CacheDir("peers")
 		if err != nil {
 			return nil, err
 		}
@@ -107,17 +107,4 @@ func python(venv string, environ []string, args ...string) func(context.Context,
 		cmd.Dir = workers
 		return cmd, nil
 	}
-}
-
-func cacheDir() (string, error) {
-	dir := os.Getenv("KASPR_CACHE")
-	if dir == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return "", err
-		}
-		dir = filepath.Join(user, "kaspr")
-	}
-	dir = filepath.Join(dir, "peers")
-	return dir, os.MkdirAll(dir, 0o755)
 }

@@ -28,8 +28,8 @@ var pom []byte
 //go:embed jars.sha256
 var jarSums []byte
 
-// cacheDir is the project's cache folder, the Makefile's and the engine's too.
-func cacheDir() (string, error) {
+// CacheDir is a folder of the project's cache, the Makefile's and the engine's too.
+func CacheDir(name string) (string, error) {
 	dir := os.Getenv("KASPR_CACHE")
 	if dir == "" {
 		user, err := os.UserCacheDir()
@@ -38,9 +38,11 @@ func cacheDir() (string, error) {
 		}
 		dir = filepath.Join(user, "kaspr")
 	}
-	dir = filepath.Join(dir, "realkafka")
+	dir = filepath.Join(dir, name)
 	return dir, os.MkdirAll(dir, 0o755)
 }
+
+func cacheDir() (string, error) { return CacheDir("realkafka") }
 
 // jars returns the folder with the broker's jars.
 func jars(ctx context.Context) (string, error) { return FetchJars(ctx, pom, jarSums) }
