@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
@@ -33,7 +34,7 @@ type tableKafka struct {
 	topic  string
 	cl     *kgo.Client
 	adm    *kadm.Client
-	log    syncBuffer
+	log    enginetest.Buffer
 	want   []map[string]string // by partition: what the table must hold
 }
 

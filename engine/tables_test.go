@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state"
@@ -178,25 +178,8 @@ type tablesFixture struct {
 	logs   *fakeLogs
 	stores *mem.Stores
 	fault  atomic.Pointer[func(op, table string, number int32) error]
-	log    syncBuffer
+	log    enginetest.Buffer
 	told   atomic.Int64 // onReady calls
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 const (
@@ -490,7 +473,7 @@ func TestStalledRestoreIsNamedAndRestarted(t *testing.T) {
 		x.ready(2, users)
 
 		// An idle copy is no stall, one held back by an open transaction is.
-		x.log.b.Reset()
+		x.log.Reset()
 		time.Sleep(10 * x.tuning.stalledAfter)
 		x.logged("no progress", 0)
 		x.hold("rates-log", 0, 1)

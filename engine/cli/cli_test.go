@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/pyguest"
 )
 
@@ -87,7 +88,7 @@ func TestStopBeforeTheBrokerIsThere(t *testing.T) {
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var out, errs lockedBuffer
+	var out, errs enginetest.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan int, 1)

@@ -7,28 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest"
 )
-
-// lockedBuffer is a buffer that a run writes and the test reads meanwhile.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 const greeter = `
 apiVersion: kaspr.io/v1alpha1
@@ -55,13 +38,13 @@ func TestDevReloads(t *testing.T) {
 	}
 	write(greeter)
 	in, input := io.Pipe()
-	var out, errs lockedBuffer
+	var out, errs enginetest.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan int, 1)
 	go func() {
 		ended <- Main(ctx, "test", []string{"dev", dir, "--input", "names=-"}, Streams{In: in, Out: &out, Err: &errs})
 	}()
-	wait := func(b *lockedBuffer, text string) {
+	wait := func(b *enginetest.Buffer, text string) {
 		t.Helper()
 		for began := time.Now(); !strings.Contains(b.String(), text); time.Sleep(20 * time.Millisecond) {
 			if time.Since(began) > time.Minute {

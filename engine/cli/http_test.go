@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const counting = `
@@ -80,7 +82,7 @@ func TestHTTP(t *testing.T) {
 	}
 	port := freePort(t)
 	in, input := io.Pipe()
-	var out, errs lockedBuffer
+	var out, errs enginetest.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan int, 1)

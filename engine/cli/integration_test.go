@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
 )
 
@@ -166,26 +165,9 @@ spec:
 type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
-	log  *syncBuffer
+	log  *enginetest.Buffer
 	done chan struct{}
 	err  error
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // engine starts `kaspr run` on a manifest with the settings, as a process of its own.
@@ -211,7 +193,7 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 	if err := os.WriteFile(path, []byte(file.String()), 0o600); err != nil {
 		k.t.Fatal(err)
 	}
-	p := &process{t: k.t, log: &syncBuffer{}, done: make(chan struct{})}
+	p := &process{t: k.t, log: &enginetest.Buffer{}, done: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], "run", "--config", path)
 	p.cmd.Env = append(os.Environ(), childEnv+"=1")
 	p.cmd.Stderr = p.log

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const slowView = counting + `
@@ -51,7 +53,7 @@ func TestSlowView(t *testing.T) {
 	}
 	port, admin := freePort(t), freePort(t)
 	in, input := io.Pipe()
-	var out, errs lockedBuffer
+	var out, errs enginetest.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan int, 1)

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 	"github.com/twmb/franz-go/pkg/sr/srfake"
 
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
@@ -26,31 +27,14 @@ import (
 type fixture struct {
 	*Registry
 	fake *srfake.Registry
-	logs *lockedBuffer
+	logs *enginetest.Buffer
 	// before answers a request in the registry's place if it returns true.
 	before atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func newFixture(t *testing.T, change func(*Options)) *fixture {
 	t.Helper()
-	f := &fixture{fake: srfake.NewRegistry(), logs: &lockedBuffer{}}
+	f := &fixture{fake: srfake.NewRegistry(), logs: &enginetest.Buffer{}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if before := f.before.Load(); before != nil && (*before)(w, req) {
 			return
