@@ -324,7 +324,11 @@ func (c *committer) sendNow(ctx context.Context, w *work, o record.Output) (brok
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
-	return c.producer.SendSync(ctx, o)
+	d, at, err := c.producer.SendSync(ctx, o)
+	if err != nil && !(broker.SendFailure{Err: err}).OfMessage() {
+		e.poison(err) // nor is it the record's fault
+	}
+	return d, at, err
 }
 
 // pin keeps the current epoch from being cut until the step is over, and counts a call of the producer.
@@ -916,20 +920,13 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
 // those that failed for good go to the failure policy at once.
 func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) {
-	for _, failed := range v.failed {
-		offset := w.batch.Records[failed.Record].Offset
-		failed.Record = 0
-		l.know(f, offset, known{failure: failed})
-	}
-	l.mu.Lock()
-	if v.retry > 0 && v.consumed < len(f.taken.records) {
-		f.taken.records = append([]record.Record(nil), f.taken.records...) // shared with the topic's other agents
-		f.taken.records[v.consumed].Attempt = int32(v.retry) + 1
-		f.notBefore = time.Now().Add(v.pause)
-	}
-	l.mu.Unlock()
 	e := w.pinned
-	e.poison(errTakenBack) // before the pin goes, or it could be committed
+	c.cut.RLock()
+	// In an epoch that is rolled back already a record may fail for want of it. What fails by itself does so again.
+	if !l.stale(w) && e.poison(errTakenBack) {
+		l.again(f, w, v)
+	}
+	c.cut.RUnlock()
 	c.unpin(w)
 	c.discard(ctx, e)
 }
@@ -952,14 +949,16 @@ func (c *committer) discard(ctx context.Context, e *epoch) {
 	c.tryRollBack(ctx)
 }
 
-// poison keeps an epoch from being committed.
-func (e *epoch) poison(why error) {
+// poison keeps an epoch from being committed, and says whether it is the first to do so.
+func (e *epoch) poison(why error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.broken == nil {
-		e.broken = why
+	if e.broken != nil {
+		return false
 	}
+	e.broken = why
 	e.changed.Broadcast()
+	return true
 }
 
 // found notes what the group has stored of newly assigned partitions. Only positions that moved are part of a transaction: by

@@ -124,6 +124,66 @@ func TestCommitTakesBackAcknowledgedSends(t *testing.T) {
 	})
 }
 
+// A record that fails because the transaction it sends in is rolled back on another's account is processed again, as if nothing had been.
+func TestCommitFailureOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		code := &sendingCode{fail: 4}
+		b := testLane(t, code, plan.Agent{}, limits{}, true)
+		code.app = b.commits
+		code.before = func(calls int) {
+			if calls == 1 {
+				b.commits.epoch().poison(errTakenBack) // a step of another lane
+			} else {
+				code.fail = -1
+			}
+		}
+		b.feed(b.open(in0), records(0, 0, 8))
+		stop := b.start()
+		time.Sleep(5 * time.Second)
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 8)) {
+			t.Errorf("outputs %v", got)
+		}
+		if got := b.kafka.keys("acked"); !slices.Equal(got, offsets(0, 8)) {
+			t.Errorf("sent %v", got)
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// A connection that breaks while a record sends is not the record's fault, a message the broker will not take is.
+func TestCommitRefusedAcknowledgedSend(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want []string
+	}{{errors.New("connection reset"), offsets(0, 8)}, {kerr.MessageTooLarge, slices.Concat(offsets(0, 4), offsets(5, 8))}} {
+		synctest.Test(t, func(t *testing.T) {
+			code := &sendingCode{fail: -1}
+			b := testLane(t, code, plan.Agent{}, limits{}, true)
+			code.app = b.commits
+			code.before = func(int) { b.kafka.refuse = nil }
+			b.kafka.refuse = func(o *record.Output) error {
+				if o.Topic == "acked" && string(o.Key) == "4" {
+					return test.err
+				}
+				return nil
+			}
+			b.feed(b.open(in0), records(0, 0, 8))
+			stop := b.start()
+			time.Sleep(5 * time.Second)
+			for _, topic := range []string{"acked", "out-0"} {
+				if got := b.kafka.keys(topic); !slices.Equal(got, test.want) {
+					t.Errorf("%v: %s has %v", test.err, topic, got)
+				}
+			}
+			if err := stop(); err != nil || b.failed != nil {
+				t.Fatal(err, b.failed)
+			}
+		})
+	}
+}
+
 // lose takes a partition away as App.Lost does.
 func (b *bench) lose(p record.Partition, f *feed) {
 	b.commits.drop(context.Background(), map[*lane][]*feed{b.lane: {f}})
@@ -136,19 +196,25 @@ func (b *bench) lose(p record.Partition, f *feed) {
 
 // sendingCode sends each record with ack during its call, and fails one of them after that.
 type sendingCode struct {
-	app  *committer
-	fail int64
+	app    *committer
+	fail   int64
+	calls  int
+	before func(calls int) // the end of a call
 }
 
 func (c *sendingCode) Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error) {
 	w, _ := ctx.Value(workKey{}).(*work)
+	refused := map[int64]bool{}
 	for _, r := range b.Records {
 		if _, _, err := c.app.sendNow(ctx, w, record.Output{Topic: "acked", Key: fmt.Append(nil, r.Offset)}); err != nil {
-			return record.Result{}, err
+			refused[r.Offset] = true
 		}
 		time.Sleep(30 * time.Millisecond) // a commit is due in the middle of the batch
 	}
-	fc := fakeCode{fails: func(r *record.Record) bool { return r.Offset == c.fail }}
+	if c.calls++; c.before != nil {
+		c.before(c.calls)
+	}
+	fc := fakeCode{fails: func(r *record.Record) bool { return r.Offset == c.fail || refused[r.Offset] }}
 	return fc.Call(ctx, slot, b)
 }
 

@@ -515,6 +515,22 @@ func (l *lane) count(f *feed, n int) {
 	}
 }
 
+// again prepares that a step is taken back: records that failed for good are known to have, one that is to be retried has had an attempt.
+func (l *lane) again(f *feed, w *work, v *verdict) {
+	for _, failed := range v.failed {
+		offset := w.batch.Records[failed.Record].Offset
+		failed.Record = 0
+		l.know(f, offset, known{failure: failed})
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if v.retry > 0 && v.consumed < len(f.taken.records) {
+		f.taken.records = append([]record.Record(nil), f.taken.records...) // shared with the topic's other agents
+		f.taken.records[v.consumed].Attempt = int32(v.retry) + 1
+		f.notBefore = time.Now().Add(v.pause)
+	}
+}
+
 // settle moves what the step consumed to the applied records, and gives the rest back to the feed. It does nothing, and
 // says so, when the result must not count.
 func (l *lane) settle(f *feed, w *work, v *verdict) bool {
