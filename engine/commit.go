@@ -162,7 +162,9 @@ func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
 		c.cut.RUnlock()
 		return false
 	}
-	l.stage(f, v.changes)
+	if w.known == nil { // else no code ran: what its instance remembers of the tables may be of a step that was taken back
+		l.stage(f, v.changes)
+	}
 	e := c.current
 	d := delivery{l, f, &w.batch, v}
 	out := e.begin(d)
