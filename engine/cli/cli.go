@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -243,6 +244,42 @@ func codeProblems(set *manifest.Set, err error) (manifest.Errors, bool) {
 	return found, len(found) > 0
 }
 
+// checkCode compiles every block of the app's manifests, one that nothing runs too.
+func checkCode(ctx context.Context, set *manifest.Set, app string, rt *wasmhost.Runtime) (found manifest.Errors, err error) {
+	programs := plan.Blocks(set, app)
+	for i := range programs {
+		if err := rt.Check(ctx, &programs[i]); err != nil {
+			problems, ok := codeProblems(set, err)
+			if !ok {
+				return nil, err
+			}
+			found = append(found, problems...)
+		}
+	}
+	return found, nil
+}
+
+// reportCode reports what kept an app's code from being loaded, and tells whether that was it. Loading ends at the first block of a
+// component that does not compile, and meets a table's blocks with each that uses it; the check finds all, each once.
+func (c *command) reportCode(ctx context.Context, p project, rt *wasmhost.Runtime, err error) bool {
+	loading, ok := codeProblems(p.set, err)
+	if !ok {
+		return false
+	}
+	found, err := checkCode(ctx, p.set, p.plan.App.Name, rt)
+	if err != nil {
+		c.report(loading)
+		return true
+	}
+	for _, l := range loading { // and what only shows when the component is whole
+		if !slices.ContainsFunc(found, func(f manifest.Error) bool { return f.Pos == l.Pos }) {
+			found = append(found, l)
+		}
+	}
+	c.report(found.Sorted(p.set.Files))
+	return true
+}
+
 // flatten undoes errors.Join.
 func flatten(err error) []error {
 	if many, ok := err.(interface{ Unwrap() []error }); ok {
@@ -279,22 +316,16 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 		problems = append(problems, resolve(set, layers, name, nil).problems...)
 	}
 	// What is wrong elsewhere does not keep the Python from being checked: all problems at once.
-	if programs := plan.Blocks(set, c.app); len(programs) > 0 {
-		rt, err := newRuntime(ctx, layers.Early())
-		if err != nil {
-			return err
-		}
-		defer rt.Close()
-		for i := range programs {
-			if err := rt.Check(ctx, &programs[i]); err != nil {
-				found, ok := codeProblems(set, err)
-				if !ok {
-					return err
-				}
-				problems = append(problems, found...)
-			}
-		}
+	rt, err := newRuntime(ctx, layers.Early())
+	if err != nil {
+		return err
 	}
+	defer rt.Close()
+	found, err := checkCode(ctx, set, c.app, rt)
+	if err != nil {
+		return err
+	}
+	problems = append(problems, found...)
 	problems = problems.Sorted(set.Files)
 	if c.report(problems) {
 		return errReported
@@ -338,8 +369,7 @@ func (c *command) run(ctx context.Context, file string) error {
 	defer rt.Close()
 	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{Listen: listen(p.cfg), Version: c.version})
 	if err != nil {
-		if found, ok := codeProblems(p.set, err); ok {
-			c.report(found)
+		if c.reportCode(ctx, p, rt, err) {
 			return errReported
 		}
 		return err

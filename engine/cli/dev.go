@@ -78,8 +78,7 @@ func (c *command) devOnce(ctx context.Context, b *dev.Broker, p project, rt *was
 		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
 	}
 	err := dev.Run(ctx, b, p.cfg, p.plan, rt, o)
-	if found, ok := codeProblems(p.set, err); ok {
-		c.report(found)
+	if c.reportCode(ctx, p, rt, err) {
 		return errReported
 	}
 	return err

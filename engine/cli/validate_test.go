@@ -145,3 +145,35 @@ func problemAt(report string, line int, text string) bool {
 	}
 	return false
 }
+
+// An app that does not start must say all that is wrong with its code, each once, although a table's code is part of every
+// component that uses the table and loading ends at the first fault of a component.
+func TestDevReportsAllCodeProblemsOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "all.yaml")
+	agent := func(name string) string {
+		return `---
+{apiVersion: kaspr.io/v1alpha1, kind: KasprAgent, metadata: {name: ` + name + `, labels: {kaspr.io/app: a}},
+  spec: {input: {topic: {name: in}}, processors: {pipeline: [m], operations: [{name: m, tables: [{name: t, paramName: t}],
+    map: {python: "def f(v, *, t, other): return v"}}]}}}
+`
+	}
+	text := `{apiVersion: kaspr.io/v1alpha1, kind: KasprApp, metadata: {name: a}, spec: {}}
+---
+{apiVersion: kaspr.io/v1alpha1, kind: KasprTable, metadata: {name: t, labels: {kaspr.io/app: a}}, spec: {name: t, defaultSelector: {python: "lambda: 0"}}}
+` + agent("one") + agent("two")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out, stderr bytes.Buffer
+	code := Main(context.Background(), "test", []string{"dev", file, "--drain"}, Streams{In: strings.NewReader(""), Out: &out, Err: &stderr})
+	var lines []string
+	for line := range strings.Lines(stderr.String()) {
+		if strings.Contains(line, "P001") {
+			lines = append(lines, line)
+		}
+	}
+	if code != exitFailed || len(lines) != 3 || !strings.Contains(lines[0], "all.yaml:3:") || !strings.Contains(lines[1], "all.yaml:7:") ||
+		!strings.Contains(lines[2], "all.yaml:11:") {
+		t.Errorf("exit %d, want one problem in each of the lines 3, 7 and 11:\n%s", code, stderr.String())
+	}
+}

@@ -274,7 +274,7 @@ class _Block:
         wanted = self.code.get("entrypoint")
         if not wanted:
             if not functions:
-                raise _Problem("Entrypoint", "the block defines no function")
+                raise _Problem("Entrypoint", "the block defines no function: it needs one, as def NAME(...)")
             return next(iter(functions))
         names = _bound(self.tree)
         if self.scope is not None:

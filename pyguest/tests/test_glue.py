@@ -205,7 +205,7 @@ class Entrypoints(Case):
                 (5, "SyntaxError", "invalid syntax", "init"),
                 (20, "Entrypoint", 'entrypoint "enrch" is not defined in this block; did you mean "enrich"?; it defines enrich, other', 'operation "op0", map'),
                 (32, "SyntaxError", "'(' was never closed", 'operation "op1", filter'),
-                (40, "Entrypoint", "the block defines no function", 'operation "op2", map'),
+                (40, "Entrypoint", "the block defines no function: it needs one, as def NAME(...)", 'operation "op2", map'),
                 (50, "Entrypoint", "a filter must return a value, not yield", 'operation "op3", filter'),
                 (60, "SyntaxError", "'return' outside function", "output 1, predicate"),
             ], check)
