@@ -63,7 +63,7 @@ func benchmarkApp(b *testing.B, text string, n int) {
 		var out bytes.Buffer
 		b.StartTimer()
 		began := time.Now()
-		if err := dev.Run(b.Context(), broker, cfg, p, rt, dev.Options{Drain: true, Stdin: bytes.NewReader(nil), Stdout: &out, Log: log}); err != nil {
+		if err := dev.Run(b.Context(), broker, []dev.App{{Config: cfg, Plan: p}}, rt, dev.Options{Drain: true, Stdin: bytes.NewReader(nil), Stdout: &out, Log: log}); err != nil {
 			b.Fatal(err)
 		}
 		took += time.Since(began)

@@ -36,6 +36,8 @@ type App struct {
 	log  *slog.Logger
 	opts Options
 
+	process *Process // that it runs in; nil: in none
+
 	agents   []*agent
 	views    []*view
 	member   *broker.Member

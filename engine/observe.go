@@ -319,7 +319,7 @@ func (a *App) stateNow() appState {
 // observer is the app as the HTTP server sees it.
 type observer struct{ *App }
 
-// Ready is whether every assigned partition is worked on.
+// Ready is whether every assigned partition is worked on, here and in the other apps of the process.
 func (a observer) Ready() (bool, any) {
 	r := readiness{Tables: []tableState{}}
 	if a.seen.running.Load() {
@@ -328,7 +328,10 @@ func (a observer) Ready() (bool, any) {
 	} else {
 		r.State, r.Reason = a.state(nil)
 	}
-	r.Ready = r.State == stateRunning
+	if r.State == stateRunning && a.process != nil {
+		r.Reason = a.process.unready(a.App)
+	}
+	r.Ready = r.State == stateRunning && r.Reason == ""
 	return r.Ready, r
 }
 

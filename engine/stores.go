@@ -27,6 +27,9 @@ func openStores(cfg config.Config, p *plan.Plan, log *slog.Logger) (*state.Dir, 
 		BloomFilterBits: s.BloomFilterSize, CacheIndexAndFilter: s.CacheIndexAndFilter,
 		Tables: map[string]map[string]string{}, Log: log,
 	}
+	if o.MemoryLimit == 0 && s.Apps > 1 {
+		o.MemoryLimit = state.DefaultMemoryLimit() / int64(s.Apps)
+	}
 	if o.BloomFilterBits == 0 {
 		o.BloomFilterBits = -1 // none; the package's 0 is its default
 	}

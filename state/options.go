@@ -67,13 +67,7 @@ func (o Options) complete() (Options, map[string]tableOptions, error) {
 	number("TargetFileSizeBase", o.TargetFileSizeBase)
 	number("FlushInterval", int64(o.FlushInterval))
 
-	if o.MemoryLimit == 0 {
-		limit, ok := ContainerMemory()
-		if !ok {
-			limit = memoryAssumed
-		}
-		o.MemoryLimit = limit / 3
-	}
+	o.MemoryLimit = or(o.MemoryLimit, DefaultMemoryLimit())
 	o.BlockCacheSize = or(o.BlockCacheSize, o.MemoryLimit/3*2)
 	o.WriteBuffersSize = or(o.WriteBuffersSize, o.MemoryLimit/3)
 	o.WriteBufferSize = or(o.WriteBufferSize, 64<<20)
@@ -94,6 +88,15 @@ func (o Options) complete() (Options, map[string]tableOptions, error) {
 		tables[table] = t
 	}
 	return o, tables, errors.Join(errs...)
+}
+
+// DefaultMemoryLimit is a third of what the container has.
+func DefaultMemoryLimit() int64 {
+	limit, ok := ContainerMemory()
+	if !ok {
+		limit = memoryAssumed
+	}
+	return limit / 3
 }
 
 func or[T comparable](v, otherwise T) T {

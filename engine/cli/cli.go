@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -104,7 +102,7 @@ func (c *command) versionCommand() *cobra.Command {
 
 // appFlag and settingFlags are shared by the commands that read an app.
 func (c *command) appFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&c.app, "app", "", "KasprApp to take when the manifests hold several")
+	cmd.Flags().StringVar(&c.app, "app", "", "KasprApp to take when the manifests hold several; else all of them are run")
 }
 
 // settingFlags offers every setting as --set key=value, the strongest source there is.
@@ -136,60 +134,6 @@ func (c *command) report(problems manifest.Errors) bool {
 		fmt.Fprintln(c.streams.Err, p.Error())
 	}
 	return problems.Fatal()
-}
-
-// project is an app as read from manifests and settings, with every problem found on the way.
-type project struct {
-	set      *manifest.Set
-	cfg      config.Config
-	plan     *plan.Plan
-	problems manifest.Errors
-}
-
-// read reads the manifests of one app with its settings. adapt, if not nil, changes the settings before the plan is made.
-func read(paths []string, layers *config.Layers, app string, adapt func(config.Config) config.Config) project {
-	set, problems := manifest.Load(paths)
-	p := resolve(set, layers, app, adapt)
-	p.problems = append(problems, p.problems...).Sorted(set.Files)
-	if p.problems.Fatal() {
-		p.plan = nil
-	}
-	return p
-}
-
-// configured reads what an engine with this settings file runs: the manifests its settings name.
-func (c *command) configured(file string) (project, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return project{}, err
-	}
-	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
-	early := layers.Early()
-	return read([]string{early.DefinitionsDir}, layers, early.App, nil), nil
-}
-
-// resolve makes the plan of one app of a set.
-func resolve(set *manifest.Set, layers *config.Layers, app string, adapt func(config.Config) config.Config) project {
-	p := project{set: set, cfg: layers.Early()}
-	chosen, problems := set.ChooseApp(app)
-	p.problems = problems
-	if problems.Fatal() {
-		// What is wrong with the settings may be why: a settings file that cannot be read names no manifests.
-		_, problems = layers.Config(nil)
-		p.problems = append(p.problems, problems...)
-		return p
-	}
-	p.cfg, problems = layers.Config(chosen)
-	p.problems = append(p.problems, problems...)
-	if adapt != nil {
-		p.cfg = adapt(p.cfg)
-	}
-	if problems.Fatal() {
-		return p
-	}
-	p.plan, problems = plan.New(set, p.cfg)
-	p.problems = append(append(p.problems, problems...), engine.CheckOptions(set, chosen.Name.V)...)
-	return p
 }
 
 // newRuntime starts the sandbox. Compiled code is kept in the cache folder, so only the first start takes seconds.
@@ -259,14 +203,18 @@ func checkCode(ctx context.Context, set *manifest.Set, app string, rt *wasmhost.
 	return found, nil
 }
 
-// reportCode reports what kept an app's code from being loaded, and tells whether that was it. Loading ends at the first block of a
+// reportCode reports what kept the apps' code from being loaded, and tells whether that was it. Loading ends at the first block of a
 // component that does not compile, and meets a table's blocks with each that uses it; the check finds all, each once.
 func (c *command) reportCode(ctx context.Context, p project, rt *wasmhost.Runtime, err error) bool {
 	loading, ok := codeProblems(p.set, err)
 	if !ok {
 		return false
 	}
-	found, err := checkCode(ctx, p.set, p.plan.App.Name, rt)
+	app := "" // all of them
+	if len(p.apps) == 1 {
+		app = p.apps[0].name
+	}
+	found, err := checkCode(ctx, p.set, app, rt)
 	if err != nil {
 		c.report(loading)
 		return true
@@ -313,7 +261,8 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 		apps = []string{c.app}
 	}
 	for _, name := range apps {
-		problems = append(problems, resolve(set, layers, name, nil).problems...)
+		_, more := resolveNamed(set, layers, name)
+		problems = append(problems, more...)
 	}
 	// What is wrong elsewhere does not keep the Python from being checked: all problems at once.
 	rt, err := newRuntime(ctx, layers.Early())
@@ -348,45 +297,6 @@ func (c *command) runCommand() *cobra.Command {
 	c.appFlag(cmd)
 	c.settingFlags(cmd)
 	return cmd
-}
-
-func (c *command) run(ctx context.Context, file string) error {
-	p, err := c.configured(file)
-	if err != nil {
-		return err
-	}
-	if c.report(p.problems) {
-		return errReported
-	}
-	log := c.logger(p.cfg)
-	if len(p.plan.Agents)+len(p.plan.Views) == 0 {
-		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
-	}
-	rt, err := newRuntime(ctx, p.cfg)
-	if err != nil {
-		return err
-	}
-	defer rt.Close()
-	app, err := engine.New(ctx, p.cfg, p.plan, rt, log, engine.Options{Listen: listen(p.cfg), Version: c.version})
-	if err != nil {
-		if c.reportCode(ctx, p, rt, err) {
-			return errReported
-		}
-		return err
-	}
-	err = app.Run(ctx)
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil // told to stop before it had begun
-	}
-	return err
-}
-
-// listen is where the HTTP server of an app listens.
-func listen(cfg config.Config) string {
-	if cfg.Web.Port == 0 {
-		return ""
-	}
-	return net.JoinHostPort("", strconv.Itoa(cfg.Web.Port))
 }
 
 func (c *command) devCommand() *cobra.Command {

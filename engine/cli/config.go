@@ -22,7 +22,7 @@ func (c *command) configCommand() *cobra.Command {
 		Use:   "config [PATH...]",
 		Short: "Print every setting: its value and where it comes from",
 		Long: "Print every setting with its effective value and the place it comes from: the default, the KasprApp, the settings file,\n" +
-			"a variable of the environment or a flag. Manifests are those in PATH, else in definitionsDir. Secrets are not shown.",
+			"a variable of the environment or a flag; of several apps, those of each. Manifests are those in PATH, else in definitionsDir. Secrets are not shown.",
 		RunE: func(_ *cobra.Command, paths []string) error {
 			return c.printConfig(file, paths, asJSON)
 		},
@@ -47,21 +47,39 @@ func (c *command) printConfig(file string, paths []string, asJSON bool) error {
 			paths = []string{early.DefinitionsDir}
 		}
 	}
-	var app *manifest.App
 	var problems manifest.Errors
+	chosen := []*manifest.App{nil}
 	if len(paths) > 0 {
 		set, all := manifest.Load(paths)
 		if all.Fatal() { // warnings about manifests belong to validate
 			problems = all
 		}
-		chosen, more := set.ChooseApp(early.App)
-		if app = chosen; len(set.AppNames()) > 0 {
+		apps, more := set.ChooseApps(early.App)
+		if len(apps) > 0 {
+			chosen = apps
+		}
+		if len(set.AppNames()) > 0 {
 			problems = append(problems, more...)
 		}
 	}
-	cfg, more := layers.Config(app)
-	failed := c.report(append(problems, more...))
-	if err := printSettings(c.streams.Out, cfg.Explain(), asJSON); err != nil {
+	var list []explained
+	for _, app := range chosen {
+		cfg, more := layers.Config(app)
+		for _, e := range more {
+			if !contains(problems, e) {
+				problems = append(problems, e)
+			}
+		}
+		name := early.App
+		if app != nil {
+			name = app.Name.V
+		}
+		for _, e := range cfg.Share(len(chosen)).Explain() {
+			list = append(list, explained{name, e})
+		}
+	}
+	failed := c.report(problems)
+	if err := printSettings(c.streams.Out, list, asJSON); err != nil {
 		return err
 	}
 	if failed {
@@ -70,15 +88,31 @@ func (c *command) printConfig(file string, paths []string, asJSON bool) error {
 	return nil
 }
 
-func printSettings(out io.Writer, list []config.Explained, asJSON bool) error {
+// explained is a setting of one of the apps.
+type explained struct {
+	App string `json:"app,omitempty"`
+	config.Explained
+}
+
+// printSettings prints the settings of the apps, one after the other.
+func printSettings(out io.Writer, list []explained, asJSON bool) error {
 	if asJSON {
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(list)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "SETTING\tVALUE\tFROM")
-	for _, e := range list {
+	several := len(list) > 0 && list[0].App != list[len(list)-1].App
+	if !several {
+		fmt.Fprintln(w, "SETTING\tVALUE\tFROM")
+	}
+	for i, e := range list {
+		if several && (i == 0 || list[i-1].App != e.App) {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+			fmt.Fprintf(w, "APP %s\nSETTING\tVALUE\tFROM\n", e.App)
+		}
 		from := e.Source
 		if e.Effective != e.Value {
 			from += fmt.Sprintf(" (as written: %q)", e.Value)

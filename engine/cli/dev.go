@@ -28,12 +28,16 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 		return read(paths, layers, layers.Early().App, dev.Adapt)
 	}
 	p := read()
-	bad := c.report(p.problems)
+	bad := c.report(append(p.problems, p.together(o.HTTP)...))
 	if bad && o.Drain {
 		return errReported
 	}
 	o.Log = c.logger(p.cfg)
-	broker, err := dev.NewBroker(max(1, p.cfg.Topics.Partitions))
+	partitions := 1 // of topics that nobody made
+	for _, a := range p.apps {
+		partitions = max(partitions, a.cfg.Topics.Partitions)
+	}
+	broker, err := dev.NewBroker(partitions)
 	if err != nil {
 		return err
 	}
@@ -69,15 +73,20 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 		}
 		o.Log.Info("manifests changed, reloading")
 		p = read()
-		bad = c.report(p.problems)
+		bad = c.report(append(p.problems, p.together(o.HTTP)...))
 	}
 }
 
 func (c *command) devOnce(ctx context.Context, b *dev.Broker, p project, rt *wasmhost.Runtime, o dev.Options) error {
-	if len(p.plan.Agents)+len(p.plan.Views) == 0 {
-		return fmt.Errorf("app %q has no component to run", p.plan.App.Name)
+	apps, err := p.withWork(o.Log)
+	if err != nil {
+		return err
 	}
-	err := dev.Run(ctx, b, p.cfg, p.plan, rt, o)
+	var run []dev.App
+	for _, a := range apps {
+		run = append(run, dev.App{Config: a.cfg, Plan: a.plan})
+	}
+	err = dev.Run(ctx, b, run, rt, o)
 	if c.reportCode(ctx, p, rt, err) {
 		return errReported
 	}

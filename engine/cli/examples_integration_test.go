@@ -18,6 +18,7 @@ import (
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/dev"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
+	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 )
 
@@ -84,19 +85,20 @@ func TestExamplesOnKafka(t *testing.T) {
 			if p.problems.Fatal() {
 				t.Fatal(p.problems)
 			}
+			app := p.apps[0]
 			topics := map[string]int32{}
 			for topic := range e.want {
-				topics[topic] = int32(p.cfg.Topics.Partitions)
+				topics[topic] = int32(app.cfg.Topics.Partitions)
 			}
 			for topic := range e.inputs {
-				topics[topic] = int32(p.cfg.Topics.Partitions)
+				topics[topic] = int32(app.cfg.Topics.Partitions)
 			}
-			for _, agent := range p.plan.Agents {
+			for _, agent := range app.plan.Agents {
 				for _, topic := range agent.OutputTopics {
-					topics[topic] = int32(p.cfg.Topics.Partitions)
+					topics[topic] = int32(app.cfg.Topics.Partitions)
 				}
 			}
-			for _, topic := range p.plan.Topics {
+			for _, topic := range app.plan.Topics {
 				if _, ok := topics[topic.Name]; ok {
 					topics[topic.Name] = topic.Partitions
 				}
@@ -106,7 +108,7 @@ func TestExamplesOnKafka(t *testing.T) {
 			for topic, file := range e.inputs {
 				inputs = append(inputs, dev.Input{Topic: topic, File: file})
 			}
-			if err := dev.Feed([]string{k.broker.Addr()}, p.plan, inputs, nil); err != nil {
+			if err := dev.Feed([]string{k.broker.Addr()}, []*plan.Plan{app.plan}, inputs, nil); err != nil {
 				t.Fatal(err)
 			}
 			fed, err := k.adm.ListEndOffsets(t.Context(), slices.Collect(maps.Keys(topics))...)
@@ -119,7 +121,7 @@ func TestExamplesOnKafka(t *testing.T) {
 			})
 			var stdout []string
 			if e.asks != "" {
-				k.awaitCommitted(p.plan.App.ID, slices.Collect(maps.Keys(e.inputs))...) // views read what is committed
+				k.awaitCommitted(app.plan.App.ID, slices.Collect(maps.Keys(e.inputs))...) // views read what is committed
 				err := dev.Ask(t.Context(), "http://127.0.0.1:"+port, e.asks, func(response any) error {
 					line, err := json.Marshal(response)
 					stdout = append(stdout, string(line))
@@ -157,7 +159,7 @@ func TestExamplesOnKafka(t *testing.T) {
 			stdout = append(stdout, records(all)...)
 			e.check(t, stdout)
 			for topic := range e.inputs {
-				k.committed(p.plan.App.ID, topic)
+				k.committed(app.plan.App.ID, topic)
 			}
 		})
 	}

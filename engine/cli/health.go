@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -22,7 +23,7 @@ func (c *command) healthCommand() *cobra.Command {
 		Use:   "health",
 		Short: "Ask the engine that runs on this machine whether it lives, or with --ready whether it does all of its work",
 		Long: "Ask the engine that runs on this machine, at the webPort that the same settings give it, whether it lives.\n" +
-			"The exit code is 0 if it does, and if it has no HTTP server (webPort is 0); else 1.",
+			"The exit code is 0 if it does, and if it has no HTTP server (webPort is 0); else 1. Of several apps each is asked.",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return c.health(file, ready) },
 	}
@@ -38,14 +39,37 @@ func (c *command) health(file string, ready bool) error {
 	if err != nil {
 		return err
 	}
-	port := p.cfg.Web.Port // the manifests may name it, too; whether they are right is not asked here
-	if port == 0 {
-		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
-		return nil
-	}
 	path := "/healthz"
 	if ready {
 		path = "/readyz"
+	}
+	var failed error
+	for _, a := range p.all() { // the manifests may name the port, too; whether they are right is not asked here
+		if err := c.askHealth(a.cfg.Web.Port, path); err != nil {
+			if failed = errReported; len(p.apps) < 2 {
+				return err
+			}
+			if errors.Is(err, errReported) {
+				err = errors.New("is not well")
+			}
+			fmt.Fprintf(c.streams.Err, "kaspr: app %q: %v\n", a.name, err)
+		}
+	}
+	return failed
+}
+
+// all is the apps of a project; where manifests do not tell, one without a name.
+func (p project) all() []app {
+	if len(p.apps) == 0 {
+		return []app{{cfg: p.cfg}}
+	}
+	return p.apps
+}
+
+func (c *command) askHealth(port int, path string) error {
+	if port == 0 {
+		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
+		return nil
 	}
 	code, body, err := apphttp.Ask(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), path, healthTimeout)
 	if err != nil {

@@ -67,9 +67,6 @@ func TestConfigCommand(t *testing.T) {
 	if code != exitOK || !strings.Contains(out, "topicPartitions ") || !strings.Contains(out, "12 ") {
 		t.Errorf("exit %d, as a table:\n%s", code, out)
 	}
-	if code, _, stderr = kaspr(t, dir, nil, "config", "apps"); code != exitFailed || !strings.Contains(stderr, "several apps") {
-		t.Errorf("without --app: exit %d, %s", code, stderr)
-	}
 	if code, out, stderr = kaspr(t, dir, []string{"K_TOPIC_PARTITIONS=none"}, "config"); code != exitFailed || !strings.Contains(stderr, "K_TOPIC_PARTITIONS") || !strings.Contains(out, "topicPartitions") {
 		t.Errorf("a wrong value, no manifests: exit %d, %s", code, stderr)
 	}

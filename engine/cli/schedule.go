@@ -105,13 +105,14 @@ func (c *command) steer(ctx context.Context, file string, verb scheduler.Verb, i
 	if err != nil {
 		return err
 	}
-	if c.report(p.problems) {
-		return errReported
+	a, err := c.one(p)
+	if err != nil {
+		return err
 	}
-	if !p.cfg.Scheduler.Enabled {
-		return fmt.Errorf("app %q has no message scheduler: schedulerEnabled is false", p.plan.App.Name)
+	if !a.cfg.Scheduler.Enabled {
+		return fmt.Errorf("app %q has no message scheduler: schedulerEnabled is false", a.plan.App.Name)
 	}
-	at, err := engine.Steer(ctx, p.cfg, p.plan, c.logger(p.cfg), verb, id, key, value, headers)
+	at, err := engine.Steer(ctx, a.cfg, a.plan, c.logger(p.cfg), verb, id, key, value, headers)
 	if err != nil {
 		return err
 	}
@@ -165,7 +166,12 @@ func (c *command) askSchedule(file, address string, q url.Values) error {
 		if err != nil {
 			return err
 		}
-		port := p.cfg.Web.Port
+		if len(p.apps) > 1 {
+			if _, err := c.one(p); err != nil {
+				return err
+			}
+		}
+		port := p.all()[0].cfg.Web.Port
 		if port == 0 {
 			return errors.New("there is no HTTP server to ask: webPort is 0")
 		}

@@ -258,4 +258,5 @@ type Store struct {
 	BlockCacheCompressedSize int64
 	BloomFilterSize          int // bits per key
 	CacheIndexAndFilter      bool
+	Apps                     int // of the process, that share the default of MemoryMax; 0: one
 }

@@ -401,6 +401,42 @@ func (c *Config) resolve() {
 	}
 }
 
+// ID is the application id of an app.
+func (c Config) ID(app string) string {
+	if c.AppName != "" {
+		return c.AppName
+	}
+	return app + "-app"
+}
+
+// Share is the settings of an app that runs beside others in one process. What is given to the process is shared: its stores stand in a
+// folder of its own, named after its id, and have their part of the memory. What its KasprApp says is for it alone.
+func (c Config) Share(apps int) Config {
+	if apps < 2 {
+		return c
+	}
+	own := map[string]bool{}
+	for _, e := range c.values {
+		own[e.Key] = strings.HasPrefix(e.Source, string(layerApp))
+	}
+	c.Store.Apps = apps
+	if !own["tableDir"] {
+		c.TableDir = filepath.Join(c.TableDir, c.ID(c.App))
+	}
+	if !own["storeMemoryMax"] {
+		c.Store.MemoryMax /= int64(apps)
+	}
+	if !own["storeRocksdbBlockCacheSize"] {
+		c.Store.BlockCacheSize /= int64(apps)
+	}
+	if !own["storeRocksdbBlockCacheCompressedSize"] {
+		c.Store.BlockCacheCompressedSize /= int64(apps)
+	}
+	c.values = slices.Clone(c.values)
+	c.explainResolved()
+	return c
+}
+
 // Early is what is needed before the manifests are read; wrong values are left at their defaults.
 func (l *Layers) Early() Config {
 	c, _ := l.Config(nil)

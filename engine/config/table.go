@@ -23,7 +23,7 @@ const forever = time.Duration(math.MaxInt64)
 // settings is the table of all settings, in the order of docs/settings.md.
 var settings = []setting{
 	group("The app and its files"),
-	textSetting("app", "", "KasprApp to run; needed when the manifests hold several.",
+	textSetting("app", "", "KasprApp to run; without it all that the manifests hold.",
 		func(c *Config) *string { return &c.App }, process()),
 	textSetting("appName", "", "Application id: consumer group and prefix of internal topics. `<app>-app` when empty.",
 		func(c *Config) *string { return &c.AppName }, process()),

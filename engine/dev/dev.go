@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -100,36 +101,42 @@ func (b *Broker) Addrs() []string { return b.cluster.ListenAddrs() }
 // Close stops the broker.
 func (b *Broker) Close() { b.cluster.Close() }
 
-// Run runs one app on the broker until ctx ends, the app stops, or with Drain all input is processed. The inputs of the
+// App is one of the apps of a run.
+type App struct {
+	Config config.Config
+	Plan   *plan.Plan
+}
+
+// Run runs apps on the broker until ctx ends, they have stopped, or with Drain all input is processed. The inputs of the
 // first Run are produced once and go on over later ones: standard input may stay open while manifests are reloaded.
-func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wasmhost.Runtime, o Options) error {
-	cfg.Kafka.BootstrapServers = b.Addrs()
+func Run(ctx context.Context, b *Broker, apps []App, rt *wasmhost.Runtime, o Options) error {
 	kafka := broker.Options{Brokers: b.Addrs(), ClientID: "kaspr-dev", Log: o.Log}
 	admin, err := broker.NewAdmin(kafka)
 	if err != nil {
 		return err
 	}
 	defer admin.Close()
-	if err := createTopics(ctx, admin, cfg, p, o.Inputs); err != nil {
+	if err := createTopics(ctx, admin, apps, o.Inputs); err != nil {
 		return err
 	}
-	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10), hidden: internal(p)}
-	opts := engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New(), Version: o.Version}
-	if o.HTTP && cfg.Web.Port > 0 {
-		opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Web.Port))
-	} else if o.Requests != "" {
-		opts.Listen = "127.0.0.1:0"
+	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10), hidden: map[string]bool{}}
+	var plans []*plan.Plan
+	for _, a := range apps {
+		maps.Copy(out.hidden, internal(a.Plan))
+		plans = append(plans, a.Plan)
 	}
-	app, err := engine.New(ctx, cfg, p, rt, o.Log, opts)
+	loaded, err := load(ctx, b, apps, rt, out, o)
+	process := engine.NewProcess(loaded...)
 	if err != nil {
+		process.Close()
 		return err
 	}
-	warnUnread(app, p, o)
+	warnUnread(loaded, plans, o)
 	if b.fed == nil && len(o.Inputs) > 0 {
 		b.fed = make(chan struct{})
 		go func() { // not waited for at a reload or a stop: a read of standard input cannot be interrupted
 			defer close(b.fed)
-			if b.feedErr = Feed(b.Addrs(), p, o.Inputs, o.Stdin); b.feedErr != nil && !o.Drain {
+			if b.feedErr = Feed(b.Addrs(), plans, o.Inputs, o.Stdin); b.feedErr != nil && !o.Drain {
 				o.Log.Error("produce the input", "err", b.feedErr) // with Drain it is Run's error
 			}
 		}()
@@ -150,53 +157,78 @@ func Run(ctx context.Context, b *Broker, cfg config.Config, p *plan.Plan, rt *wa
 				}
 			}
 			if drainErr == nil {
-				drainErr = drained(ctx, admin, app)
+				drainErr = drained(ctx, admin, process)
 			}
 			if drainErr == nil && o.Requests != "" {
-				if drainErr = ask(ctx, o.Requests, app, out); drainErr == nil {
-					drainErr = drained(ctx, admin, app)
+				if drainErr = ask(ctx, o.Requests, apps, loaded, out); drainErr == nil {
+					drainErr = drained(ctx, admin, process)
 				}
 			}
 		})
 	}
 	feeding.Go(func() { out.flushLoop(ctx) })
-	runErr := app.Run(ctx)
-	if ctx.Err() != nil && errors.Is(runErr, context.Canceled) {
-		runErr = nil // told to stop, or drained, before it had begun
-	}
+	runErr := process.Run(ctx)
 	cancel()
 	feeding.Wait()
 	if errors.Is(drainErr, context.Canceled) {
 		drainErr = nil
 	}
-	if err := errors.Join(runErr, drainErr, out.flush()); err != nil {
+	if err := errors.Join(runErr, drainErr, out.flush()); err != nil || !o.Drain {
 		return err
 	}
-	if n := app.Failed(); o.Drain && n > 0 {
-		return fmt.Errorf("%d %w", n, ErrRecordsFailed)
+	var records, runs int64
+	for _, a := range loaded {
+		records += a.Failed()
+		runs += a.FailedRuns()
 	}
-	if n := app.FailedRuns(); o.Drain && n > 0 {
-		return fmt.Errorf("%d runs of tasks failed", n)
+	if records > 0 {
+		return fmt.Errorf("%d %w", records, ErrRecordsFailed)
+	}
+	if runs > 0 {
+		return fmt.Errorf("%d runs of tasks failed", runs)
 	}
 	return nil
 }
 
+// load loads the code of all apps, whose problems are told all at once.
+func load(ctx context.Context, b *Broker, apps []App, rt *wasmhost.Runtime, out *printer, o Options) (loaded []*engine.App, problems error) {
+	for _, a := range apps {
+		opts := engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New(), Version: o.Version}
+		if o.HTTP && a.Config.Web.Port > 0 {
+			opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Config.Web.Port))
+		} else if o.Requests != "" {
+			opts.Listen = "127.0.0.1:0"
+		}
+		a.Config.Kafka.BootstrapServers = b.Addrs()
+		made, err := engine.New(ctx, a.Config, a.Plan, rt, o.Log, opts)
+		if err != nil {
+			problems = errors.Join(problems, err)
+			continue
+		}
+		loaded = append(loaded, made)
+	}
+	return loaded, problems
+}
+
 // warnUnread tells of inputs that will lie in their topics unread, as those of a misspelt topic. They are no error: topics that a
 // pattern must not take in are tried like that.
-func warnUnread(app *engine.App, p *plan.Plan, o Options) {
+func warnUnread(apps []*engine.App, plans []*plan.Plan, o Options) {
 	var read []string
-	for _, ag := range p.Agents {
-		read = append(read, ag.Topics...)
+	for _, p := range plans {
+		for _, ag := range p.Agents {
+			read = append(read, ag.Topics...)
+		}
 	}
 	for _, in := range o.Inputs {
-		if !app.Reads(in.Topic) {
+		if !slices.ContainsFunc(apps, func(a *engine.App) bool { return a.Reads(in.Topic) }) {
 			o.Log.Warn("no agent reads the topic of an --input", "topic", in.Topic, "like", manifest.Suggest(in.Topic, read))
 		}
 	}
 }
 
-// createTopics makes the topics agents read and write, so that nothing waits for a first record to appear.
-func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p *plan.Plan, inputs []Input) error {
+// createTopics makes the topics agents read and write, so that nothing waits for a first record to appear. What one app declares is
+// made before another one uses it.
+func createTopics(ctx context.Context, admin *broker.Admin, apps []App, inputs []Input) error {
 	made := map[string]bool{}
 	ensure := func(name string, partitions int32) error {
 		if made[name] {
@@ -206,49 +238,54 @@ func createTopics(ctx context.Context, admin *broker.Admin, cfg config.Config, p
 		_, err := admin.Ensure(ctx, broker.Topic{Name: name, Partitions: partitions, Replicas: 1})
 		return err
 	}
-	for _, t := range p.Topics {
-		made[t.Name] = true
-		if _, err := admin.Ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: 1, Config: t.Config}); err != nil {
-			return err
-		}
-	}
-	for i := range p.Own {
-		if own := &p.Own[i]; own.Public { // inputs may go there before the app has made it
-			if err := ensure(own.Name, own.Partitions); err != nil {
+	for _, a := range apps {
+		for _, t := range a.Plan.Topics {
+			made[t.Name] = true
+			if _, err := admin.Ensure(ctx, broker.Topic{Name: t.Name, Partitions: t.Partitions, Replicas: 1, Config: t.Config}); err != nil {
 				return err
 			}
 		}
-	}
-	for t := range internal(p) {
-		made[t] = true // by the app, with the partitions they need
-	}
-	for _, ag := range p.Agents {
-		if ag.Join != nil {
-			continue // it reads changelogs, which the app makes, too
-		}
-		for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
-			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
-				return err
+		for i := range a.Plan.Own {
+			if own := &a.Plan.Own[i]; own.Public { // inputs may go there before the app has made it
+				if err := ensure(own.Name, own.Partitions); err != nil {
+					return err
+				}
 			}
 		}
+		for t := range internal(a.Plan) {
+			made[t] = true // by the app, with the partitions they need
+		}
 	}
-	for _, v := range p.Views {
-		for _, t := range v.OutputTopics {
-			if err := ensure(t, int32(cfg.Topics.Partitions)); err != nil {
-				return err
+	for _, a := range apps {
+		partitions := int32(a.Config.Topics.Partitions)
+		for _, ag := range a.Plan.Agents {
+			if ag.Join != nil {
+				continue // it reads changelogs, which the app makes, too
+			}
+			for _, t := range slices.Concat(ag.Topics, ag.OutputTopics) {
+				if err := ensure(t, partitions); err != nil {
+					return err
+				}
+			}
+		}
+		for _, v := range a.Plan.Views {
+			for _, t := range v.OutputTopics {
+				if err := ensure(t, partitions); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	for _, in := range inputs {
-		if err := ensure(in.Topic, int32(cfg.Topics.Partitions)); err != nil {
+		if err := ensure(in.Topic, int32(apps[0].Config.Topics.Partitions)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Feed produces the inputs, each in its own order, side by side. The plan says how their topics are decoded.
-func Feed(brokers []string, p *plan.Plan, inputs []Input, stdin io.Reader) error {
+// Feed produces the inputs, each in its own order, side by side. The plans say how their topics are decoded.
+func Feed(brokers []string, plans []*plan.Plan, inputs []Input, stdin io.Reader) error {
 	ctx := context.Background()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(broker.ByKeyOrGiven()),
 		kgo.MetadataMinAge(50*time.Millisecond), kgo.ProducerBatchMaxBytes(32<<20), kgo.MaxBufferedRecords(50_000))
@@ -259,13 +296,13 @@ func Feed(brokers []string, p *plan.Plan, inputs []Input, stdin io.Reader) error
 	var wg sync.WaitGroup
 	errs := make([]error, len(inputs))
 	for i, in := range inputs {
-		wg.Go(func() { errs[i] = feedOne(ctx, cl, p, in, stdin) })
+		wg.Go(func() { errs[i] = feedOne(ctx, cl, codecsOf(plans, in.Topic), in, stdin) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-func feedOne(ctx context.Context, cl *kgo.Client, p *plan.Plan, in Input, stdin io.Reader) error {
+func feedOne(ctx context.Context, cl *kgo.Client, as codecs, in Input, stdin io.Reader) error {
 	r, name := stdin, "standard input"
 	if in.File != "-" {
 		f, err := os.Open(in.File)
@@ -277,7 +314,7 @@ func feedOne(ctx context.Context, cl *kgo.Client, p *plan.Plan, in Input, stdin 
 	}
 	var mu sync.Mutex
 	var refused error // guarded by mu
-	err := readLines(r, name, in.Topic, codecsOf(p, in.Topic), func(rec *kgo.Record) error {
+	err := readLines(r, name, in.Topic, as, func(rec *kgo.Record) error {
 		cl.Produce(ctx, rec, func(rec *kgo.Record, err error) {
 			if err != nil {
 				mu.Lock()
@@ -296,10 +333,12 @@ func feedOne(ctx context.Context, cl *kgo.Client, p *plan.Plan, in Input, stdin 
 }
 
 // codecsOf are the serializers of the first agent that reads the topic; json values and raw keys where none does.
-func codecsOf(p *plan.Plan, topic string) codecs {
-	for _, ag := range p.Agents {
-		if slices.Contains(ag.Topics, topic) || ag.Pattern != nil && ag.Pattern.MatchString(topic) {
-			return codecs{ag.Program.Input.KeySerializer, ag.Program.Input.ValueSerializer}
+func codecsOf(plans []*plan.Plan, topic string) codecs {
+	for _, p := range plans {
+		for _, ag := range p.Agents {
+			if slices.Contains(ag.Topics, topic) || ag.Pattern != nil && ag.Pattern.MatchString(topic) {
+				return codecs{ag.Program.Input.KeySerializer, ag.Program.Input.ValueSerializer}
+			}
 		}
 	}
 	return codecs{"raw", "json"}
@@ -324,34 +363,23 @@ func ends(ctx context.Context, admin *broker.Admin, app *engine.App) (map[string
 	return admin.EndOffsets(ctx, read...)
 }
 
-// drained returns when every record of every topic the app reads is done, those included that its outputs added.
-func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
+// drained returns when every record of every topic the apps read is done, those included that their outputs added. Apps that have
+// ended do nothing any more.
+func drained(ctx context.Context, admin *broker.Admin, process *engine.Process) error {
 	var before int64 = -1
 	moved := time.Now()
 	for {
-		// In this order: what a task sent, and what was settled, may have scheduled messages, and all may have sent to a topic that is read, too, whose end has
-		// it by now. The other way round it could be settled in between, and what it has sent be missed.
-		started := app.TasksStarted()
-		settled := app.Settled()
-		overdue, err := app.Overdue(ctx)
-		if err != nil {
+		apps := process.Running()
+		done, sum, err := settled(ctx, admin, apps)
+		if err != nil || done {
 			return err
-		}
-		now, err := ends(ctx, admin, app)
-		if err != nil {
-			return err
-		}
-		if started && !overdue && reached(now, settled) {
-			return nil
-		}
-		var sum int64
-		for _, offset := range settled {
-			sum += offset
 		}
 		if sum != before {
 			before, moved = sum, time.Now()
 		} else if time.Since(moved) > flushTakesAfter {
-			app.Flush()
+			for _, a := range apps {
+				a.Flush()
+			}
 			moved = time.Now()
 		}
 		select {
@@ -360,6 +388,34 @@ func drained(ctx context.Context, admin *broker.Admin, app *engine.App) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// settled says whether apps have done all there is, and how far they are.
+func settled(ctx context.Context, admin *broker.Admin, apps []*engine.App) (done bool, sum int64, err error) {
+	// In this order: what a task sent, and what was settled, may have scheduled messages, and all may have sent to a topic that is read, of
+	// this app or of another, whose end has it by now. The other way round it could be settled in between, and what it has sent be missed.
+	done = true
+	positions := make([]map[record.Partition]int64, len(apps))
+	for i, a := range apps {
+		started := a.TasksStarted()
+		positions[i] = a.Settled()
+		overdue, err := a.Overdue(ctx)
+		if err != nil {
+			return false, 0, err
+		}
+		done = done && started && !overdue
+	}
+	for i, a := range apps {
+		now, err := ends(ctx, admin, a)
+		if err != nil {
+			return false, 0, err
+		}
+		done = done && reached(now, positions[i])
+		for _, offset := range positions[i] {
+			sum += offset
+		}
+	}
+	return done, sum, nil
 }
 
 // internal is the topics whose records are the engine's own business.

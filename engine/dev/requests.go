@@ -8,8 +8,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -19,6 +21,7 @@ import (
 
 // request is one line of --requests. At most one of Body, Base64 and JSON is given.
 type request struct {
+	App     string            `json:"app"`    // needed if several apps have web views
 	Method  string            `json:"method"` // GET if not given
 	Path    string            `json:"path"`   // with the query, as it goes out
 	Headers map[string]string `json:"headers"`
@@ -42,17 +45,37 @@ const untilWithin = 20 * time.Second
 // readyWithin is how long requests wait for the app to be ready.
 const readyWithin = time.Minute
 
-// ask sends the requests of a file when the app is ready, and prints the responses.
-func ask(ctx context.Context, file string, app *engine.App, out *printer) error {
-	base, err := ready(ctx, app)
-	if err != nil {
-		return err
+// ask sends the requests of a file when the apps are ready, and prints the responses.
+func ask(ctx context.Context, file string, apps []App, loaded []*engine.App, out *printer) error {
+	bases := map[string]string{}
+	for i, a := range apps {
+		base, err := ready(ctx, loaded[i])
+		if err != nil {
+			return err
+		}
+		if len(apps) == 1 || len(a.Plan.Views) > 0 {
+			bases[a.Plan.App.Name] = base
+		}
 	}
-	return Ask(ctx, base, file, out.value)
+	return exchanges(ctx, file, out.value, func(app string) (string, error) {
+		if base, ok := bases[app]; ok {
+			return base, nil
+		}
+		names := slices.Sorted(maps.Keys(bases))
+		if app != "" || len(names) != 1 {
+			return "", fmt.Errorf("app %q: one of %q is wanted", app, names)
+		}
+		return bases[names[0]], nil
+	})
 }
 
 // Ask sends the requests of a file one after the other to a server, and shows each response.
 func Ask(ctx context.Context, base, file string, show func(response any) error) error {
+	return exchanges(ctx, file, show, func(string) (string, error) { return base, nil })
+}
+
+// exchanges sends the requests of a file to the servers of their apps.
+func exchanges(ctx context.Context, file string, show func(response any) error, baseOf func(app string) (string, error)) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("--requests: %w", err)
@@ -64,7 +87,7 @@ func Ask(ctx context.Context, base, file string, show func(response any) error) 
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
-		r, err := exchange(ctx, base, lines.Bytes())
+		r, err := exchange(ctx, baseOf, lines.Bytes())
 		if err != nil {
 			return fmt.Errorf("--requests: %s:%d: %w", file, n, err)
 		}
@@ -103,12 +126,16 @@ func ready(ctx context.Context, app *engine.App) (base string, err error) {
 }
 
 // exchange sends the request of a line.
-func exchange(ctx context.Context, base string, line []byte) (*response, error) {
+func exchange(ctx context.Context, baseOf func(app string) (string, error), line []byte) (*response, error) {
 	var r request
 	dec := json.NewDecoder(bytes.NewReader(line))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&r); err != nil {
 		return nil, fmt.Errorf("read request: %w", err)
+	}
+	base, err := baseOf(r.App)
+	if err != nil {
+		return nil, err
 	}
 	if r.Method == "" {
 		r.Method = http.MethodGet

@@ -57,5 +57,30 @@ func (s *Set) ChooseApp(name string) (*App, Errors) {
 	return &App{Meta: Meta{Kind: KindApp, Name: Value[string]{V: name}}}, nil
 }
 
+// ChooseApps finds the apps to run: the one named, or with no name all there are.
+func (s *Set) ChooseApps(name string) ([]*App, Errors) {
+	names := []string{name}
+	if all := s.AppNames(); name == "" && len(all) > 0 {
+		names = all
+	}
+	var apps []*App
+	for _, name := range names {
+		app, problems := s.ChooseApp(name)
+		if problems.Fatal() {
+			return nil, problems
+		}
+		apps = append(apps, app)
+	}
+	if len(apps) < 2 {
+		return apps, nil
+	}
+	for _, m := range s.Components() {
+		if m.Definition {
+			return nil, Errors{{Pos: m.Pos, ID: WhichApp, Text: "a definition file names no app, and the manifests hold several: " + strings.Join(names, ", "), Hint: "say which to run with --app or the setting app"}}
+		}
+	}
+	return apps, nil
+}
+
 // Of tells whether a component belongs to the app.
 func (m *Meta) Of(app string) bool { return m.Definition || m.App.V == app }

@@ -101,7 +101,7 @@ var catalog = []catalogEntry{
 	{NotCompacted, "A table's changelog would not be compacted: what Kafka deletes from it is missing in a table that is restored.", "Leave cleanup.policy out, or write compact, or compact,delete.", LevelWarning},
 
 	{UnknownApp, "A component's app, or the app asked for, has no KasprApp manifest.", "Correct the label, or add the KasprApp.", LevelError},
-	{WhichApp, "The manifests hold several apps.", "Say which with the setting app.", LevelError},
+	{WhichApp, "The manifests hold several apps, and this is for one; or none has a name.", "Say which with --app or the setting app.", LevelError},
 	{NotSupported, "This version does not run this kind or member yet.", "Leave it out for now.", LevelError},
 	{TopicConflict, "Two declarations of one topic differ.", "Declare it once, or alike.", LevelError},
 	{DeadLetterLoop, "A dead-letter topic is also an input of its agent.", "Use another topic.", LevelError},

@@ -111,13 +111,11 @@ func (b *builder) warn(at manifest.Pos, id, text, hint string) {
 }
 
 func (b *builder) plan() *Plan {
-	name, id := b.app.Name.V, b.cfg.AppName
+	name := b.app.Name.V
 	if name == "" {
-		name = strings.TrimSuffix(id, "-app") // definition files name no app, the operator sets the id
+		name = strings.TrimSuffix(b.cfg.AppName, "-app") // definition files name no app, the operator sets the id
 	}
-	if id == "" {
-		id = name + "-app"
-	}
+	id := b.cfg.ID(name)
 	if name == "" {
 		b.fail(manifest.Pos{}, manifest.WhichApp, "the definition files name no app", "set appName (K_APP_NAME)")
 	}
