@@ -36,7 +36,8 @@ type Member struct {
 	started chan struct{} // closed by Start; the handler hears nothing before
 	closed  chan struct{} // closed by Close; a member that never started must not wait for it
 
-	corrected bool // a static member's old address; only the client's callbacks use it
+	again     time.Time // when the next poll may begin; only Poll uses it
+	corrected bool      // a static member's old address; only the client's callbacks use it
 }
 
 // Join returns a member that consumes topics as part of opts.Group, from the earliest record where nothing is
@@ -158,11 +159,20 @@ type Fetched struct {
 	Next      int64 // offset behind all of it
 }
 
+// fewRecords is how many a poll brings at most for the next one to wait (Options.Gather). With more, a fetch is full as it is.
+const fewRecords = 1000
+
 // Poll waits for records, at most max, and hands them to take, once per partition. No rebalance happens while take
 // runs, so take must not block. The error, if any, is for good; the client retries what can be retried.
 func (m *Member) Poll(ctx context.Context, max int, take func(Fetched)) error {
+	if wait := time.Until(m.again); wait > 0 && !sleep(ctx, wait) {
+		return nil
+	}
 	fetches := m.cl.PollRecords(ctx, max)
 	defer m.cl.AllowRebalance()
+	if n := fetches.NumRecords(); n > 0 && n < fewRecords {
+		m.again = time.Now().Add(m.opts.Gather)
+	}
 	if fetches.IsClientClosed() {
 		return kgo.ErrClientClosed
 	}

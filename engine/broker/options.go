@@ -42,6 +42,9 @@ type Options struct {
 	// before Handler.Assigned of what is new. Calls are one at a time with those of the Handler. nil: nobody.
 	OnAssignment func(Placement)
 
+	// Gather is how long what comes in and what is sent wait for more of it, to be one request. What comes in after a time without
+	// anything does not wait, nor does SendSync.
+	Gather time.Duration
 	// ProduceBytesMax is the largest record batch sent, so also the largest message.
 	ProduceBytesMax int32
 	// StopOnLoss makes records that the broker lost while they were being read an error of Poll, instead of a line in the log.

@@ -53,7 +53,7 @@ func (p *Producer) connect() error {
 		kgo.AllowAutoTopicCreation(),
 		// A topic that is being created, by us or by the broker, is not known everywhere at once.
 		kgo.UnknownTopicRetries(20),
-		kgo.ProducerLinger(0),
+		kgo.ProducerLinger(p.opts.Gather),
 		kgo.DisableClientMetrics(), // KIP-714: nothing of the client goes to the broker unasked
 		kgo.MaxBufferedRecords(bufferedRecordsMax),
 		kgo.MaxBufferedBytes(bufferedBytesMax),
@@ -198,7 +198,18 @@ func delivered(r *kgo.Record) Delivered {
 func (p *Producer) SendSync(ctx context.Context, o record.Output) (Delivered, time.Time, error) {
 	r := &kgo.Record{}
 	fill(r, &o)
-	if err := p.cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+	acknowledged := make(chan error, 1)
+	p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { acknowledged <- err })
+	if p.opts.Gather > 0 {
+		flushed := make(chan struct{})
+		flushing, stop := context.WithCancel(ctx) // others may keep the client from ever being empty
+		go func() {
+			defer close(flushed)
+			_ = p.cl.Flush(flushing) // it only ends the linger: the acknowledgement tells what became of the output
+		}()
+		defer func() { stop(); <-flushed }()
+	}
+	if err := <-acknowledged; err != nil {
 		return Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", o.Topic, err)
 	}
 	p.tell(r)
