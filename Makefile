@@ -126,6 +126,12 @@ bench-peers: build ## Kaspr beside Kafka Streams, Quix, Bytewax, Faust: make ben
 	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^($(or $(TEST),TestPeers|TestLatency))$$' ./bench/peers \
 	  -reps $(or $(REPS),3) -systems '$(SYSTEMS)' $(if $(RESULTS),-results $(abspath $(RESULTS)))
 
+.PHONY: bench-growth
+bench-growth: build ## What the engine costs as one thing grows: make bench-growth GROWTH=partitions (bytes, processes, agents, keys) RESULTS=file.json
+	@scripts/deps.sh build kafka peers
+	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^TestGrowth$$$(if $(GROWTH),/^$(GROWTH)$$)' ./bench/peers \
+	  -reps $(or $(REPS),1) $(if $(RESULTS),-results $(abspath $(RESULTS)))
+
 .PHONY: lint
 lint: pyguest ## Go linters and the C code's warnings
 	@scripts/deps.sh build

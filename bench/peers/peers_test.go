@@ -5,8 +5,10 @@ package peers
 import (
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -43,22 +44,60 @@ type report struct {
 	Commit  string   `json:"commit"`
 	Command string   `json:"command"`
 	Machine string   `json:"machine"`
-	Runs    []result `json:"runs"`
+	Runs    []result `json:"runs,omitempty"`
+
+	Latencies []latency `json:"latencies,omitempty"`
+	Growth    []grown   `json:"growth,omitempty"`
+}
+
+func newReport() *report {
+	return &report{
+		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(os.Args[1:], " "),
+		Machine: fmt.Sprintf("%d processors, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, processor()),
+	}
+}
+
+// write adds the report to those in the results file, if there is to be one: the tests of one command share it.
+func (r *report) write(t *testing.T) {
+	if *results == "" {
+		return
+	}
+	all := []*report{}
+	text, err := os.ReadFile(*results)
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(text, &all); err != nil {
+			t.Errorf("%s holds something else: %v", *results, err)
+			return
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		t.Error(err)
+		return
+	}
+	text, err = json.MarshalIndent(append(all, r), "", " ")
+	if err == nil {
+		err = os.WriteFile(*results, append(text, '\n'), 0o644)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// chosen says whether a system is to be measured.
+func chosen(system string) bool {
+	return *only == "" || slices.Contains(strings.Split(*only, ","), system)
 }
 
 // The table of README and docs/performance.md, measured here and now.
 func TestPeers(t *testing.T) {
 	env := start(t)
-	rep := report{
-		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(os.Args[1:], " "),
-		Machine: fmt.Sprintf("%d processors, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, processor()),
-	}
+	rep := newReport()
 	inputs := map[int]string{}
 	var err error
 	for i := range *reps {
 		for _, name := range strings.Split(*works, ",") {
 			for _, s := range systems {
-				if !slices.Contains(strings.Fields(s.workloads), name) || *only != "" && !slices.Contains(strings.Split(*only, ","), s.name) {
+				if !slices.Contains(strings.Fields(s.workloads), name) || !chosen(s.name) {
 					continue
 				}
 				n := *records
@@ -80,15 +119,7 @@ func TestPeers(t *testing.T) {
 		}
 	}
 	fmt.Println(table(rep.Runs))
-	if *results != "" {
-		text, err := json.MarshalIndent(rep, "", "  ")
-		if err == nil {
-			err = os.WriteFile(*results, append(text, '\n'), 0o644)
-		}
-		if err != nil {
-			t.Error(err)
-		}
-	}
+	rep.write(t)
 }
 
 // start makes what all runs share.
@@ -117,7 +148,7 @@ func start(t *testing.T) *environment {
 	return env
 }
 
-// table is medians and spreads, and every rate as a ratio to Kaspr's.
+// table is medians and spreads, and every rate as a ratio to Kaspr's, as Markdown.
 func table(runs []result) string {
 	type row struct{ workload, system string }
 	by := map[row][]result{}
@@ -144,8 +175,7 @@ func table(runs []result) string {
 		return int(y - x)
 	})
 	var out strings.Builder
-	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "workload\tsystem\truns\trecords/s\tspread\tkaspr is\tCPU-s/M\tspread\tkaspr's is\tMiB\tstart s\t")
+	fmt.Fprintln(&out, "| Workload | System | Runs | Records/s | Spread | Kaspr is | CPU-s/M | Spread | Kaspr's is | MiB | Start s |\n|---|---|--:|--:|---|--:|--:|---|--:|--:|--:|")
 	for _, k := range rows {
 		low, median, high := rate(k)
 		cl, cm, ch := spread(by[k], func(r result) float64 { return r.CPU })
@@ -157,13 +187,12 @@ func table(runs []result) string {
 			_, kc, _ := spread(own, func(r result) float64 { return r.CPU })
 			faster, cheaper = fmt.Sprintf("%.2f x", kr/median), fmt.Sprintf("%.2f x", kc/cm)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%.0f\t%.0f-%.0f\t%s\t%.1f\t%.1f-%.1f\t%s\t%.0f\t%.1f\t\n", k.workload, k.system, len(by[k]), median, low, high, faster, cm, cl, ch, cheaper, mem, start)
+		fmt.Fprintf(&out, "| %s | %s | %d | %.0f | %.0f–%.0f | %s | %.1f | %.1f–%.1f | %s | %.0f | %.1f |\n", k.workload, k.system, len(by[k]), median, low, high, faster, cm, cl, ch, cheaper, mem, start)
 	}
-	w.Flush()
 	return out.String()
 }
 
-func spread(rs []result, of func(result) float64) (low, median, high float64) {
+func spread[R any](rs []R, of func(R) float64) (low, median, high float64) {
 	v := make([]float64, len(rs))
 	for i, r := range rs {
 		v[i] = of(r)

@@ -55,31 +55,44 @@ type environment struct {
 // fill produces the backlog of n records, once.
 func (e *environment) fill(ctx context.Context, n int) (topic string, err error) {
 	topic = fmt.Sprintf("in-%d", n)
-	made, err := e.admin.CreateTopics(ctx, inputPartitions, 1, nil, topic)
+	if err := e.create(ctx, topic, inputPartitions, nil); err != nil {
+		return "", err
+	}
+	return topic, e.produce(ctx, func(produce func(*kgo.Record)) {
+		workload.Events(n, func(ev workload.Event) { produce(&kgo.Record{Topic: topic, Key: []byte(ev.User), Value: ev.Value}) })
+	})
+}
+
+func (e *environment) create(ctx context.Context, topic string, partitions int, configs map[string]*string) error {
+	made, err := e.admin.CreateTopics(ctx, int32(partitions), 1, configs, topic)
 	if err != nil {
-		return "", err
+		return err
 	}
-	if err := made[topic].Err; err != nil {
-		return "", err
-	}
+	return made[topic].Err
+}
+
+// produce returns when the broker has all records.
+func (e *environment) produce(ctx context.Context, all func(produce func(*kgo.Record))) error {
 	var failed error
-	workload.Events(n, func(ev workload.Event) {
-		e.client.Produce(ctx, &kgo.Record{Topic: topic, Key: []byte(ev.User), Value: ev.Value}, func(_ *kgo.Record, err error) {
+	all(func(r *kgo.Record) {
+		e.client.Produce(ctx, r, func(_ *kgo.Record, err error) {
 			if err != nil {
 				failed = err
 			}
 		})
 	})
-	if err := e.client.Flush(ctx); err != nil {
-		return "", err
-	}
-	return topic, failed
+	return errors.Join(e.client.Flush(ctx), failed)
 }
 
 // sample is a look at a running system.
 type sample struct {
 	at                  time.Time
 	cpu, memory, broker float64
+}
+
+func (e *environment) sample(p *process) sample {
+	cpu, memory := groupUse(p.group)
+	return sample{time.Now(), cpu, memory, processUse(e.broker.PID())}
 }
 
 // run measures one system on one workload.
@@ -93,7 +106,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 	id := fmt.Sprintf("%s-%s-%d", s.name, name, count)
 	now := "LogAppendTime"
 	r := runOf{env: e, id: id, input: input, output: "out-" + id, workload: name}
-	if _, err := e.admin.CreateTopics(ctx, inputPartitions, 1, map[string]*string{"message.timestamp.type": &now}, r.output); err != nil {
+	if err := e.create(ctx, r.output, inputPartitions, map[string]*string{"message.timestamp.type": &now}); err != nil {
 		return fail(err)
 	}
 	check := workload.NewCheck(name, n)
@@ -109,7 +122,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 		text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
 		return fail(fmt.Errorf("%w; end of its log: %s", err, text[max(0, len(text)-400):]))
 	}
-	first, last, err := e.read(ctx, r.output, check)
+	first, last, err := e.read(ctx, r.output, check.Add)
 	if err == nil {
 		err = check.Err()
 	}
@@ -132,8 +145,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 func (e *environment) follow(ctx context.Context, p *process, output string, want int, began time.Time) ([]sample, error) {
 	var samples []sample
 	for {
-		cpu, memory := groupUse(p.group)
-		samples = append(samples, sample{time.Now(), cpu, memory, processUse(e.broker.PID())})
+		samples = append(samples, e.sample(p))
 		ends, err := e.admin.ListCommittedOffsets(ctx, output)
 		var n int64
 		ends.Each(func(o kadm.ListedOffset) { n += o.Offset })
@@ -157,8 +169,8 @@ func (e *environment) follow(ctx context.Context, p *process, output string, wan
 	}
 }
 
-// read gives every output that was committed to the check.
-func (e *environment) read(ctx context.Context, output string, check *workload.Check) (first, last time.Time, err error) {
+// read gives every output that was committed to each.
+func (e *environment) read(ctx context.Context, output string, each func(value []byte)) (first, last time.Time, err error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(e.broker.Addr()), kgo.ConsumeTopics(output), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	if err != nil {
@@ -182,7 +194,7 @@ func (e *environment) read(ctx context.Context, output string, check *workload.C
 			if r.Timestamp.After(last) {
 				last = r.Timestamp
 			}
-			check.Add(r.Value)
+			each(r.Value)
 		})
 	}
 	if !last.After(first) {
@@ -199,7 +211,10 @@ type process struct {
 
 // start starts a system with a folder and a log of its own.
 func (s *system) start(ctx context.Context, r *runOf) (*process, error) {
-	r.dir = filepath.Join(r.env.dir, r.id)
+	if r.name == "" {
+		r.name = r.id
+	}
+	r.dir = filepath.Join(r.env.dir, r.name)
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -213,12 +228,15 @@ func (s *system) start(ctx context.Context, r *runOf) (*process, error) {
 	}
 	defer log.Close() // the child has its own
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: r.group}
 	cmd.Env = append(os.Environ(), append(cmd.Env, "BROKER="+r.env.broker.Addr(), "IN_TOPIC="+r.input, "OUT_TOPIC="+r.output, "APP_ID="+r.id, "RUN_DIR="+r.dir, "WL="+r.workload)...)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	p := &process{cmd.Process.Pid, make(chan error, 1)}
+	if r.group != 0 {
+		p.group = r.group
+	}
 	go func() { p.exited <- cmd.Wait() }()
 	return p, nil
 }
@@ -297,6 +315,9 @@ func loadAverage() float64 {
 type runOf struct {
 	env                              *environment
 	id, dir, input, output, workload string
+
+	name  string // of this process; empty: the id
+	group int    // of processes, which it joins; 0: one of its own
 }
 
 func (e *environment) command(ctx context.Context, environ []string, args ...string) *exec.Cmd {

@@ -44,7 +44,14 @@ func kaspr(guarantee string) func(context.Context, *runOf) (*exec.Cmd, error) {
 		if r.workload == "w2" {
 			text = workload.W2
 		}
-		text = strings.NewReplacer("{name: in}", "{name: "+r.input+"}", "name: out\n", "name: "+r.output+"\n").Replace(text)
+		return kasprApp(guarantee, text)(ctx, r)
+	}
+}
+
+// kasprApp is kaspr with other manifests.
+func kasprApp(guarantee, text string) func(context.Context, *runOf) (*exec.Cmd, error) {
+	return func(ctx context.Context, r *runOf) (*exec.Cmd, error) {
+		text := strings.NewReplacer("{name: in}", "{name: "+r.input+"}", "name: out\n", "name: "+r.output+"\n").Replace(text)
 		manifest := filepath.Join(r.dir, "app.yaml")
 		if err := os.WriteFile(manifest, []byte(text), 0o600); err != nil {
 			return nil, err

@@ -26,18 +26,39 @@ type Event struct {
 	Heartbeat bool // W1 drops it
 }
 
-const users = 100_000
-
 var kinds = [...]string{"click", "view", "login", "search", "purchase", "logout", "scroll", "share", "signup", "heartbeat"}
 
+// Shape is what events look like; the zero value is that of the workloads.
+type Shape struct {
+	Users int // 0: 100,000
+	Bytes int // of a value; 0: about 205
+}
+
 // Events calls each with n events.
-func Events(n int, each func(Event)) {
+func Events(n int, each func(Event)) { Shape{}.Events(n, each) }
+
+// Events calls each with n events of the shape.
+func (s Shape) Events(n int, each func(Event)) {
 	g := rand.New(rand.NewPCG(42, 7))
+	users := s.Users
+	if users == 0 {
+		users = 100_000
+	}
 	for i := range n {
 		user, kind := fmt.Sprintf("u%d", g.IntN(users)), kinds[g.IntN(len(kinds))]
-		value := fmt.Appendf(nil, `{"user_id":"%s","event":"%s","ts":%d,"amount":%.2f,"tags":["alpha","beta%d"],`+
-			`"page":{"url":"/products/%d/details","ref":"https://ref.example/%d"},"session":"s%012d","seq":%d}`,
-			user, kind, 1_700_000_000+i/100, float64(g.IntN(100_000))/100, g.IntN(9), g.IntN(10_000), g.IntN(1_000), g.IntN(1<<40), i)
+		amount := float64(g.IntN(100_000)) / 100
+		var value []byte
+		if s.Bytes == 0 {
+			value = fmt.Appendf(nil, `{"user_id":"%s","event":"%s","ts":%d,"amount":%.2f,"tags":["alpha","beta%d"],`+
+				`"page":{"url":"/products/%d/details","ref":"https://ref.example/%d"},"session":"s%012d","seq":%d}`,
+				user, kind, 1_700_000_000+i/100, amount, g.IntN(9), g.IntN(10_000), g.IntN(1_000), g.IntN(1<<40), i)
+		} else {
+			value = fmt.Appendf(nil, `{"user_id":"%s","event":"%s","amount":%.2f,"seq":%d,"text":"`, user, kind, amount, i)
+			for n := s.Bytes - len(value) - 2; n > 0; n-- {
+				value = append(value, 'a'+byte(n%26))
+			}
+			value = append(value, `"}`...)
+		}
 		each(Event{user, value, kind == "heartbeat"})
 	}
 }
