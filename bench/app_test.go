@@ -31,27 +31,9 @@ func BenchmarkApp(b *testing.B) {
 
 func benchmarkApp(b *testing.B, text string, n int) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	dir := b.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(text), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	set, problems := manifest.Load([]string{dir})
-	layers := config.Read(config.Sources{Offline: true, Flags: map[string]string{"topicPartitions": "4"}})
-	app, _ := set.ChooseApp("")
-	cfg, _ := layers.Config(app)
+	cfg, p := planned(b, text, map[string]string{"topicPartitions": "4"})
 	cfg = dev.Adapt(cfg)
-	p, more := plan.New(set, cfg)
-	if problems = append(problems, more...); problems.Fatal() {
-		b.Fatal(problems)
-	}
-	rt, err := wasmhost.New(b.Context(), wasmhost.Config{
-		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: compiled(b),
-		Gate: wasmhost.NewGate(engine.Turns(cfg)),
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rt.Close()
+	rt := sandbox(b, cfg)
 	var took time.Duration
 	for b.Loop() {
 		b.StopTimer()
@@ -59,7 +41,7 @@ func benchmarkApp(b *testing.B, text string, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		produce(b, broker, n)
+		produce(b, broker.Addrs(), n)
 		var out bytes.Buffer
 		b.StartTimer()
 		began := time.Now()
@@ -78,9 +60,42 @@ func benchmarkApp(b *testing.B, text string, n int) {
 	b.ReportMetric(float64(n)*float64(b.N)/took.Seconds(), "records/s")
 }
 
-func produce(b *testing.B, broker *dev.Broker, n int) {
+// planned is the app of some manifests, with default settings but for flags.
+func planned(b *testing.B, text string, flags map[string]string) (config.Config, *plan.Plan) {
 	b.Helper()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(broker.Addrs()...), kgo.AllowAutoTopicCreation(), kgo.MaxBufferedRecords(n),
+	dir := b.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	set, problems := manifest.Load([]string{dir})
+	layers := config.Read(config.Sources{Offline: true, Flags: flags})
+	app, more := set.ChooseApp("")
+	problems = append(problems, more...)
+	cfg, more := layers.Config(app)
+	problems = append(problems, more...)
+	p, more := plan.New(set, cfg)
+	if problems = append(problems, more...); problems.Fatal() {
+		b.Fatal(problems)
+	}
+	return cfg, p
+}
+
+func sandbox(b *testing.B, cfg config.Config) *wasmhost.Runtime {
+	b.Helper()
+	rt, err := wasmhost.New(b.Context(), wasmhost.Config{
+		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: compiled(b),
+		Gate: wasmhost.NewGate(engine.Turns(cfg)),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = rt.Close() })
+	return rt
+}
+
+func produce(b *testing.B, brokers []string, n int) {
+	b.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.AllowAutoTopicCreation(), kgo.MaxBufferedRecords(n),
 		kgo.ProducerBatchCompression(kgo.NoCompression()))
 	if err != nil {
 		b.Fatal(err)
