@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"kaspr.io/kaspr/engine/enginetest/child"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
 )
 
@@ -133,7 +134,7 @@ func start(t *testing.T) *environment {
 		t.Fatal(err)
 	}
 	var err error
-	if env.jars, err = realkafka.FetchJars(t.Context(), pom, sums); err != nil {
+	if env.jars, err = child.Jars(t.Context(), pom, sums); err != nil {
 		t.Fatal(err)
 	}
 	if env.broker, err = realkafka.Start(t.Context(), realkafka.Options{Heap: "1g", Optimise: true, Properties: map[string]string{"log.segment.bytes": "268435456", "auto.create.topics.enable": "true", "num.partitions": "4"}}); err != nil {

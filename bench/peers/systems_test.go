@@ -13,7 +13,7 @@ import (
 	"strings"
 
 	"kaspr.io/kaspr/bench/workload"
-	"kaspr.io/kaspr/engine/enginetest/realkafka"
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
 // system is one way to do the work.
@@ -92,7 +92,7 @@ func python(venv string, environ []string, args ...string) func(context.Context,
 			return nil, err
 		}
 		sum := sha256.Sum256(pins)
-		cache, err := realkafka.CacheDir("peers")
+		cache, err := child.CacheDir("peers")
 		if err != nil {
 			return nil, err
 		}

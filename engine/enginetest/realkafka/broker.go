@@ -6,29 +6,27 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
-	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
-// startTimeout bounds one start of the broker: a cold JVM on a busy machine takes far longer than the usual 3 s.
-const startTimeout = 90 * time.Second
+//go:embed pom.xml
+var pom []byte
 
-// stopTimeout bounds a graceful stop; after it the broker is killed.
-const stopTimeout = 30 * time.Second
+//go:embed jars.sha256
+var jarSums []byte
 
 // Options are what a test wants beside the listener without security that every broker has.
 type Options struct {
@@ -49,14 +47,11 @@ type Listener struct {
 
 // Broker is one running (or stopped, or killed) Kafka. Its addresses and its data stay the same over restarts.
 type Broker struct {
-	dir     string // data, configuration, keys, log
-	lock    *os.File
-	libs    string
-	heap    string
-	fast    bool
-	address map[string]string // by listener name
-	process *process          // nil while stopped
-	starts  int
+	child.Server // in its folder: data, configuration, keys, log
+	libs         string
+	heap         string
+	fast         bool
+	address      map[string]string // by listener name
 }
 
 const plaintext = "PLAINTEXT"
@@ -68,26 +63,24 @@ func New(t testing.TB, opts Options) *Broker {
 	if err != nil {
 		t.Fatalf("start Kafka: %v", err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("end of the broker's log:\n%s", b.Log(50))
-		}
-		b.Close()
-	})
+	b.CloseAfter(t)
 	return b
 }
 
 // Start starts a broker and waits until it serves requests.
 func Start(ctx context.Context, opts Options) (*Broker, error) {
-	libs, err := jars(ctx)
+	libs, err := child.Jars(ctx, pom, jarSums)
 	if err != nil {
 		return nil, err
 	}
-	dir, lock, err := newDir()
+	dir, err := child.NewDir("kafka")
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{dir: dir, lock: lock, libs: libs, heap: opts.Heap, fast: opts.Optimise}
+	b := &Broker{libs: libs, heap: opts.Heap, fast: opts.Optimise}
+	b.Server = child.Server{Dir: dir, Name: "kafka", Ready: b.ready, Command: func() *exec.Cmd {
+		return b.java(context.WithoutCancel(ctx), "kafka.Kafka", b.config()) // it outlives ctx: it ends by Stop, Kill or Close
+	}}
 	if b.heap == "" {
 		b.heap = "512m"
 	}
@@ -111,7 +104,7 @@ func Start(ctx context.Context, opts Options) (*Broker, error) {
 // prepare chooses ports, writes the configuration and formats the data directory.
 func (b *Broker) prepare(ctx context.Context, opts Options) error {
 	listeners := append([]Listener{{Name: plaintext, Protocol: plaintext}, {Name: "CONTROLLER", Protocol: plaintext}}, opts.Listeners...)
-	ports, err := freePorts(len(listeners))
+	ports, err := child.FreePorts(len(listeners))
 	if err != nil {
 		return err
 	}
@@ -135,7 +128,7 @@ func (b *Broker) prepare(ctx context.Context, opts Options) error {
 		"listener.security.protocol.map":                   strings.Join(protocols, ","),
 		"controller.listener.names":                        "CONTROLLER",
 		"inter.broker.listener.name":                       plaintext,
-		"log.dirs":                                         filepath.Join(b.dir, "data"),
+		"log.dirs":                                         b.File("data"),
 		"auto.create.topics.enable":                        "false",
 		"num.partitions":                                   "1",
 		"offsets.topic.replication.factor":                 "1",
@@ -169,7 +162,7 @@ func (b *Broker) prepare(ctx context.Context, opts Options) error {
 	if err := os.WriteFile(b.config(), text.Bytes(), 0o600); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(filepath.Join(b.dir, "data")); err != nil {
+	if err := os.RemoveAll(b.File("data")); err != nil {
 		return err
 	}
 	return b.format(ctx, opts)
@@ -203,13 +196,9 @@ func (b *Broker) java(ctx context.Context, args ...string) *exec.Cmd {
 		"-Dorg.slf4j.simpleLogger.showDateTime=true",
 		"-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS", "-cp", filepath.Join(b.libs, "*"))
 	cmd := exec.CommandContext(ctx, "java", append(flags, args...)...)
-	cmd.Dir = b.dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Dir = b.Path
 	return cmd
 }
-
-// PID is the running broker's process.
-func (b *Broker) PID() int { return b.process.cmd.Process.Pid }
 
 // Addr is the address of the listener without security: the bootstrap server.
 func (b *Broker) Addr() string { return b.address[plaintext] }
@@ -223,176 +212,17 @@ func (b *Broker) Listen(name string) string {
 	return address
 }
 
-// Restart starts a stopped or killed broker again, with its data, at its addresses, and waits until it serves requests.
-func (b *Broker) Restart(ctx context.Context) error {
-	if b.process != nil {
-		panic("BUG: the broker runs")
+// ready is the broker's own word, and that it can be reached.
+func (b *Broker) ready(log string) bool {
+	if !strings.Contains(log, "Kafka Server started") {
+		return false
 	}
-	b.starts++
-	log, err := os.OpenFile(b.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	conn, err := net.DialTimeout("tcp", b.Addr(), time.Second)
 	if err != nil {
-		return err
+		return false
 	}
-	defer log.Close()
-	from, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	// The broker outlives ctx: it ends by Stop, Kill or Close.
-	cmd := b.java(context.WithoutCancel(ctx), "kafka.Kafka", b.config())
-	cmd.Stdout, cmd.Stderr = log, log
-	p, err := startProcess(cmd)
-	if err != nil {
-		return err
-	}
-	b.process = p
-	if err := b.ready(ctx, from); err != nil {
-		b.Kill()
-		return err
-	}
-	return nil
+	_ = conn.Close()
+	return true
 }
 
-// ready waits for the broker's own word that it serves, written to its log after the given position.
-func (b *Broker) ready(ctx context.Context, from int64) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("kafka is not ready: %w", context.Cause(ctx))
-		case <-b.process.done:
-			return fmt.Errorf("kafka ended at start: %w", b.process.err)
-		case <-tick.C:
-		}
-		text, err := os.ReadFile(b.logFile())
-		if err != nil {
-			return err
-		}
-		if int64(len(text)) < from || !bytes.Contains(text[from:], []byte("Kafka Server started")) {
-			continue
-		}
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", b.Addr())
-		if err == nil {
-			return conn.Close()
-		}
-	}
-}
-
-// Stop ends the broker as its operator would, with a clean shutdown.
-func (b *Broker) Stop() error {
-	p := b.process
-	if p == nil {
-		return nil
-	}
-	b.process = nil
-	_ = p.cmd.Process.Signal(syscall.SIGCONT)
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-		return nil
-	case <-time.After(stopTimeout):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-		return errors.New("kafka did not stop by itself and was killed")
-	}
-}
-
-// Kill ends the broker at once (SIGKILL), as a crash of its machine would, but for what the page cache keeps.
-func (b *Broker) Kill() {
-	p := b.process
-	if p == nil {
-		return
-	}
-	b.process = nil
-	_ = p.cmd.Process.Kill()
-	<-p.done
-}
-
-// Pause freezes the broker (SIGSTOP): connections stay up and nothing is answered, as in a long pause of its JVM.
-func (b *Broker) Pause() { b.signal(syscall.SIGSTOP) }
-
-// Resume ends a Pause.
-func (b *Broker) Resume() { b.signal(syscall.SIGCONT) }
-
-func (b *Broker) signal(s syscall.Signal) {
-	if b.process == nil {
-		panic("BUG: the broker does not run")
-	}
-	_ = b.process.cmd.Process.Signal(s)
-}
-
-// Close kills the broker and removes everything it wrote. It may be called twice.
-func (b *Broker) Close() {
-	b.Kill()
-	if b.lock != nil {
-		_ = os.RemoveAll(b.dir)
-		_ = b.lock.Close()
-		b.lock = nil
-	}
-}
-
-// Log returns the last lines of the broker's log.
-func (b *Broker) Log(lines int) string {
-	text, _ := os.ReadFile(b.logFile())
-	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
-
-func (b *Broker) config() string  { return filepath.Join(b.dir, "server.properties") }
-func (b *Broker) logFile() string { return filepath.Join(b.dir, "broker.log") }
-
-// process is a child that is waited for. done is closed when it has ended, err is set before.
-type process struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error
-}
-
-// startProcess starts cmd from a thread that lives as long as the child: Pdeathsig fires when the thread ends, not the
-// process.
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(p.done)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = cmd.Wait()
-			if p.err == nil {
-				p.err = errors.New("exit status 0")
-			}
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-// freePorts finds ports nobody listens on, below the range the kernel gives to outgoing connections: a broker that is
-// down for a moment must find its own ports free again.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for tries := 0; len(ports) < n && tries < 1000; tries++ {
-		port := 15000 + mathrand.IntN(15000)
-		if slices.Contains(ports, port) {
-			continue
-		}
-		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		if err != nil {
-			continue
-		}
-		_ = l.Close()
-		ports = append(ports, port)
-	}
-	if len(ports) < n {
-		return nil, errors.New("no free ports")
-	}
-	return ports, nil
-}
+func (b *Broker) config() string { return b.File("server.properties") }

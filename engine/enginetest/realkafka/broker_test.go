@@ -25,6 +25,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/oauth"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
 func TestMain(m *testing.M) {
@@ -211,12 +213,11 @@ func TestBrokerDiesWithItsTestBinary(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	fresh, lock, err := newDir()
+	fresh, err := child.NewDir("kafka")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Close()
-	defer os.RemoveAll(fresh)
+	defer fresh.Remove()
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s is still there", filepath.Base(dir))
 	}
@@ -235,6 +236,6 @@ func orphan() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(b.process.cmd.Process.Pid, b.dir)
+	fmt.Println(b.PID(), b.Path)
 	select {}
 }
