@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +20,9 @@ import (
 
 	"github.com/twmb/franz-go/pkg/sr"
 	"github.com/twmb/franz-go/pkg/sr/srfake"
+
+	"kaspr.io/kaspr/engine/enginetest"
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
 const schemaAgents = `
@@ -119,4 +127,96 @@ func TestNoRegistry(t *testing.T) {
 	c = conformanceCase{Exit: 1, Stderr: []string{`a.yaml:10:45: agent "schemas", output "more", valueSchema: subject more-value: the registry says: not compatible`}}
 	c.stdin = "1"
 	c.run(t, []string{"dev", dir, "--drain", "--set", "schemaRegistryUrl=" + server.URL, "--input", "numbers=-"})
+}
+
+// A registry that only lets in who has its authority's certificate, a login and a name it knows must serve as an open one does; and what is
+// wrong with that must be said, and must not cost a record: the app waits as for a registry that is down.
+func TestRegistryTLS(t *testing.T) {
+	dir := t.TempDir()
+	keys := child.Keys(dir)
+	if err := keys.MakeKeys(); err != nil {
+		t.Fatal(err)
+	}
+	strangers := child.Keys(t.TempDir())
+	if err := strangers.MakeKeys(); err != nil {
+		t.Fatal(err)
+	}
+	authority, err := os.ReadFile(keys.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(authority)
+	own, err := tls.LoadX509KeyPair(keys.ServerFile(), keys.ServerFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake := srfake.NewRegistry()
+	var login atomic.Bool // whether one is wanted
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if user, password, _ := req.BasicAuth(); login.Load() && (user != "ada" || password != "secret") {
+			http.Error(w, `{"error_code": 401, "message": "who are you?"}`, http.StatusUnauthorized)
+			return
+		}
+		fake.Handler().ServeHTTP(w, req)
+	}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{own}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(strings.Replace(schemaAgents, "valueSerializer: avro}}", "valueSerializer: json}}", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cert, key := keys.ClientFiles()
+	otherCert, otherKey := strangers.ClientFiles()
+	clientCert := []string{"schemaRegistryTlsCertFile=" + cert, "schemaRegistryTlsKeyFile=" + key}
+	ada := []string{"schemaRegistryUsername=ada", "schemaRegistryPassword=secret"}
+	ca := "schemaRegistryTlsCaFile=" + keys.CAFile()
+	for name, c := range map[string]struct {
+		login bool
+		set   []string
+		waits string // what the log says, when the app cannot go on
+	}{
+		"all right":             {true, slices.Concat([]string{ca}, clientCert, ada), ""},
+		"no login":              {false, slices.Concat([]string{ca}, clientCert), ""},
+		"name":                  {false, slices.Concat([]string{ca, "schemaRegistryTlsServerName=localhost"}, clientCert), ""},
+		"another name":          {false, slices.Concat([]string{ca, "schemaRegistryTlsServerName=elsewhere"}, clientCert), "not elsewhere"},
+		"wrong password":        {true, slices.Concat([]string{ca}, clientCert, []string{"schemaRegistryUsername=ada", "schemaRegistryPassword=no"}), "who are you?"},
+		"no authority":          {false, clientCert, "unknown authority"},
+		"no client certificate": {false, []string{ca}, "certificate required"},
+		"stranger":              {false, []string{ca, "schemaRegistryTlsCertFile=" + otherCert, "schemaRegistryTlsKeyFile=" + otherKey}, "tls: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			login.Store(c.login)
+			args := []string{"dev", dir, "--drain", "--input", "numbers=-", "--set", "schemaRegistryUrl=" + server.URL}
+			for _, set := range c.set {
+				args = append(args, "--set", set)
+			}
+			if c.waits == "" {
+				run := conformanceCase{stdin: "41\n"}
+				stdout, _ := run.run(t, args)
+				if want := `"topic":"more"`; !strings.Contains(strings.Join(stdout, "\n"), want) {
+					t.Errorf("no output: %q", stdout)
+				}
+				return
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var stdout, stderr enginetest.Buffer
+			ended := make(chan int, 1)
+			go func() {
+				ended <- Main(ctx, "test", args, Streams{In: strings.NewReader("41\n"), Out: &stdout, Err: &stderr})
+			}()
+			for began := time.Now(); !strings.Contains(stderr.String(), c.waits); time.Sleep(20 * time.Millisecond) {
+				if time.Since(began) > 30*time.Second || len(ended) > 0 {
+					t.Fatalf("the log lacks %q:\n%s", c.waits, stderr.String())
+				}
+			}
+			if text := stderr.String(); !strings.Contains(text, "the schema registry does not answer") || stdout.String() != "" {
+				t.Errorf("%s\n%s", stdout.String(), text)
+			}
+			cancel()
+			<-ended
+		})
+	}
 }
