@@ -16,9 +16,10 @@ build  /usr/include/stdio.h                 libc6-dev                 cgo
 build  g++                                  g++                       the C++ library that RocksDB links
 build  /usr/include/rocksdb/c.h             librocksdb-dev            table stores; grocksdb is pinned to the release of Debian 12
 build  make                                 make                      the targets
+build  python3                              python3                   computes what examples must give
 build  /etc/ssl/certs/ca-certificates.crt   ca-certificates           TLS
-kafka  java                                 openjdk-17-jre-headless   the real Apache Kafka of the integration suite
-kafka  mvn                                  maven                     its jars
+kafka  java                                 openjdk-17-jre-headless   the real Apache Kafka and schema registry of the integration suite
+kafka  mvn                                  maven                     their programs
 peers  javac                                openjdk-17-jdk-headless  compiles the Kafka Streams peer
 peers  python3                              python3                   the Python peers
 peers  /usr/share/doc/python3-venv            python3-venv              their packages

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -152,6 +153,24 @@ func TestExamples(t *testing.T) {
 			if t.Failed() {
 				t.Logf("standard output:\n%s\nstandard error:\n%s", strings.Join(stdout, "\n"), stderr)
 			}
+		})
+	}
+}
+
+// What an example's folder says must come out is computed a second time, by plain Python from the input: a slip in it would otherwise
+// be a promise.
+func TestExpectedOfExamples(t *testing.T) {
+	t.Chdir(root)
+	for _, e := range exampleApps(t) {
+		t.Run(e.name, func(t *testing.T) {
+			var stderr strings.Builder
+			cmd := exec.CommandContext(t.Context(), "python3", "examples/expected.py", e.name)
+			cmd.Stderr = &stderr
+			stdout, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%v (make deps installs Python)\n%s", err, &stderr)
+			}
+			e.check(t, strings.Split(strings.TrimSuffix(string(stdout), "\n"), "\n"))
 		})
 	}
 }
