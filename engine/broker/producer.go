@@ -263,8 +263,11 @@ func (p *Producer) Init(ctx context.Context) error {
 	return nil
 }
 
-// Begin starts a transaction.
+// Begin starts a transaction. What an earlier one left is not told of: it has been aborted.
 func (p *Producer) Begin() error {
+	p.mu.Lock()
+	p.delivered = nil // only now nothing of it can be acknowledged any more
+	p.mu.Unlock()
 	if err := p.cl.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -389,9 +392,6 @@ func retried(ctx context.Context, do func() error) error {
 
 // Abort ends the transaction so that nothing of it counts. What waits to be sent is refused first.
 func (p *Producer) Abort(ctx context.Context) error {
-	p.mu.Lock()
-	p.delivered = nil
-	p.mu.Unlock()
 	if err := p.cl.AbortBufferedRecords(ctx); err != nil {
 		return fmt.Errorf("abort transaction: %w", err)
 	}
