@@ -336,20 +336,14 @@ func (c *committer) sendNow(ctx context.Context, w *work, o record.Output) (brok
 // pin keeps the current epoch from being cut until the step is over, and counts a call of the producer.
 func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 	for {
-		c.cut.RLock()
-		stale := w.lane.stale(w)
-		e := c.current
-		c.cut.RUnlock()
-		if stale {
+		c.cut.RLock() // until the pin is there: otherwise close could have found none, and cut the epoch nevertheless
+		if w.lane.stale(w) {
+			c.cut.RUnlock()
 			return nil, errRolledBack
 		}
+		e := c.current
 		e.mu.Lock()
-		e.await(ctx, func() bool { return e.open || e.closed })
-		if err := ctx.Err(); err != nil {
-			e.mu.Unlock()
-			return nil, err
-		}
-		if !e.closed {
+		if e.open {
 			if w.pinned == nil {
 				e.pins++
 				w.pinned = e
@@ -357,9 +351,15 @@ func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 			e.sent++
 			e.sending++
 			e.mu.Unlock()
+			c.cut.RUnlock()
 			return e, nil
 		}
-		e.mu.Unlock() // it was cut in between: the next one
+		c.cut.RUnlock()
+		e.await(ctx, func() bool { return e.open || e.closed })
+		e.mu.Unlock()
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,6 +184,45 @@ func TestCommitRefusedAcknowledgedSend(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A step that sends must not get into a transaction that is being ended: it would have the message without the record's position, and
+// if the record failed then, nothing would take it back nor read it again.
+func TestCommitWaitsForPins(t *testing.T) {
+	b := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, true)
+	b.kafka.slow = 100 * time.Microsecond // steps wait for the transaction before
+	f := b.open(in0)
+	var steps sync.WaitGroup
+	var under atomic.Int32
+	for range 4 {
+		under.Add(1)
+		steps.Go(func() {
+			defer under.Add(-1)
+			for range 60 {
+				w := work{lane: b.lane, feed: f}
+				e, err := b.commits.pin(t.Context(), &w)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				e.sentAll()
+				if b.commits.epoch() != e {
+					t.Error("an epoch was cut while a step had sent in it")
+				}
+				b.commits.unpin(&w)
+				time.Sleep(200 * time.Microsecond) // a commit needs a moment without pins
+			}
+		})
+	}
+	for under.Load() > 0 {
+		b.lane.mu.Lock()
+		f.applied++ // there is always something to commit
+		b.lane.mu.Unlock()
+		if err := b.commits.commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	steps.Wait()
 }
 
 // lose takes a partition away as App.Lost does.
