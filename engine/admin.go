@@ -11,7 +11,6 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
@@ -81,7 +80,7 @@ func (a administration) Owner(table, key string) (string, error) {
 		return "", fmt.Errorf("%w: the group has given no partitions yet", apphttp.ErrUnavailable)
 	}
 	owners := placed.placement.Owners[table]
-	owner := owners[broker.PartitionOf(raw, len(owners))]
+	owner := owners[record.PartitionOf(raw, int32(len(owners)))]
 	if owner < 0 || int(owner) >= len(placed.placement.Peers) {
 		return "", fmt.Errorf("%w: the partition has no owner now", apphttp.ErrUnavailable)
 	}
@@ -119,7 +118,7 @@ func (a administration) Value(ctx context.Context, table, key string, asJSON boo
 	}
 	partition := record.RecordPartition
 	if t.Guest.PartitionByKey {
-		partition = broker.PartitionOf(raw, int(a.counts[i]))
+		partition = record.PartitionOf(raw, a.counts[i])
 	}
 	value, _, err := a.lookup(ctx, i, partition, raw)
 	switch {

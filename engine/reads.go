@@ -104,7 +104,7 @@ func (a *App) partsOf(table int) []*tablePart {
 
 // lookupAll asks for a key in the partition its hash gives, and then in all others.
 func (a *App) lookupAll(ctx context.Context, parts []*tablePart, key []byte) ([]byte, int32, error) {
-	home := broker.PartitionOf(key, len(parts))
+	home := record.PartitionOf(key, int32(len(parts)))
 	value, _, err := a.lookupIn(ctx, parts, []int32{home}, key)
 	if value != nil || err != nil {
 		return value, home, err
@@ -214,7 +214,7 @@ func (a *App) lookupStale(parts []*tablePart, partition int32, key []byte) (valu
 		}
 	}
 	if value == nil {
-		at = broker.PartitionOf(key, len(parts))
+		at = record.PartitionOf(key, int32(len(parts)))
 	}
 	return value, at, true
 }

@@ -117,7 +117,7 @@ func (s *schedule) route(outs []record.Output) {
 		}
 		for _, h := range o.Headers {
 			if h.Key == scheduler.HeaderID && h.Value != nil {
-				o.Partition = scheduler.PartitionOf(h.Value, s.requests)
+				o.Partition = record.PartitionOf(h.Value, s.requests)
 			}
 		}
 	}

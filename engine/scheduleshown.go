@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/scheduler"
 )
@@ -123,7 +124,7 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 }
 
 func (s *schedule) showID(id string) (int, any) {
-	n := scheduler.PartitionOf([]byte(id), s.settings.Partitions)
+	n := record.PartitionOf([]byte(id), s.settings.Partitions)
 	table, ok := s.reader(n)
 	if !ok {
 		return 404, map[string]any{"error": "the request id belongs to a partition of another member", "elsewhere": []int32{n}}

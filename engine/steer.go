@@ -46,7 +46,7 @@ func Steer(ctx context.Context, cfg config.Config, p *plan.Plan, log *slog.Logge
 		return "", err
 	}
 	defer producer.Close()
-	out := record.Output{Topic: topic, Partition: scheduler.PartitionOf([]byte(id), n), Key: key, Value: value}
+	out := record.Output{Topic: topic, Partition: record.PartitionOf([]byte(id), n), Key: key, Value: value}
 	out.Headers = append(append(out.Headers, headers...),
 		record.Header{Key: scheduler.HeaderAction, Value: []byte(verb)}, record.Header{Key: scheduler.HeaderID, Value: []byte(id)})
 	d, _, err := producer.SendSync(ctx, out)

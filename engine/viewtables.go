@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
@@ -57,7 +56,7 @@ func (t viewTables) TableGet(_ int32, table int, partition int32, key []byte) ([
 
 // find reads a key wherever it is, of what is here: wasmhost.ErrElsewhere says that somebody else must be asked.
 func (a *App) find(parts []*tablePart, key []byte) (value []byte, partition int32, err error) {
-	home := broker.PartitionOf(key, len(parts))
+	home := record.PartitionOf(key, int32(len(parts)))
 	value, err = a.readOwn(parts[home], key)
 	if value != nil || err != nil {
 		return value, home, err

@@ -1,43 +1,15 @@
 package scheduler
 
-import "encoding/binary"
+import "kaspr.io/kaspr/engine/record"
 
 // partitionOf is where the requests about an id are handled: where Kafka's own clients send a record with the id as its
 // key. Requests without an id go by their key, or all over.
 func partitionOf(r *Request, partitions int32) int32 {
 	switch {
 	case r.ID != "":
-		return PartitionOf([]byte(r.ID), partitions)
+		return record.PartitionOf([]byte(r.ID), partitions)
 	case r.Key != nil:
-		return PartitionOf(r.Key, partitions)
+		return record.PartitionOf(r.Key, partitions)
 	}
 	return int32(r.Source.Offset % int64(partitions))
-}
-
-// PartitionOf is where Kafka's own clients send a record with this key.
-func PartitionOf(key []byte, partitions int32) int32 {
-	return int32(murmur2(key)&0x7fffffff) % partitions
-}
-
-// murmur2 is the hash of Kafka's default partitioner.
-func murmur2(b []byte) uint32 {
-	const m = 0x5bd1e995
-	h := 0x9747b28c ^ uint32(len(b))
-	for ; len(b) >= 4; b = b[4:] {
-		k := binary.LittleEndian.Uint32(b) * m
-		k = (k ^ k>>24) * m
-		h = h*m ^ k
-	}
-	switch len(b) {
-	case 3:
-		h ^= uint32(b[2]) << 16
-		fallthrough
-	case 2:
-		h ^= uint32(b[1]) << 8
-		fallthrough
-	case 1:
-		h = (h ^ uint32(b[0])) * m
-	}
-	h = (h ^ h>>13) * m
-	return h ^ h>>15
 }

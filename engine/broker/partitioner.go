@@ -35,10 +35,3 @@ func (p *topicPartitioner) OnNewBatch() {
 		s.OnNewBatch()
 	}
 }
-
-// PartitionOf is the partition of a key among n, as Kafka's clients have it.
-func PartitionOf(key []byte, n int) int32 {
-	return int32(hashed.ForTopic("").Partition(&kgo.Record{Key: key}, n))
-}
-
-var hashed = kgo.StickyKeyPartitioner(nil)
