@@ -33,10 +33,11 @@ type view struct {
 	tables []int // by the program's index, as indexes of the plan's
 	log    *slog.Logger
 	queue  chan *ask
+	turn   chan struct{} // capacity 1; a worker takes from queue while it has what is in here
 	asks   sync.Pool
 
 	stats viewStats
-	cost  atomic.Int64 // nanoseconds of a request in the sandbox, on average of late
+	cost  atomic.Int64 // nanoseconds a request keeps an instance (costAfter)
 	noisy sampler      // failed requests
 	print sampler      // lines of the guest
 
@@ -56,6 +57,7 @@ type ask struct {
 	req    *apphttp.Request
 	until  time.Time
 	answer chan apphttp.Response // capacity 1
+	timer  *time.Timer           // of the request's time; stopped between two requests
 }
 
 // How many requests one call takes: as many as are done in about callTime, so that nobody waits long for those before it.
@@ -64,13 +66,22 @@ const (
 	callRequestMax = 128
 )
 
+// turnTime is how long a worker runs before another one takes what has come since. One instance that answers all is faster than several in turn, for
+// what it touched last is still in the processor's caches, and its calls have more requests each; but who is slow keeps nobody.
+const turnTime = time.Millisecond
+
 func newView(app *App, p *plan.View) *view {
 	v := &view{
-		app: app, plan: p, log: app.log.With("view", p.Name), queue: make(chan *ask, app.cfg.Web.QueueMax),
+		app: app, plan: p, log: app.log.With("view", p.Name), queue: make(chan *ask, app.cfg.Web.QueueMax), turn: make(chan struct{}, 1),
 		schemaWriter: schemaWriter{app.registry, p.Schemas},
 		noisy:        sampler{burst: 20, rate: 1}, print: sampler{burst: 1000, rate: 100},
 	}
-	v.asks.New = func() any { return &ask{answer: make(chan apphttp.Response, 1)} }
+	v.turn <- struct{}{}
+	v.asks.New = func() any {
+		a := &ask{answer: make(chan apphttp.Response, 1), timer: time.NewTimer(time.Hour)}
+		a.timer.Stop()
+		return a
+	}
 	for _, u := range p.Tables {
 		v.tables = append(v.tables, u.Table)
 	}
@@ -107,14 +118,14 @@ func (v *view) serve(req *apphttp.Request) apphttp.Response {
 		return busy("too many requests wait for this view")
 	}
 	v.stats.Requests.Add(1)
-	timer := time.NewTimer(v.app.cfg.Web.Timeout)
-	defer timer.Stop()
+	a.timer.Reset(v.app.cfg.Web.Timeout)
 	select {
 	case r := <-a.answer:
+		a.timer.Stop()
 		v.asks.Put(a)
 		v.stats.Took.observe(time.Since(began))
 		return r
-	case <-timer.C:
+	case <-a.timer.C:
 	case <-v.app.viewsEnd:
 	}
 	v.stats.Late.Add(1) // whoever has the ask answers it still, and nobody reads it
@@ -160,20 +171,52 @@ func (v *view) notReady(why string) apphttp.Response {
 	return apphttp.Busy(body, time.Duration(min(longest, 60)*float64(time.Second)))
 }
 
-// work runs a slot's instance until ctx ends.
+// work runs a slot's instance until ctx ends. It keeps its turn from call to call, as long as each is short.
 func (v *view) work(ctx context.Context, slot int) {
-	var asks []*ask
+	w := viewWorker{view: v, slot: slot}
+	pass := time.AfterFunc(time.Hour, func() { v.turn <- struct{}{} })
+	pass.Stop()
 	for {
-		asks = asks[:0]
 		select {
-		case a := <-v.queue:
-			asks = append(asks, a)
+		case <-v.turn:
 		case <-ctx.Done():
 			return
 		}
-		asks = whatWaits(v.queue, asks, v.most())
-		v.run(ctx, slot, asks)
+		for mine := true; mine; mine = pass.Stop() {
+			asks := w.asks[:0]
+			select {
+			case a := <-v.queue:
+				asks = append(asks, a)
+			case <-ctx.Done():
+				return
+			}
+			w.asks = whatWaits(v.queue, asks, v.most())
+			pass.Reset(turnTime)
+			w.run(ctx)
+		}
 	}
+}
+
+// costAfter is what a request is taken to cost after a call of so many that took so long: the average of late. But a call that took much longer than
+// it was to take had a slow request, and the next may have one too: then few are taken together for a while, so that few wait behind it.
+func costAfter(cost time.Duration, requests int, took time.Duration) time.Duration {
+	if took > 2*callTime {
+		return max(cost, took)
+	}
+	each := took / time.Duration(requests)
+	if cost > 0 {
+		each = (7*cost + each) / 8
+	}
+	return max(1, each)
+}
+
+// viewWorker is a slot of a view at work, with what it uses again from call to call.
+type viewWorker struct {
+	*view
+	slot    int
+	asks    []*ask
+	records []record.Record
+	headers []record.Header // of all records
 }
 
 // most is how many requests the next call takes.
@@ -185,30 +228,30 @@ func (v *view) most() int {
 	return max(1, min(callRequestMax, int(int64(callTime)/cost)))
 }
 
-// run answers asks with one call, or more when an instance is lost on the way.
-func (v *view) run(ctx context.Context, slot int, asks []*ask) {
-	now := time.Now()
-	records := make([]record.Record, 0, len(asks))
-	kept := asks[:0]
-	for _, a := range asks {
+// run answers the asks with one call, or more when an instance is lost on the way.
+func (w *viewWorker) run(ctx context.Context) {
+	v, now := w.view, time.Now()
+	records, headers, kept := w.records[:0], w.headers[:0], w.asks[:0]
+	for _, a := range w.asks {
 		if now.After(a.until) {
 			a.answer <- busy("the request waited too long")
 			continue
 		}
-		r := record.Record{Partition: record.RecordPartition, Timestamp: now.UnixMilli(), Attempt: 1, Key: a.req.Head, Value: a.req.Body}
+		n := len(headers)
 		for _, value := range a.req.Params {
-			r.Headers = append(r.Headers, record.Header{Value: value})
+			headers = append(headers, record.Header{Value: value})
 		}
-		records, kept = append(records, r), append(kept, a)
+		records, kept = append(records, record.Record{
+			Partition: record.RecordPartition, Timestamp: now.UnixMilli(), Attempt: 1,
+			Key: a.req.Head, Value: a.req.Body, Headers: headers[n:len(headers):len(headers)],
+		}), append(kept, a)
 	}
+	w.records, w.headers = records, headers
+	defer w.forget()
 	for len(kept) > 0 {
-		res, err := v.code.Call(ctx, slot, &record.Batch{Records: records})
+		res, err := v.code.Call(ctx, w.slot, &record.Batch{Records: records})
 		if res.Done > 0 {
-			each := int64(res.Elapsed) / int64(res.Done)
-			if old := v.cost.Load(); old > 0 {
-				each = (7*old + each) / 8
-			}
-			v.cost.Store(max(1, each))
+			v.cost.Store(int64(costAfter(time.Duration(v.cost.Load()), res.Done, res.Elapsed+res.Waited)))
 		}
 		v.settle(ctx, kept[:res.Done], &res)
 		records, kept = records[res.Done:], kept[res.Done:]
@@ -222,6 +265,13 @@ func (v *view) run(ctx context.Context, slot int, asks []*ask) {
 			return
 		}
 	}
+}
+
+// forget lets go of the requests of the last call.
+func (w *viewWorker) forget() {
+	clear(w.asks)
+	clear(w.records)
+	clear(w.headers)
 }
 
 // settle answers the requests of a result, in its order.

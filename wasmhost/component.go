@@ -345,6 +345,7 @@ func (r *runner) merge(res *record.Result) {
 	r.result.Done += res.Done
 	delete(r.doubted, r.own)
 	r.result.Elapsed += res.Elapsed
+	r.result.Waited += res.Waited
 }
 
 // fail makes the record at result.Done one that ended its instance.

@@ -275,6 +275,7 @@ func (in *Instance) wait(f func(ctx context.Context)) {
 	in.pause(func() {
 		f(in.call.ctx)
 		in.excuse(time.Since(begin))
+		in.call.outside += time.Since(begin)
 	})
 }
 

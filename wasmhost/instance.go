@@ -57,6 +57,7 @@ type call struct {
 	cause     error         // why the host ended the call
 	panicked  any           // a panic in host code, to be thrown again outside of the guest
 	waited    time.Duration // in this call: for turns, for the host, asleep
+	outside   time.Duration // of it, what was not for turns
 	units     int
 	hardAfter time.Duration // from since on, the guest is ended
 }
@@ -118,7 +119,7 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	in.own = -1
 	in.end()
 	res, err := in.answer(b, code, err)
-	res.Elapsed = time.Since(begin) - in.call.waited
+	res.Elapsed, res.Waited = time.Since(begin)-in.call.waited, in.call.outside
 	in.count(&res, err)
 	return res, err
 }
@@ -398,6 +399,7 @@ func (in *Instance) sleep(d time.Duration) {
 		case <-c.ctx.Done():
 		}
 		c.waited += time.Since(now)
+		c.outside += time.Since(now)
 	})
 	in.setWord(abi.StateInterrupt, 1) // look at the deadline at once
 }

@@ -132,3 +132,96 @@ func TestSlowView(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, &errs)
 	}
 }
+
+const instanceView = `
+apiVersion: kaspr.io/v1alpha1
+kind: KasprApp
+metadata: {name: demo}
+spec: {}
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprWebView
+metadata: {name: who, labels: {kaspr.io/app: demo}}
+spec:
+  request: {method: GET, path: "/who/{seconds}"}
+  processors:
+    init:
+      python: |
+        import asyncio, uuid
+        me = []
+    pipeline: [tell]
+    operations:
+      - name: tell
+        map:
+          python: |
+            async def tell(request, seconds):
+                if not me:
+                    me.append(str(uuid.uuid4()))
+                await asyncio.sleep(float(seconds))
+                return me[0]
+`
+
+// Requests that come one after the other should find the same instance, whose memory the processor knows; but one that takes long must not keep
+// those behind it from the view's other instances.
+func TestViewInstances(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(instanceView), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := freePort(t)
+	var out, errs enginetest.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- Main(ctx, "test", []string{"dev", dir, "--http", "--set", "webPort=" + port, "--set", "webInstances=3"}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
+	}()
+	base := "http://127.0.0.1:" + port
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if code, _ := get(t, base+"/readyz"); code == http.StatusOK {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("not ready\n%s", &errs)
+		}
+	}
+	who := func(seconds string) string {
+		code, text := get(t, base+"/who/"+seconds)
+		if code != http.StatusOK {
+			t.Errorf("status %d: %s", code, text)
+		}
+		return text
+	}
+	who("0") // the first call of an instance takes longer than those that keep it its turn
+	seen := map[string]int{}
+	for range 100 {
+		seen[who("0")]++
+	}
+	most := 0
+	for _, n := range seen {
+		most = max(most, n)
+	}
+	if most < 80 {
+		t.Errorf("requests one after the other were answered by the instances %v, want by one, mostly", seen)
+	}
+	const long = 3 * time.Second
+	began := time.Now()
+	var asking sync.WaitGroup
+	slow := make([]string, 2)
+	for i := range slow {
+		asking.Go(func() { slow[i] = who("3") })
+		time.Sleep(100 * time.Millisecond) // those that come at once may be one call
+	}
+	quick := who("0")
+	if took := time.Since(began); took > long {
+		t.Errorf("a request waited %v for two others, with an instance to spare", took)
+	}
+	asking.Wait()
+	if slow[0] == slow[1] || quick == slow[0] || quick == slow[1] {
+		t.Errorf("instances %v and %s, want three", slow, quick)
+	}
+	cancel()
+	if code := <-ended; code != 0 {
+		t.Errorf("exit code %d\n%s", code, &errs)
+	}
+}

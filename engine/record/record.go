@@ -149,6 +149,7 @@ type Result struct {
 	// StopOnFailure ended the call early (then the record at Done-1 is the failed one).
 	Done    int
 	Elapsed time.Duration // time inside the guest
+	Waited  time.Duration // and time it waited, asleep or for an answer of the host
 	// Wake is when code that acts by itself wants its next tick: the zero time is never after a tick, and changes nothing after records,
 	// which may only bring the next tick forward.
 	Wake time.Time
