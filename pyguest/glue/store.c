@@ -8,7 +8,7 @@
 
 #include "internal/pycore_pyhash.h"
 
-enum { CACHE_MAX = 8 << 20, BUCKETS_MIN = 1024, ENTRY_COST = sizeof(store_entry) + 32, OWN_MAX = 32 };
+enum { CACHE_MAX = 8 << 20, DETACHED_MAX = 64 << 10, BUCKETS_MIN = 1024, ENTRY_COST = sizeof(store_entry) + 32, OWN_MAX = 32 };
 
 typedef struct {
     uint32_t table;
@@ -475,7 +475,8 @@ void store_begin(int32_t partition, uint32_t valid)
     changed_len = 0;
     own = partition;
     memset(own_scopes, 0, sizeof own_scopes);
-    if (bytes_held > CACHE_MAX)
+    /* What a request or a run reads is not known in the next call: kept, it would only push out of the processor's caches what is. */
+    if (bytes_held > (size_t)(kaspr_program.detached ? DETACHED_MAX : CACHE_MAX))
         shed();
     bound = CACHE_MAX;
     for (uint32_t i = 0; i < scope_count; i++) {
