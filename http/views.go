@@ -99,13 +99,16 @@ func (r *router) find(method, path string) (v *View, params []string, allowed []
 		if v = m[method]; v == nil && method == fasthttp.MethodHead {
 			v = m[fasthttp.MethodGet]
 		}
+		if v != nil {
+			return true
+		}
 		for name := range m {
 			allowed = append(allowed, name)
 		}
 		if m[fasthttp.MethodGet] != nil {
 			allowed = append(allowed, fasthttp.MethodHead)
 		}
-		return v != nil
+		return false
 	}
 	if try(r.texts[path]) {
 		return v, nil, nil
@@ -180,11 +183,12 @@ func appendHead(to []byte, ctx *fasthttp.RequestCtx, method, path string) []byte
 	} else {
 		line("http")
 	}
-	if host, _, err := net.SplitHostPort(ctx.RemoteAddr().String()); err == nil {
-		line(host)
-	} else {
-		line("")
+	if tcp, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
+		if at := tcp.AddrPort().Addr(); at.IsValid() {
+			to = at.Unmap().AppendTo(to)
+		}
 	}
+	line("")
 	part([]byte(path))
 	line("")
 	part(ctx.URI().QueryString())

@@ -5,11 +5,7 @@
 package httpbench
 
 import (
-	"bufio"
-	"context"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -17,8 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +26,7 @@ type system struct {
 	start func(t *testing.T, port string) *exec.Cmd
 	rates []float64
 	cpu   []float64 // microseconds of the server's processor time for a request
+	load  []float64 // and of the load's
 	pid   int
 }
 
@@ -81,24 +76,28 @@ func TestBesideFastAPI(t *testing.T) {
 	for range reps { // in turn, so that the machine's moods meet both
 		for _, s := range systems {
 			before := cpu(t, s.pid)
-			n, _, bad := load(peaks[s.name], 32, took, 0)
-			s.cpu = append(s.cpu, float64((cpu(t, s.pid)-before).Microseconds())/float64(n))
-			s.rates = append(s.rates, float64(n)/took.Seconds())
-			if bad > 0 {
-				t.Errorf("%s: %d bad answers", s.name, bad)
+			r := load(peaks[s.name], 32, took, 0)
+			s.cpu = append(s.cpu, float64((cpu(t, s.pid)-before).Microseconds())/float64(r.answers))
+			s.load = append(s.load, float64(r.own.Microseconds())/float64(r.answers))
+			s.rates = append(s.rates, float64(r.answers)/took.Seconds())
+			if r.bad > 0 {
+				t.Errorf("%s: %d bad answers", s.name, r.bad)
 			}
 		}
 	}
 	median := func(s *system) float64 { r := slices.Sorted(slices.Values(s.rates)); return r[len(r)/2] }
 	k, f := median(systems[0]), median(systems[1])
-	n, latencies, bad := load(peaks["kaspr"], 32, 2*took, k/2)
-	slices.Sort(latencies)
-	p := func(q float64) time.Duration { return latencies[min(len(latencies)-1, int(q*float64(len(latencies))))] }
+	half := load(peaks["kaspr"], 32, 2*took, k/2)
+	slices.Sort(half.latencies)
+	p := func(q float64) time.Duration {
+		return half.latencies[min(len(half.latencies)-1, int(q*float64(len(half.latencies))))]
+	}
 	t.Logf("kaspr %.0f requests/s %.0f, fastapi %.0f requests/s %.0f: %.1f times", k, systems[0].rates, f, systems[1].rates, k/f)
 	t.Logf("processor time of a request: kaspr %.0f us, fastapi %.0f us", systems[0].cpu, systems[1].cpu)
-	t.Logf("kaspr at half of its peak (%.0f/s): p50 %v, p99 %v, max %v", float64(n)/(2*took).Seconds(), p(.5), p(.99), p(1))
-	if bad > 0 {
-		t.Errorf("%d bad answers", bad)
+	t.Logf("processor time of the load for a request: %.0f us, %.0f us", systems[0].load, systems[1].load)
+	t.Logf("kaspr at half of its peak (%.0f/s): p50 %v, p99 %v, max %v", float64(half.answers)/(2*took).Seconds(), p(.5), p(.99), p(1))
+	if half.bad > 0 {
+		t.Errorf("%d bad answers", half.bad)
 	}
 }
 
@@ -127,7 +126,7 @@ func run(t *testing.T, s *system) (addr string) {
 	})
 	addr = "127.0.0.1:" + port
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {
-		if n, _, bad := load(addr, 1, 50*time.Millisecond, 0); n > 0 && bad == 0 {
+		if r := load(addr, 1, 50*time.Millisecond, 0); r.answers > 0 && r.bad == 0 {
 			return addr
 		}
 	}
@@ -150,73 +149,4 @@ func cpu(t *testing.T, pid int) time.Duration {
 		t.Fatal(err1, err2)
 	}
 	return time.Duration(user+system) * 10 * time.Millisecond // of a hundredth of a second each
-}
-
-// load asks for random keys over connections of its own, as fast as they are answered, or at a rate: then a latency counts from when
-// the request was due.
-func load(addr string, connections int, took time.Duration, rate float64) (n int64, latencies []time.Duration, bad int64) {
-	ctx, cancel := context.WithTimeout(context.Background(), took)
-	defer cancel()
-	var done, wrong atomic.Int64
-	var mu sync.Mutex
-	var wait sync.WaitGroup
-	began := time.Now()
-	for c := range connections {
-		wait.Go(func() {
-			conn, err := net.Dial("tcp", addr)
-			if err != nil {
-				wrong.Add(1)
-				return
-			}
-			defer conn.Close()
-			r := bufio.NewReader(conn)
-			var own []time.Duration
-			for i := 0; ctx.Err() == nil; i++ {
-				due := time.Now()
-				if rate > 0 {
-					due = began.Add(time.Duration((float64(i) + float64(c)/float64(connections)) * float64(connections) / rate * float64(time.Second)))
-					time.Sleep(time.Until(due))
-				}
-				key := rand.IntN(keys)
-				if !exchange(conn, r, key) {
-					wrong.Add(1)
-					break
-				}
-				done.Add(1)
-				own = append(own, time.Since(due))
-			}
-			mu.Lock()
-			latencies = append(latencies, own...)
-			mu.Unlock()
-		})
-	}
-	wait.Wait()
-	return done.Load(), latencies, wrong.Load()
-}
-
-// exchange is one request, and whether its answer is right.
-func exchange(conn net.Conn, r *bufio.Reader, key int) bool {
-	if _, err := fmt.Fprintf(conn, "GET /users/user-%d HTTP/1.1\r\nHost: bench\r\nAccept: application/json\r\nUser-Agent: bench\r\n\r\n", key); err != nil {
-		return false
-	}
-	status, err := r.ReadSlice('\n')
-	ok := err == nil && strings.HasPrefix(string(status), "HTTP/1.1 200")
-	length := -1
-	for err == nil {
-		var line []byte
-		if line, err = r.ReadSlice('\n'); len(line) <= 2 {
-			break
-		}
-		if name, value, found := strings.Cut(string(line), ":"); found && strings.EqualFold(name, "Content-Length") {
-			length, err = strconv.Atoi(strings.TrimSpace(value))
-		}
-	}
-	if err != nil || length < 0 {
-		return false
-	}
-	body := make([]byte, length)
-	if _, err := io.ReadFull(r, body); err != nil {
-		return false
-	}
-	return ok && strings.Contains(string(body), fmt.Sprintf(`"User %d"`, key))
 }
