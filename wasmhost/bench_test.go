@@ -195,29 +195,34 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
-// BenchmarkRequest is a call of a web view that answers requests with what a table has under a parameter of the path.
+// BenchmarkRequest is a call of a web view that answers requests with what a table has under a parameter of the path, one of 10,000 keys.
 func BenchmarkRequest(b *testing.B) {
 	p := tableProgram("def get(request, t, key): return t.get(key)\n", abi.Table{})
 	p.Kind, p.Outputs = "KasprWebView", []abi.Output{}
 	p.View = &abi.View{Params: []string{"key"}, ContentType: "application/json"}
-	tables := memoryTables{}
-	for i := range 1000 {
-		tables[fmt.Sprintf("%q", fmt.Sprint("user-", i))] = fmt.Appendf(nil, `{"name":"User %d","visits":%d,"tags":["a","b"]}`, i, i)
+	tables, keys := memoryTables{}, make([][]byte, 10_000)
+	for i := range keys {
+		keys[i] = fmt.Append(nil, "user-", i)
+		tables[fmt.Sprintf("%q", keys[i])] = fmt.Appendf(nil, `{"name":"User %d","visits":%d,"tags":["a","b"]}`, i, i)
 	}
 	c := load(b, p, wasmhost.Options{Tables: tables})
 	head := []byte("GET\nhttp\n127.0.0.1\n/users/user-1\n\n1\nHost:bench\nAccept:application/json\nUser-Agent:bench\n")
 	for _, requests := range []int{1, 8, 64} {
 		b.Run(fmt.Sprintf("requests=%d", requests), func(b *testing.B) {
 			batch := &record.Batch{}
-			for i := range requests {
+			for range requests {
 				batch.Records = append(batch.Records, record.Record{
-					Partition: record.RecordPartition, Timestamp: 1, Attempt: 1, Key: head,
-					Headers: []record.Header{{Value: fmt.Append(nil, "user-", i*7%1000)}},
+					Partition: record.RecordPartition, Timestamp: 1, Attempt: 1, Key: head, Headers: make([]record.Header, 1),
 				})
 			}
+			next := 0
 			b.ReportAllocs()
 			usage := startUsage()
 			for b.Loop() {
+				for i := range batch.Records {
+					next = (next + 7919) % len(keys) // in no order
+					batch.Records[i].Headers[0].Value = keys[next]
+				}
 				res, err := c.Call(b.Context(), 0, batch)
 				if err != nil || len(res.Outputs) != requests || len(res.Failures) > 0 {
 					b.Fatal(show(res), err)

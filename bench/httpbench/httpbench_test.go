@@ -5,6 +5,7 @@
 package httpbench
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -30,8 +31,8 @@ type system struct {
 	pid   int
 }
 
-// The aim is four times the requests a second, and a p99 under 20 ms at half of the peak; what is measured is reported. A figure from a machine
-// that does something else at the time says nothing.
+// The aim is four times the requests a second, and a p99 under 20 ms at half of the peak: medians of the repeats. A figure from a machine
+// that does something else at the time says nothing; what a hypervisor gave to others of its time is reported beside them.
 func TestBesideFastAPI(t *testing.T) {
 	python := os.Getenv("KASPR_HTTP_PYTHON")
 	binary := os.Getenv("KASPR_BINARY")
@@ -73,6 +74,7 @@ func TestBesideFastAPI(t *testing.T) {
 		peaks[s.name] = addr
 		load(addr, 32, time.Second, 0) // warm
 	}
+	stolen := stealing(t)
 	for range reps { // in turn, so that the machine's moods meet both
 		for _, s := range systems {
 			before := cpu(t, s.pid)
@@ -85,19 +87,58 @@ func TestBesideFastAPI(t *testing.T) {
 			}
 		}
 	}
-	median := func(s *system) float64 { r := slices.Sorted(slices.Values(s.rates)); return r[len(r)/2] }
-	k, f := median(systems[0]), median(systems[1])
-	half := load(peaks["kaspr"], 32, 2*took, k/2)
-	slices.Sort(half.latencies)
-	p := func(q float64) time.Duration {
-		return half.latencies[min(len(half.latencies)-1, int(q*float64(len(half.latencies))))]
+	k, f := median(systems[0].rates), median(systems[1].rates)
+	var p50, p99, most []time.Duration
+	for range reps {
+		half := load(peaks["kaspr"], 32, took, k/2)
+		if half.bad > 0 || len(half.latencies) == 0 {
+			t.Fatalf("%d bad answers at half of the peak", half.bad)
+		}
+		slices.Sort(half.latencies)
+		n := len(half.latencies)
+		p50, p99, most = append(p50, half.latencies[n/2]), append(p99, half.latencies[n*99/100]), append(most, half.latencies[n-1])
 	}
 	t.Logf("kaspr %.0f requests/s %.0f, fastapi %.0f requests/s %.0f: %.1f times", k, systems[0].rates, f, systems[1].rates, k/f)
 	t.Logf("processor time of a request: kaspr %.0f us, fastapi %.0f us", systems[0].cpu, systems[1].cpu)
 	t.Logf("processor time of the load for a request: %.0f us, %.0f us", systems[0].load, systems[1].load)
-	t.Logf("kaspr at half of its peak (%.0f/s): p50 %v, p99 %v, max %v", float64(half.answers)/(2*took).Seconds(), p(.5), p(.99), p(1))
-	if half.bad > 0 {
-		t.Errorf("%d bad answers", half.bad)
+	t.Logf("kaspr at half of its peak: p50 %v, p99 %v, max %v", p50, p99, most)
+	t.Logf("of the processors' time the machine below took %.1f %%", 100*stolen())
+	if k < 4*f {
+		t.Errorf("%.1f times the requests of FastAPI, the aim is 4 times", k/f)
+	}
+	if late := median(p99); late > 20*time.Millisecond {
+		t.Errorf("p99 is %v at half of the peak, the aim is 20 ms", late)
+	}
+}
+
+func median[T cmp.Ordered](list []T) T {
+	return slices.Sorted(slices.Values(list))[len(list)/2]
+}
+
+// stealing gives the share of the processors' time that went to other machines on the same hardware from now on.
+func stealing(t *testing.T) func() float64 {
+	read := func() (steal, all float64) {
+		text, err := os.ReadFile("/proc/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, _, _ := strings.Cut(string(text), "\n")
+		for i, field := range strings.Fields(line)[1:] {
+			n, err := strconv.ParseFloat(field, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i == 7 {
+				steal = n
+			}
+			all += n
+		}
+		return steal, all
+	}
+	steal, all := read()
+	return func() float64 {
+		s, a := read()
+		return (s - steal) / (a - all)
 	}
 }
 
