@@ -33,6 +33,17 @@ INTEGRATION ?= $(shell grep -rl --include='*_test.go' '^//go:build integration' 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT       := mvdan.cc/gofumpt@v0.12.0
 
+# What is built and tested here has the patches of wasmhost/wazero; the bare go command takes the released wazero.
+WITH_PATCHES := build unit conformance integration crash-test schedule-test sim test-guest race fuzz bench bench-http bench-guest bench-peers lint
+$(WITH_PATCHES): export GOFLAGS := $(GOFLAGS) -modfile=$(CURDIR)/bin/wazero.mod
+$(WITH_PATCHES): export KASPR_PATCHED := 1
+$(WITH_PATCHES): wazero
+
+.PHONY: wazero
+wazero:
+	@scripts/deps.sh build
+	@scripts/wazero.sh
+
 .PHONY: help
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

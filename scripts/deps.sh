@@ -17,6 +17,7 @@ build  g++                                  g++                       the C++ li
 build  /usr/include/rocksdb/c.h             librocksdb-dev            table stores; grocksdb is pinned to the release of Debian 12
 build  make                                 make                      the targets
 build  python3                              python3                   computes what examples must give
+build  patch                                patch                     our changes to wazero and CPython
 build  /etc/ssl/certs/ca-certificates.crt   ca-certificates           TLS
 kafka  java                                 openjdk-17-jre-headless   the real Apache Kafka and schema registry of the integration suite
 kafka  mvn                                  maven                     their programs

@@ -54,6 +54,7 @@ build() {
     mkdir -p "$work/src/pyguest/build"
     cp pyguest/build/* "$work/src/pyguest/build/"
     go mod vendor -o "$work/modules"
+    scripts/wazero.sh "$work/modules/github.com/tetratelabs/wazero"
     local args=(--file Containerfile --tag "$name" --build-arg VERSION="$version"
         --build-context go="$(go env GOROOT)" --build-context modules="$work/modules")
     if [ "$engine" = docker ]; then
