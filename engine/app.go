@@ -94,6 +94,8 @@ type Options struct {
 	ReplicasMax int16
 	// Listen is where the HTTP server listens, as host:port; empty: there is none.
 	Listen string
+	// ListenAdmin is where the admin server listens; empty: there is none.
+	ListenAdmin string
 	// Version is the engine's, as /status tells it.
 	Version string
 }
@@ -104,8 +106,13 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a := &App{
 		cfg: cfg, plan: p, log: log.With("app", p.App.ID), opts: opts,
 		intake:  newIntake(cfg.QueueRecordsMax),
-		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), start: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(), peers: apphttp.NewPeers(nil),
+		readers: map[string][]*agent{}, feeds: map[record.Partition][]laneFeed{}, instance: rand.Text(), start: rand.Text(), viewsEnd: make(chan struct{}), secret: rand.Text(),
 	}
+	trust, err := broker.TLS{CAFile: cfg.Web.PeerCAFile}.Config()
+	if err != nil {
+		return nil, fmt.Errorf("webTlsCaFile: %w", err)
+	}
+	a.peers = apphttp.NewPeers(trust)
 	if err := a.openRegistry(); err != nil {
 		return nil, err
 	}

@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
@@ -41,6 +43,17 @@ type observed struct {
 // listen starts the HTTP server, if there is to be one.
 func (a *App) listen(ctx context.Context) error {
 	a.seen.began = time.Now()
+	if err := a.listenWeb(ctx); err != nil {
+		return err
+	}
+	if err := a.listenAdmin(ctx); err != nil {
+		a.unlisten()
+		return err
+	}
+	return nil
+}
+
+func (a *App) listenWeb(ctx context.Context) error {
 	if a.opts.Listen == "" {
 		return nil
 	}
@@ -56,7 +69,7 @@ func (a *App) listen(ctx context.Context) error {
 		Schedule: waiting,
 		Addr:     a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
 		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, Token: a.cfg.Web.Token, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
-		Console: newConsole(a), ConsoleFor: a.cfg.Web.Console,
+		TLS: tlsFiles(a.cfg.Web.TLS),
 	})
 	if err != nil {
 		return err
@@ -65,17 +78,33 @@ func (a *App) listen(ctx context.Context) error {
 	address := web.Addr()
 	a.seen.address.Store(&address)
 	a.log.Info("HTTP server listens", "address", address)
-	if a.cfg.Web.AdminListen == "" {
+	return nil
+}
+
+func (a *App) listenAdmin(ctx context.Context) error {
+	if a.opts.ListenAdmin == "" {
 		return nil
 	}
-	if a.seen.admin, err = apphttp.ListenAdmin(ctx, apphttp.AdminOptions{
-		Addr: a.cfg.Web.AdminListen, Token: a.cfg.Web.AdminToken, Admin: administration{observer{a}}, Log: a.log,
-	}); err != nil {
-		a.unlisten()
+	o := apphttp.AdminOptions{
+		Addr: a.opts.ListenAdmin, Token: a.cfg.Web.AdminToken, TLS: tlsFiles(a.cfg.Web.AdminTLS), Admin: administration{observer{a}},
+		Console: newConsole(a), ConsoleFor: a.cfg.Web.Console, Log: a.log,
+	}
+	admin, err := apphttp.ListenAdmin(ctx, o)
+	if errors.Is(err, syscall.EADDRINUSE) && o.Addr == config.AdminListenDefault {
+		a.log.Warn("another process has the admin server's default port: it gets a free one; adminListen names another", "port", o.Addr)
+		o.Addr = "127.0.0.1:0"
+		admin, err = apphttp.ListenAdmin(ctx, o)
+	}
+	if err != nil {
 		return err
 	}
-	a.log.Info("admin server listens", "address", a.seen.admin.Addr())
+	a.seen.admin = admin
+	a.log.Info("admin server listens", "address", admin.Addr())
 	return nil
+}
+
+func tlsFiles(t config.ListenerTLS) apphttp.TLSFiles {
+	return apphttp.TLSFiles{Cert: t.CertFile, Key: t.KeyFile, ClientCA: t.ClientCAFile}
 }
 
 // worker names this process in metrics: what others know it by, or the machine.
@@ -94,15 +123,15 @@ func worker(host string) string {
 const webStop = 2 * time.Second
 
 func (a *App) unlisten() {
-	if a.seen.web == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), webStop)
 	defer cancel()
 	if a.seen.admin != nil {
 		if err := a.seen.admin.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			a.log.Warn("stop the admin server", "err", err)
 		}
+	}
+	if a.seen.web == nil {
+		return
 	}
 	if err := a.seen.web.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		a.log.Warn("stop the HTTP server", "err", err)
@@ -127,7 +156,11 @@ func (a *App) advertised() string {
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
-	u := url.URL{Scheme: "http", User: url.User(a.secret), Host: net.JoinHostPort(worker(a.cfg.Web.Host), port)}
+	scheme := "http"
+	if a.cfg.Web.TLS.CertFile != "" {
+		scheme = "https"
+	}
+	u := url.URL{Scheme: scheme, User: url.User(a.secret), Host: net.JoinHostPort(worker(a.cfg.Web.Host), port)}
 	return u.String()
 }
 
@@ -136,7 +169,7 @@ func (a *App) advertised() string {
 const endsEvery = 5 * time.Second
 
 func (a *App) endsLoop(ctx context.Context) {
-	if a.seen.web == nil {
+	if a.seen.web == nil && a.seen.admin == nil {
 		return
 	}
 	tick := time.NewTicker(endsEvery)

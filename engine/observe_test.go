@@ -2,7 +2,11 @@ package engine
 
 import (
 	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,8 +14,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	apphttp "kaspr.io/kaspr/http"
 )
 
 // A process that is not able to do all of its work must not be called ready, and must say what it waits for.
@@ -167,5 +174,32 @@ func TestPartitionSeriesOfTwoAgents(t *testing.T) {
 	}
 	if committed != 1 {
 		t.Errorf("%d series of committed offsets, want one", committed)
+	}
+}
+
+// A second engine on a machine must run although the first has the admin server's default port; one that was told a port must not take another.
+func TestAdminPortTaken(t *testing.T) {
+	if ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", config.AdminListenDefault); err == nil { // else another process has it, which does as well
+		defer ln.Close()
+	}
+	other, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	var said enginetest.Buffer
+	a := &App{plan: &plan.Plan{}, log: slog.New(slog.NewTextHandler(&said, nil))}
+	a.opts.ListenAdmin = config.AdminListenDefault
+	if err := a.listen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer a.unlisten()
+	if at := a.seen.admin.Addr(); at == config.AdminListenDefault || !apphttp.Loopback(at) || !strings.Contains(said.String(), at) {
+		t.Errorf("the admin server is at %s; the log says %s", at, said.String())
+	}
+	told := &App{plan: &plan.Plan{}, log: a.log}
+	told.opts.ListenAdmin = other.Addr().String()
+	if err := told.listen(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a port that was asked for and is taken: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"crypto/subtle"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,10 +39,13 @@ var (
 
 // AdminOptions are where the admin server listens, and whom it answers.
 type AdminOptions struct {
-	Addr  string
-	Token string // that requests must bear; empty: none
-	Admin Admin
-	Log   *slog.Logger
+	Addr       string
+	Token      string   // that requests must bear; empty: none
+	TLS        TLSFiles // with authorities of clients, connections must have a certificate of one
+	Admin      Admin
+	Console    Console // nil: there is none
+	ConsoleFor string  // who may open it: "loopback", "all", or nobody
+	Log        *slog.Logger
 }
 
 // AdminServer answers operators until Close. It shows data of tables.
@@ -49,28 +53,43 @@ type AdminServer struct {
 	srv   *fasthttp.Server
 	ln    net.Listener
 	opts  AdminOptions
+	must  access                                // what requests must show
+	pages map[string]func(*fasthttp.RequestCtx) // the console's files, which hold no data and ask for no token
+	asked map[string]func(*fasthttp.RequestCtx) // what its page asks
 	ended chan struct{}
 }
 
-// ListenAdmin begins to serve. An address that is not of this machine alone needs a token.
+// ListenAdmin begins to serve. An address that is not of this machine alone needs a token, or certificates of clients.
 func ListenAdmin(ctx context.Context, o AdminOptions) (*AdminServer, error) {
-	if o.Token == "" && !Loopback(o.Addr) {
-		return nil, fmt.Errorf("admin server: %s is reachable from outside: it needs a token", o.Addr)
+	if o.Token == "" && o.TLS.ClientCA == "" && !Loopback(o.Addr) {
+		return nil, fmt.Errorf("admin server: %s is reachable from outside: it needs a token or client certificates", o.Addr)
 	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("admin server: %w", err)
 	}
-	s := &AdminServer{ln: ln, opts: o, ended: make(chan struct{})}
+	served, err := secure(ln, o.TLS, tls.RequireAndVerifyClientCert, o.Log)
+	if err != nil {
+		_ = ln.Close() // nobody has come yet
+		return nil, fmt.Errorf("admin server: %w", err)
+	}
+	s := newAdmin(o)
+	s.ln = ln
+	go func() {
+		defer close(s.ended)
+		_ = s.srv.Serve(served) // its end is Close's
+	}()
+	return s, nil
+}
+
+func newAdmin(o AdminOptions) *AdminServer {
+	s := &AdminServer{opts: o, must: access{o.Token, o.TLS.ClientCA != ""}, ended: make(chan struct{})}
+	s.routeConsole()
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, Name: "kaspr", Logger: quiet{o.Log}, ReadBufferSize: headBytesMax, MaxRequestBodySize: bodyBytesMax, Concurrency: 64,
 		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, CloseOnShutdown: true, NoDefaultDate: true,
 	}
-	go func() {
-		defer close(s.ended)
-		_ = s.srv.Serve(ln) // its end is Close's
-	}()
-	return s, nil
+	return s
 }
 
 // Loopback tells an address that only this machine reaches.
@@ -103,24 +122,18 @@ func bears(ctx *fasthttp.RequestCtx, token string) bool {
 	return ok && subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
 
-// unauthorized answers a request without the token.
-func unauthorized(ctx *fasthttp.RequestCtx) {
-	ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
-	fail(ctx, fasthttp.StatusUnauthorized, "a token is needed: Authorization: Bearer …")
-}
-
 func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
-	if !bears(ctx, s.opts.Token) {
-		unauthorized(ctx)
+	path := string(ctx.URI().PathOriginal())
+	page := s.pages[path]
+	if page == nil && !s.must.admits(ctx) {
 		return
 	}
 	// A page of the web could have a browser of this machine send requests here: it would say where it comes from.
-	if len(ctx.Request.Header.Peek("Origin")) > 0 || s.opts.Token == "" && !local(string(ctx.Host())) {
+	if len(ctx.Request.Header.Peek("Origin")) > 0 || s.must == (access{}) && !local(string(ctx.Host())) {
 		fail(ctx, fasthttp.StatusForbidden, "not for pages of other hosts")
 		return
 	}
-	path := string(ctx.URI().PathOriginal())
 	if path == "/signal/rebalance" {
 		s.rebalance(ctx)
 		return
@@ -128,6 +141,13 @@ func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
 	if !ctx.IsGet() && !ctx.IsHead() {
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
+		return
+	}
+	if page == nil {
+		page = s.asked[path]
+	}
+	if page != nil {
+		page(ctx)
 		return
 	}
 	if path == "/status" || path == "/status/" {

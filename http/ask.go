@@ -1,20 +1,26 @@
 package http
 
 import (
+	"crypto/tls"
 	"fmt"
 	"time"
 
 	"github.com/valyala/fasthttp"
 )
 
-// Ask gets a path of a server of this package: the answer's code and body.
-func Ask(addr, path string, within time.Duration) (int, []byte, error) {
+// Ask gets a path of a server of this package: the answer's code and body. With a trust it is asked over HTTPS.
+func Ask(addr, path string, within time.Duration, trust *tls.Config) (int, []byte, error) {
 	req, resp := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
 	defer fasthttp.ReleaseRequest(req)
 	defer fasthttp.ReleaseResponse(resp)
-	req.SetRequestURI("http://" + addr + path)
+	scheme := "http://"
+	if trust != nil {
+		scheme = "https://"
+	}
+	req.SetRequestURI(scheme + addr + path)
 	req.SetConnectionClose()
-	if err := fasthttp.DoTimeout(req, resp, within); err != nil {
+	client := fasthttp.Client{TLSConfig: trust}
+	if err := client.DoTimeout(req, resp, within); err != nil {
 		return 0, nil, fmt.Errorf("ask %s%s: %w", addr, path, err)
 	}
 	return resp.StatusCode(), append([]byte(nil), resp.Body()...), nil

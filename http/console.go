@@ -49,37 +49,38 @@ var consoleFiles = map[string]struct{ name, contentType string }{
 // consolePolicy lets the page load its own files and ask its own server, and nothing else.
 const consolePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-func (s *Server) routeConsole() {
+func (s *AdminServer) routeConsole() {
 	if s.opts.Console == nil || s.opts.ConsoleFor != "loopback" && s.opts.ConsoleFor != "all" {
 		return
 	}
+	s.pages, s.asked = map[string]func(*fasthttp.RequestCtx){}, map[string]func(*fasthttp.RequestCtx){}
 	for path, f := range consoleFiles {
 		text, err := dist.ReadFile("console/dist/" + f.name)
 		if err != nil {
 			panic("BUG: " + err.Error())
 		}
-		s.routes[path] = s.guarded(func(ctx *fasthttp.RequestCtx) {
+		s.pages[path] = s.guarded(func(ctx *fasthttp.RequestCtx) {
 			ctx.SetContentType(f.contentType)
 			ctx.SetBody(text)
 		})
 	}
-	s.routes["/console"] = s.guarded(func(ctx *fasthttp.RequestCtx) { // a path, not a URL: the host is the client's word
+	s.pages["/console"] = s.guarded(func(ctx *fasthttp.RequestCtx) { // a path, not a URL: the host is the client's word
 		ctx.Response.Header.Set("Location", "console/")
 		ctx.SetStatusCode(fasthttp.StatusFound)
 	})
 	c := s.opts.Console
-	s.routes["/console/api/overview"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Overview()) })
-	s.routes["/console/api/failures"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Failures()) })
-	s.routes["/console/api/scheduled"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
+	s.asked["/console/api/overview"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Overview()) })
+	s.asked["/console/api/failures"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Failures()) })
+	s.asked["/console/api/scheduled"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
 		list, err := c.Scheduled()
 		s.tell(ctx, list, err)
 	})
-	s.routes["/console/api/table"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
+	s.asked["/console/api/table"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
 		q := ctx.QueryArgs()
 		page, err := c.Table(ctx, string(q.Peek("name")), string(q.Peek("search")), string(q.Peek("from")))
 		s.tell(ctx, page, err)
 	})
-	s.routes["/console/api/topic"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
+	s.asked["/console/api/topic"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
 		q := ctx.QueryArgs()
 		from, err := parseOffsets(string(q.Peek("from")))
 		if err != nil {
@@ -91,7 +92,7 @@ func (s *Server) routeConsole() {
 	})
 }
 
-func (s *Server) tell(ctx *fasthttp.RequestCtx, body any, err error) {
+func (s *AdminServer) tell(ctx *fasthttp.RequestCtx, body any, err error) {
 	switch {
 	case err == nil:
 		reply(ctx, fasthttp.StatusOK, body)
@@ -109,7 +110,7 @@ func (s *Server) tell(ctx *fasthttp.RequestCtx, body any, err error) {
 }
 
 // guarded answers those who may see the console, with headers that keep what users wrote from being run or embedded.
-func (s *Server) guarded(answer func(*fasthttp.RequestCtx)) func(*fasthttp.RequestCtx) {
+func (s *AdminServer) guarded(answer func(*fasthttp.RequestCtx)) func(*fasthttp.RequestCtx) {
 	return func(ctx *fasthttp.RequestCtx) {
 		h := &ctx.Response.Header
 		h.Set("Content-Security-Policy", consolePolicy)

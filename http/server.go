@@ -3,6 +3,7 @@ package http
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,12 +35,12 @@ type Options struct {
 	// Peer answers other processes of the app, who know PeerSecret; nil: nobody does.
 	Peer        func(question []byte) ([]byte, error)
 	PeerSecret  string
-	Token       string // that requests to views must bear; empty: none
-	BodyMax     int    // bytes of a request's body; 0: what the endpoints need, which take none
-	Connections int    // at a time; those beyond are answered with 503. 0: 256
+	Token       string        // that requests to views must bear; empty: none
+	TLS         TLSFiles      // with authorities of clients, requests to views must come with a certificate of one
+	BodyMax     int           // bytes of a request's body; 0: what the endpoints need, which take none
+	Connections int           // at a time; those beyond are answered with 503. 0: 256
+	Read, Write time.Duration // of a whole request, and of an answer; 0: 10 s and 30 s. Tests are shorter
 	App         App
-	Console     Console               // nil: there is none
-	ConsoleFor  string                // who may open it: "loopback", "all", or nobody
 	Registry    prometheus.Gatherer   // what /metrics tells
 	Own         prometheus.Registerer // of it: where the server's own series go
 	Log         *slog.Logger
@@ -64,6 +65,7 @@ type Server struct {
 	opts   Options
 	routes map[string]func(*fasthttp.RequestCtx)
 	router *router
+	views  access // what requests to views must show
 	stats  *stats
 	closed atomic.Bool
 	ended  chan struct{}
@@ -78,11 +80,17 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("HTTP server: %w", err)
 	}
+	// Probes have no certificate, so it is asked of requests to views, not of connections.
+	served, err := secure(ln, o.TLS, tls.VerifyClientCertIfGiven, o.Log)
+	if err != nil {
+		_ = ln.Close() // nobody has come yet
+		return nil, fmt.Errorf("HTTP server: %w", err)
+	}
 	s := newServer(o)
 	s.ln = ln
 	go func() {
 		defer close(s.ended)
-		if err := s.srv.Serve(ln); err != nil && !s.closed.Load() {
+		if err := s.srv.Serve(served); err != nil && !s.closed.Load() {
 			o.Log.Error("the HTTP server has ended", "err", err)
 		}
 	}()
@@ -90,13 +98,20 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 }
 
 func newServer(o Options) *Server {
-	s := &Server{opts: o, stats: newStats(o.Own), ended: make(chan struct{}), router: newRouter(o.BasePath, o.Views)}
+	s := &Server{opts: o, stats: newStats(o.Own), ended: make(chan struct{}), views: access{o.Token, o.TLS.ClientCA != ""}, router: newRouter(o.BasePath, o.Views)}
 	conns, body := o.Connections, o.BodyMax
 	if conns == 0 {
 		conns = connsMax
 	}
 	if body < bodyBytesMax {
 		body = bodyBytesMax
+	}
+	read, write := o.Read, o.Write
+	if read == 0 {
+		read = readTimeout
+	}
+	if write == 0 {
+		write = writeTimeout
 	}
 	s.routes = map[string]func(*fasthttp.RequestCtx){
 		"/":                        s.ok,
@@ -109,14 +124,13 @@ func newServer(o Options) *Server {
 	if o.Peer != nil {
 		s.routes[peerPath] = s.peer // which looks at the method itself
 	}
-	s.routeConsole()
 	if o.Schedule != nil {
 		s.routes["/schedule"] = s.schedule
 	}
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
 		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,
-		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		ReadTimeout: read, WriteTimeout: write, IdleTimeout: idleTimeout,
 		CloseOnShutdown: true, NoDefaultDate: true, DisablePreParseMultipartForm: true,
 	}
 	return s

@@ -57,7 +57,7 @@ type answer struct {
 	body   string
 }
 
-func ask(t *testing.T, s *Server, method, path string) answer {
+func ask(t *testing.T, s interface{ Addr() string }, method, path string) answer {
 	t.Helper()
 	req, err := nethttp.NewRequestWithContext(t.Context(), method, "http://"+s.Addr()+path, nil)
 	if err != nil {
@@ -195,5 +195,63 @@ func TestMetricsPath(t *testing.T) {
 		if got := metricsPath(base); got != want {
 			t.Errorf("%q: %q, want %q", base, got, want)
 		}
+	}
+}
+
+// Clients that send their request byte by byte, or take no answer, must be let go: each holds a connection of a bounded number.
+func TestSlowClients(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	big := make([]byte, 64<<20) // more than the kernel takes for a client that does not read
+	s := serveViews(t, Options{Read: limit, Write: limit, BodyMax: 1 << 20},
+		View{Method: "POST", Text: "/in", Serve: named("in")},
+		View{Method: "GET", Text: "/big", Serve: func(*Request) Response { return Response{Status: 200, Body: big} }})
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for name, start := range map[string]string{
+		"head": "GET /healthz HTTP/1.1\r\nX: ", "body": "POST /in HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
+		"chunks": "POST /in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n8000\r\n", "nothing": "",
+	} {
+		conn := dial()
+		began := time.Now()
+		ended := make(chan struct{})
+		go func() { // a byte at a time: each of them is on time
+			defer close(ended)
+			_, err := io.WriteString(conn, start)
+			for err == nil && start != "" && time.Since(began) < 20*time.Second {
+				time.Sleep(limit / 20)
+				_, err = conn.Write([]byte("a"))
+			}
+		}()
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		took := time.Since(began)
+		if took < limit/2 || took > 10*time.Second {
+			t.Errorf("%s: let go after %v, want about %v", name, took, limit)
+		}
+		if start != "" && (err != nil || !strings.HasPrefix(line, "HTTP/1.1 408")) {
+			t.Errorf("%s: answered %q, %v; want 408", name, line, err)
+		}
+		conn.Close()
+		<-ended
+	}
+	conn := dial()
+	if _, err := io.WriteString(conn, "GET /big HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(4 * limit)
+	if n, err := io.Copy(io.Discard, conn); err == nil && n >= int64(len(big)) {
+		t.Errorf("an answer that was not taken in time was kept for the client: %d bytes", n)
+	}
+	if got := ask(t, s, "GET", "/healthz"); got.code != 200 {
+		t.Errorf("others: %d", got.code)
 	}
 }

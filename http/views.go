@@ -136,8 +136,7 @@ func (r *router) find(method, path string) (v *View, params []string, allowed []
 func (s *Server) view(ctx *fasthttp.RequestCtx) bool {
 	method, raw := string(ctx.Method()), string(ctx.Request.URI().PathOriginal())
 	v, params, allowed := s.router.find(method, raw)
-	if (v != nil || allowed != nil) && !bears(ctx, s.opts.Token) {
-		unauthorized(ctx)
+	if (v != nil || allowed != nil) && !s.views.admits(ctx) {
 		return true
 	}
 	if v == nil {

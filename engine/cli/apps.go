@@ -139,7 +139,7 @@ func (p project) together(serve bool) manifest.Errors {
 			if port := b.cfg.Web.Port; serve && port != 0 && port == a.cfg.Web.Port {
 				clash(a, b, "webPort "+strconv.Itoa(port), "give each KasprApp a webPort of its own in spec.config, and none to the process; 0: no HTTP server. Or run one with --app")
 			}
-			if l := b.cfg.Web.AdminListen; serve && l != "" {
+			if l := b.cfg.Web.AdminAddress(); serve && l != "" && l != config.AdminListenDefault { // for which there is another port
 				clash(a, b, "adminListen "+l, "it is for one app: run one with --app")
 			}
 			if a.plan.App.ID == b.plan.App.ID {
@@ -206,7 +206,7 @@ func (c *command) load(ctx context.Context, apps []app, rt *wasmhost.Runtime, lo
 	var loaded []*engine.App
 	var problems error
 	for _, a := range apps {
-		made, err := engine.New(ctx, a.cfg, a.plan, rt, log, engine.Options{Listen: listen(a.cfg), Version: c.version})
+		made, err := engine.New(ctx, a.cfg, a.plan, rt, log, engine.Options{Listen: listen(a.cfg), ListenAdmin: a.cfg.Web.AdminAddress(), Version: c.version})
 		if err != nil {
 			problems = errors.Join(problems, err)
 			continue

@@ -328,7 +328,7 @@ func (c *command) devCommand() *cobra.Command {
 	cmd.Flags().StringArrayVar(&inputs, "input", nil, "TOPIC=FILE: records to produce, JSON lines; - is standard input; repeat for more")
 	cmd.Flags().BoolVar(&drain, "drain", false, "stop when all input is processed; exit 1 if records failed")
 	cmd.Flags().StringVar(&requests, "requests", "", "with --drain: a file of requests to web views, JSON lines, sent when all input is processed; their responses are printed")
-	cmd.Flags().BoolVar(&http, "http", false, "serve health, metrics and status on webPort of this machine only")
+	cmd.Flags().BoolVar(&http, "http", false, "serve web views, health, metrics and status on webPort of this machine only, and the console at adminListen")
 	c.appFlag(cmd)
 	c.settingFlags(cmd)
 	return cmd

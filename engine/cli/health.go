@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kaspr.io/kaspr/engine/broker"
+	"kaspr.io/kaspr/engine/config"
 	apphttp "kaspr.io/kaspr/http"
 )
 
@@ -45,7 +48,7 @@ func (c *command) health(file string, ready bool) error {
 	}
 	var failed error
 	for _, a := range p.all() { // the manifests may name the port, too; whether they are right is not asked here
-		if err := c.askHealth(a.cfg.Web.Port, path); err != nil {
+		if err := c.askHealth(a.cfg, path); err != nil {
 			if failed = errReported; len(p.apps) < 2 {
 				return err
 			}
@@ -66,12 +69,12 @@ func (p project) all() []app {
 	return p.apps
 }
 
-func (c *command) askHealth(port int, path string) error {
-	if port == 0 {
+func (c *command) askHealth(cfg config.Config, path string) error {
+	if cfg.Web.Port == 0 {
 		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
 		return nil
 	}
-	code, body, err := apphttp.Ask(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), path, healthTimeout)
+	code, body, err := askEngine(cfg, "", path, healthTimeout)
 	if err != nil {
 		return err
 	}
@@ -82,4 +85,23 @@ func (c *command) askHealth(port int, path string) error {
 		return errReported
 	}
 	return nil
+}
+
+// askEngine asks a running engine for a path: at an address, or the one on this machine that has these settings.
+func askEngine(cfg config.Config, address, path string, within time.Duration) (code int, body []byte, err error) {
+	var trust *tls.Config
+	if cert := cfg.Web.TLS.CertFile; cert != "" {
+		if address == "" {
+			trust, err = apphttp.TrustOwn(cert)
+		} else {
+			trust, err = broker.TLS{CAFile: cfg.Web.PeerCAFile}.Config()
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+	}
+	if address == "" {
+		address = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Web.Port))
+	}
+	return apphttp.Ask(address, path, within, trust)
 }

@@ -80,13 +80,13 @@ func TestHTTP(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "app.yaml"), []byte(counting), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
+	port, admin := freePort(t), freePort(t)
 	in, input := io.Pipe()
 	var out, errs enginetest.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan int, 1)
-	args := []string{"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webMetricsBasePath=/internal"}
+	args := []string{"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webMetricsBasePath=/internal", "--set", "adminListen=127.0.0.1:" + admin}
 	go func() { ended <- Main(ctx, "1.2.3", args, Streams{In: in, Out: &out, Err: &errs}) }()
 	base := "http://127.0.0.1:" + port
 	var missing string
@@ -175,7 +175,10 @@ func TestHTTP(t *testing.T) {
 		"topic?name=not-ours": {`none of the app's`},
 		"scheduled":           {`{"messages":[],"crons":[]}`},
 	} {
-		_, text := get(t, base+"/console/api/"+path)
+		if code, _ := get(t, base+"/console/api/"+path); code != http.StatusNotFound {
+			t.Errorf("/console/api/%s is answered on the views' port: %d", path, code)
+		}
+		_, text := get(t, "http://127.0.0.1:"+admin+"/console/api/"+path)
 		for _, p := range parts {
 			if !strings.Contains(text, p) {
 				t.Errorf("/console/api/%s: no %s in %s", path, p, text)

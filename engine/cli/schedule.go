@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -161,28 +160,25 @@ func (c *command) scheduleGetCommand() *cobra.Command {
 
 // askSchedule prints what a running engine says.
 func (c *command) askSchedule(file, address string, q url.Values) error {
-	if address == "" {
-		p, err := c.configured(file)
-		if err != nil {
+	p, err := c.configured(file)
+	if err != nil {
+		return err
+	}
+	if address == "" && len(p.apps) > 1 {
+		if _, err := c.one(p); err != nil {
 			return err
 		}
-		if len(p.apps) > 1 {
-			if _, err := c.one(p); err != nil {
-				return err
-			}
-		}
-		port := p.all()[0].cfg.Web.Port
-		if port == 0 {
-			return errors.New("there is no HTTP server to ask: webPort is 0")
-		}
-		address = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
-	code, body, err := apphttp.Ask(address, "/schedule?"+q.Encode(), 10*time.Second)
+	cfg := p.all()[0].cfg
+	if address == "" && cfg.Web.Port == 0 {
+		return errors.New("there is no HTTP server to ask: webPort is 0")
+	}
+	code, body, err := askEngine(cfg, address, "/schedule?"+q.Encode(), 10*time.Second)
 	if err != nil {
 		return err
 	}
 	if code != 200 {
-		fmt.Fprintf(c.streams.Err, "kaspr: %s answers %d: %s", address, code, body)
+		fmt.Fprintf(c.streams.Err, "kaspr: the engine answers %d: %s", code, body)
 		if code == 404 && q.Get("id") == "" {
 			fmt.Fprintln(c.streams.Err, "kaspr: lists need schedulerWebEnabled in that engine")
 		}

@@ -76,13 +76,7 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 		k.fail(Contradiction, fmt.Sprintf("commitInterval (%s) must be at most half of transactionTimeout (%s): the broker would abort every transaction",
 			from["commitInterval"].Text, from["transactionTimeout"].Text), "", "commitInterval", "transactionTimeout")
 	}
-	if l := c.Web.AdminListen; l != "" && k.ok("adminListen") {
-		if host, port, err := net.SplitHostPort(l); err != nil || port == "" {
-			k.fail(BadValue, fmt.Sprintf("adminListen %q must be host:port", l), "127.0.0.1:6066", "adminListen")
-		} else if ip := net.ParseIP(host); c.Web.AdminToken == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			k.fail(Missing, fmt.Sprintf("adminListen %q is reachable by others, and shows data of tables: it needs adminToken", l), "", "adminListen")
-		}
-	}
+	c.Web.check(k)
 	if s := c.Store; s.MemoryMax > 0 && k.ok("storeMemoryMax", "storeRocksdbBlockCacheSize") && s.BlockCacheSize > s.MemoryMax/3*2 {
 		k.fail(Contradiction, fmt.Sprintf("storeRocksdbBlockCacheSize (%s) must leave a third of storeMemoryMax (%s) to the write buffers",
 			from["storeRocksdbBlockCacheSize"].Text, from["storeMemoryMax"].Text), "", "storeRocksdbBlockCacheSize", "storeMemoryMax")
@@ -97,6 +91,32 @@ func (c Config) check(from map[string]given, bad map[string]bool, offline bool) 
 		}
 	}
 	return k.problems
+}
+
+func (w Web) check(c *checker) {
+	if l := w.AdminAddress(); l != "" && c.ok("adminListen") {
+		if host, port, err := net.SplitHostPort(l); err != nil || port == "" {
+			c.fail(BadValue, fmt.Sprintf("adminListen %q must be host:port, or off", l), AdminListenDefault, "adminListen")
+		} else if ip := net.ParseIP(host); w.AdminToken+w.AdminTLS.ClientCAFile == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			c.fail(Missing, fmt.Sprintf("adminListen %q is reachable by others, and shows data of tables: it needs adminToken or adminTlsClientCaFile", l), "", "adminListen")
+		}
+	}
+	w.TLS.check(c, "web")
+	w.AdminTLS.check(c, "admin")
+	c.readable("webTlsCaFile", w.PeerCAFile)
+}
+
+func (t ListenerTLS) check(c *checker, of string) {
+	cert, key, clients := of+"TlsCertFile", of+"TlsKeyFile", of+"TlsClientCaFile"
+	switch {
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		c.fail(Missing, cert+" and "+key+" need each other", "", cert, key)
+	case t.ClientCAFile != "" && t.CertFile == "":
+		c.fail(Missing, clients+" needs "+cert+" and "+key+": without TLS there are no client certificates", "", clients)
+	}
+	c.readable(cert, t.CertFile)
+	c.readable(key, t.KeyFile)
+	c.readable(clients, t.ClientCAFile)
 }
 
 func (k Kafka) check(c *checker) {

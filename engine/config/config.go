@@ -200,10 +200,33 @@ type Web struct {
 	ConnectionsMax int
 	Debug          bool   // tracebacks in error bodies
 	Token          string // that requests to web views must bear; empty: none
-	AdminListen    string // host:port of the admin server; empty: none
+	TLS            ListenerTLS
+	PeerCAFile     string // authorities of the app's other processes; empty: the system's
+	AdminListen    string // as it was set; AdminAddress says what it means
 	AdminToken     string // that its requests must bear
+	AdminTLS       ListenerTLS
 	StaleReads     bool   // of standby copies, when the owner does not answer
 	Console        string // who may open it
+}
+
+// ListenerTLS are the PEM files of a listener; without a certificate it speaks plain HTTP.
+type ListenerTLS struct {
+	CertFile, KeyFile string
+	ClientCAFile      string // authorities of the clients' certificates; empty: clients need none
+}
+
+// AdminListenDefault is an address for one engine on a machine; AdminOff is for none.
+const (
+	AdminListenDefault = "127.0.0.1:6165"
+	AdminOff           = "off"
+)
+
+// AdminAddress is the host:port of the admin server; empty for none. Without an HTTP server there is one only if it was asked for.
+func (w Web) AdminAddress() string {
+	if w.AdminListen == AdminOff || w.Port == 0 && w.AdminListen == AdminListenDefault {
+		return ""
+	}
+	return w.AdminListen
 }
 
 // Who may open the console.

@@ -57,6 +57,21 @@ func TestOriginalNames(t *testing.T) {
 }
 
 // The engine is written against these values; a default that changes changes every app.
+// The admin server is there by default, for this machine only; whoever wants no HTTP server gets none of it.
+func TestAdminAddress(t *testing.T) {
+	for _, c := range []struct {
+		listen string
+		port   int
+		want   string
+	}{
+		{AdminListenDefault, 6065, "127.0.0.1:6165"}, {AdminListenDefault, 0, ""}, {AdminOff, 6065, ""}, {"", 6065, ""}, {"127.0.0.1:1234", 0, "127.0.0.1:1234"},
+	} {
+		if got := (Web{Port: c.port, AdminListen: c.listen}).AdminAddress(); got != c.want {
+			t.Errorf("%q with port %d: %q, want %q", c.listen, c.port, got, c.want)
+		}
+	}
+}
+
 func TestDefault(t *testing.T) {
 	c := Default()
 	c.values, c.environ = nil, nil
@@ -76,7 +91,7 @@ func TestDefault(t *testing.T) {
 		Sandbox: Sandbox{Deadline: 5 * time.Second, LoadDeadline: time.Minute, MemoryMax: 256 << 20, Tick: 5 * time.Millisecond},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
 		Tracing: TracingOff,
-		Web:     Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024, Console: ConsoleLoopback},
+		Web:     Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024, AdminListen: AdminListenDefault, Console: ConsoleLoopback},
 		Scheduler: Scheduler{
 			TopicPartitions: 3, CheckpointSaveInterval: 1300 * time.Millisecond, DispatcherLookbackDays: 7, DispatcherCheckpointInterval: 10 * time.Second,
 			JanitorCheckpointInterval: 10 * time.Second, JanitorCleanInterval: 3 * time.Second, JanitorHighwaterOffset: 4 * time.Hour,

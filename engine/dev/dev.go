@@ -195,9 +195,12 @@ func load(ctx context.Context, b *Broker, apps []App, rt *wasmhost.Runtime, out 
 	for _, a := range apps {
 		opts := engine.Options{Delivered: out.print, ReplicasMax: 1, Stores: mem.New(), Version: o.Version}
 		if o.HTTP && a.Config.Web.Port > 0 {
-			opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Config.Web.Port))
+			opts.Listen, opts.ListenAdmin = net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Config.Web.Port)), a.Config.Web.AdminAddress()
 		} else if o.Requests != "" {
 			opts.Listen = "127.0.0.1:0"
+		}
+		if o.Requests != "" {
+			a.Config.Web.TLS = config.ListenerTLS{} // they come from this process
 		}
 		a.Config.Kafka.BootstrapServers = b.Addrs()
 		made, err := engine.New(ctx, a.Config, a.Plan, rt, o.Log, opts)

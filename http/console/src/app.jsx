@@ -6,9 +6,25 @@ import { graph } from "./topology.js";
 
 const pollEvery = 1000;
 
+// The token of the admin server, if it wants one: kept until this tab is closed, and sent to nobody else.
+let token = "";
+try {
+  token = sessionStorage.getItem("token") ?? "";
+} catch { /* the browser keeps nothing */ }
+let wanted = () => {}; // tells the page that a token is wanted
+
+function keepToken(text) {
+  token = text;
+  try {
+    sessionStorage.setItem("token", text);
+  } catch { /* as above */ }
+}
+
 async function ask(path, signal) {
-  const resp = await fetch(`api/${path}`, { signal, headers: { Accept: "application/json" } });
+  const headers = { Accept: "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
+  const resp = await fetch(`api/${path}`, { signal, headers });
   const body = await resp.json().catch(() => ({}));
+  wanted(resp.status === 401);
   if (!resp.ok) throw new Error(body.error ?? `the app answered ${resp.status}`);
   return body;
 }
@@ -52,7 +68,11 @@ const tabs = [
 function App() {
   const fromURL = () => (tabs.some(([id]) => id === location.hash.slice(1)) ? location.hash.slice(1) : "overview");
   const [tab, setTab] = useState(fromURL);
+  const [locked, setLocked] = useState(false);
   const state = usePoll("overview");
+  useEffect(() => {
+    wanted = setLocked;
+  }, []);
   useEffect(() => {
     const follow = () => setTab(fromURL());
     addEventListener("hashchange", follow);
@@ -89,10 +109,26 @@ function App() {
         ))}
       </div>
       <main id="panel" role="tabpanel" aria-labelledby={`tab-${tab}`} tabIndex={0}>
-        {state.error && <p class="alert" role="alert">No answer from the app: {state.error}</p>}
-        {o ? <Panel o={o} before={state.before} /> : !state.error && <p>Loading…</p>}
+        {locked && <Token />}
+        {state.error && !locked && <p class="alert" role="alert">No answer from the app: {state.error}</p>}
+        {locked ? null : o ? <Panel o={o} before={state.before} /> : !state.error && <p>Loading…</p>}
       </main>
     </>
+  );
+}
+
+// Token asks for what the admin server wants to be shown. The next look, a second later, sends it.
+function Token() {
+  const [text, set] = useState("");
+  const [sent, setSent] = useState(token);
+  return (
+    <form onSubmit={(e) => { e.preventDefault(); keepToken(text); setSent(text); }}>
+      <label>Token of the admin server (adminToken)
+        <input type="password" autocomplete="off" value={text} onInput={(e) => set(e.currentTarget.value)} />
+      </label>
+      <button type="submit">Open</button>
+      {sent && <span class="bad" role="alert">This token is not the one.</span>}
+    </form>
   );
 }
 

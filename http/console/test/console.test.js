@@ -13,7 +13,7 @@ const here = fileURLToPath(new URL(".", import.meta.url));
 const shots = process.env.KASPR_CONSOLE_SHOTS; // a folder for screenshots; unset: none are taken
 const evil = '<script>window.harmed=1</script><img src=x onerror="window.harmed=1">';
 
-let engine, browser, page, base;
+let engine, browser, page, base; // base is the admin server's
 let log = "";
 const violations = [];
 
@@ -35,14 +35,14 @@ async function until(what, ok, limit = 90_000) {
 const order = (customer, amount, headers = {}) => `${JSON.stringify({ key: customer, value: { customer, amount }, headers })}\n`;
 
 before(async () => {
-  const port = await freePort();
-  base = `http://127.0.0.1:${port}`;
+  const [port, admin] = [await freePort(), await freePort()];
+  base = `http://127.0.0.1:${admin}`;
   const later = new Date(Date.now() + 86_400_000).toISOString();
   const requests = join(mkdtempSync(join(tmpdir(), "console-")), "requests.jsonl");
   writeFileSync(requests, `${JSON.stringify({ key: "k", value: { note: evil }, headers: { "x-scheduler-deliver-to": "rich", "x-scheduler-deliver-at": later, "x-scheduler-request-id": "tomorrow" } })}\n`);
-  engine = spawn(process.env.KASPR_BINARY, ["dev", `${here}app.yaml`, "--http", "--input", "orders=-", "--input", `shop-app-schedule-requests=${requests}`, "--set", `webPort=${port}`, "--log-level", "warn"], { stdio: ["pipe", "pipe", "pipe"] });
+  engine = spawn(process.env.KASPR_BINARY, ["dev", `${here}app.yaml`, "--http", "--input", "orders=-", "--input", `shop-app-schedule-requests=${requests}`, "--set", `webPort=${port}`, "--set", `adminListen=127.0.0.1:${admin}`, "--log-level", "warn"], { stdio: ["pipe", "pipe", "pipe"] });
   for (const s of [engine.stdout, engine.stderr]) s.on("data", (d) => { log = (log + d).slice(-20_000); });
-  await until("readiness", async () => (await fetch(`${base}/readyz`)).ok);
+  await until("readiness", async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok);
   for (let i = 0; i < 60; i++) engine.stdin.write(order(`customer-${i}`, i));
   engine.stdin.write(order("needle", 1000));
   engine.stdin.write(order(evil, -1, { note: evil }));
