@@ -377,6 +377,9 @@ func (v *view) failed(f *record.Failure, made apphttp.Response) apphttp.Response
 	if f.Kind == record.FailureCode && f.Type == "NotReady" {
 		return v.notReady(f.Message)
 	}
+	if f.Kind == record.FailureCode && f.Type == "kaspr.HTTPError" && made.Status != 0 && made.Status < 500 {
+		return made // the code's answer, and no failure of it; what it was to write is not written all the same
+	}
 	v.stats.FailedBy[kindIndex(f.Kind)].Add(1)
 	if left, ok := v.noisy.allow(time.Now()); ok {
 		attrs := []any{"operation", f.Operation, "kind", f.Kind.String(), "err", strings.TrimSuffix(f.Type+": "+f.Message, ": ")}

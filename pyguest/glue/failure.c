@@ -251,7 +251,10 @@ int kaspr_fail(uint32_t unit, int kind, PyObject *where)
             kind = KASPR_FAILURE_DEADLINE;
         else if (PyErr_GivenExceptionMatches(exc, PyExc_MemoryError))
             kind = KASPR_FAILURE_MEMORY;
-        put_type(&type, exc);
+        if (PyErr_GivenExceptionMatches(exc, kaspr_runtime.http_error))
+            put_text(&type, "kaspr.HTTPError"); /* others may call a class of theirs HTTPError, too */
+        else
+            put_type(&type, exc);
         put_message(&message, exc);
         put_traceback(&traceback, exc);
         PyErr_Clear();

@@ -423,22 +423,41 @@ int kaspr_respond_empty(int status)
     return respond(&(message_t){.partition = status, .value = Py_None, .headers = kaspr_program.view->headers});
 }
 
-int kaspr_respond(PyObject *value, PyObject *body, int outcome)
+/* Whether what a pipeline gave says itself what to answer. A plain tuple of three does where it could not be anything else: it may be
+ * a JSON array, or what bodySelector makes a body of. */
+int kaspr_is_response(PyObject *value)
 {
     const view_t *v = kaspr_program.view;
+    return PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 3 &&
+           (Py_IS_TYPE(value, (PyTypeObject *)kaspr_runtime.response) || (v->content != CONTENT_JSON && v->body_of[SUCCESS].func == NULL));
+}
+
+int kaspr_respond(PyObject *value, PyObject *body, int outcome, PyObject *given)
+{
+    const view_t *v = kaspr_program.view;
+    PyObject *body_given = given == NULL ? Py_Ellipsis : PyTuple_GET_ITEM(given, 0);
+    PyObject *status_given = given == NULL ? Py_None : PyTuple_GET_ITEM(given, 1);
+    PyObject *headers_given = given == NULL ? Py_None : PyTuple_GET_ITEM(given, 2);
     message_t m = {.partition = outcome == SUCCESS ? v->status == 0 ? 200 : v->status : 500};
     PyObject *headers = NULL, *made = NULL;
     int rc = -1;
-    if (v->status_of[outcome].func != NULL) {
+    if (status_given != Py_None) {
+        if (status_of(status_given, &m.partition) < 0)
+            return -1;
+    } else if (v->status_of[outcome].func != NULL) {
         PyObject *status = selected(&v->status_of[outcome], value);
         int bad = status == NULL || status_of(status, &m.partition) < 0;
         Py_XDECREF(status);
         if (bad)
             return -1;
     }
-    if (v->headers_of[outcome].func != NULL && (headers = selected(&v->headers_of[outcome], value)) == NULL)
+    if (headers_given != Py_None)
+        headers = Py_NewRef(headers_given);
+    else if (v->headers_of[outcome].func != NULL && (headers = selected(&v->headers_of[outcome], value)) == NULL)
         goto done;
-    if (v->body_of[outcome].func != NULL && (body = made = selected(&v->body_of[outcome], value)) == NULL)
+    if (body_given != Py_Ellipsis)
+        body = body_given;
+    else if (v->body_of[outcome].func != NULL && (body = made = selected(&v->body_of[outcome], value)) == NULL)
         goto done;
     if (check_body(v->content, body, &m.value_codec.codec) < 0)
         goto done;

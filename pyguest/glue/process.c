@@ -296,13 +296,30 @@ static inline void unit_release(unit_t *u)
         Py_CLEAR(kaspr_context_scratch);
 }
 
+/* What a kaspr.HTTPError says to answer: (body, status, headers); NULL for another exception, or one whose members are gone. */
+static PyObject *answer_of(PyObject *exc)
+{
+    if (!PyErr_GivenExceptionMatches(exc, kaspr_runtime.http_error))
+        return NULL;
+    PyObject *body = PyObject_GetAttrString(exc, "body"), *status = body == NULL ? NULL : PyObject_GetAttrString(exc, "status");
+    PyObject *headers = status == NULL ? NULL : PyObject_GetAttrString(exc, "headers");
+    PyObject *r = headers == NULL ? NULL : PyTuple_Pack(3, body, status, headers);
+    Py_XDECREF(body);
+    Py_XDECREF(status);
+    Py_XDECREF(headers);
+    PyErr_Clear();
+    return r;
+}
+
 /* What a view's onError and its error body are made of: (operation, cause, traceback) of the exception that is set, which stays.
- * NULL without an exception: there is no memory for it. */
-static PyObject *view_error(void)
+ * given: what it says itself, or NULL. NULL without an exception: there is no memory for it. */
+static PyObject *view_error(PyObject **given)
 {
     PyObject *exc = PyErr_GetRaisedException();
+    *given = NULL;
     if (exc == NULL)
         return NULL;
+    *given = answer_of(exc);
     PyObject *name = kaspr_program.op_count > 0 ? kaspr_program.ops[kaspr_state.operation].name : NULL;
     PyObject *cause = kaspr_exception_message(exc), *traceback = kaspr_exception_traceback(exc);
     PyObject *r = cause == NULL || traceback == NULL ? NULL : PyTuple_Pack(3, name == NULL ? Py_None : name, cause, traceback);
@@ -314,11 +331,11 @@ static PyObject *view_error(void)
 }
 
 /* Answers a request that failed. Whatever fails here is logged; the host answers then. */
-static void respond_error(unit_t *u, PyObject *error)
+static void respond_error(unit_t *u, PyObject *error, PyObject *given)
 {
     size_t start = kaspr_result.len;
     PyObject *made = PyObject_CallObject(kaspr_program.view->failed, error);
-    int rc = made == NULL ? -1 : kaspr_respond(PyTuple_GET_ITEM(made, 0), PyTuple_GET_ITEM(made, 1), ERROR);
+    int rc = made == NULL ? -1 : kaspr_respond(PyTuple_GET_ITEM(made, 0), PyTuple_GET_ITEM(made, 1), ERROR, given);
     Py_XDECREF(made);
     store_undo();
     u->aside.len = 0;
@@ -347,13 +364,14 @@ static int unit_failed(unit_t *u, size_t start)
     u->aside.len = 0;
     u->building = 0;
     store_undo();
-    PyObject *error = kaspr_program.view == NULL ? NULL : view_error();
+    PyObject *given = NULL, *error = kaspr_program.view == NULL ? NULL : view_error(&given);
     int rc = kaspr_fail(u->index, u->failure, where);
     if (error != NULL) {
         if (rc == 0)
-            respond_error(u, error);
+            respond_error(u, error, given);
         Py_DECREF(error);
     }
+    Py_XDECREF(given);
     unit_release(u);
     size_t end = kaspr_result.len;
     u->active = 1;
@@ -444,7 +462,9 @@ static int run_request(unit_t *u, uint32_t index)
             rc = kaspr_respond_empty(204);
         else {
             PyObject *data = u->last == NULL ? Py_NewRef(Py_None) : Py_NewRef(u->last);
-            rc = kaspr_respond(data, data, SUCCESS);
+            PyObject *given = kaspr_is_response(data) ? data : NULL;
+            PyObject *value = given == NULL ? data : PyTuple_GET_ITEM(given, 0);
+            rc = kaspr_respond(value, value, SUCCESS, given);
             Py_DECREF(data);
         }
     }

@@ -119,6 +119,8 @@ static int take_runtime(void)
         {"kaspr_runtime", "acked", &rt->acked},
         {"kaspr_request", "Request", &rt->request},
         {"kaspr", "NotReady", &rt->not_ready},
+        {"kaspr", "Response", &rt->response},
+        {"kaspr", "HTTPError", &rt->http_error},
         {"pickle", "dumps", &rt->pickle_dumps},
         {"pickle", "loads", &rt->pickle_loads},
         {"binascii", "a2b_base64", &rt->a2b_base64},

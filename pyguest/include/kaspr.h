@@ -132,6 +132,7 @@ typedef struct {
     PyObject *app, *forward, *send, *acked;    /* kaspr_app */
     PyObject *request;                         /* class kaspr_request.Request */
     PyObject *not_ready;                       /* class kaspr.NotReady */
+    PyObject *response, *http_error;           /* classes kaspr.Response and kaspr.HTTPError */
     PyObject *pickle_dumps, *pickle_loads, *a2b_base64;
     PyObject *joined, *pickle_key;             /* class kaspr.Joined; pickles a channel's key */
 } runtime_t;
@@ -208,10 +209,14 @@ enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
 /* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores
  * its metadata there. kwnames and kwvalues are the tables of a topicSend. */
 int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer);
-/* Answers a request: writes its response, an EntryOutput. value is what the selectors of outcome get; body what is sent without one. */
-int kaspr_respond(PyObject *value, PyObject *body, int outcome);
+/* Answers a request: writes its response, an EntryOutput. value is what the selectors of outcome get; body what is sent without one.
+ * given is what code said itself, (body, status, headers), or NULL; it counts before the view's own. Ellipsis and None leave that open. */
+int kaspr_respond(PyObject *value, PyObject *body, int outcome, PyObject *given);
 /* The same with a status and no body. */
 int kaspr_respond_empty(int status);
+
+/* Whether a pipeline's result is such a tuple. */
+int kaspr_is_response(PyObject *value);
 /* _kaspr.produce: what app.send does. */
 PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n);
 

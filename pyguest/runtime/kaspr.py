@@ -1,4 +1,4 @@
-"""What user code can import of the engine: its exceptions, and what joins give."""
+"""What user code can import of the engine: its exceptions, what web views answer with, and what joins give."""
 
 
 class DeadlineExceeded(BaseException):
@@ -51,9 +51,47 @@ class NotReady(RuntimeError):
     __module__ = "kaspr"
 
 
+class Response(tuple):
+    """What a web view answers with: the body, and if given the status and headers, which count before the view's own."""
+
+    __module__ = "kaspr"
+    __slots__ = ()
+
+    def __new__(cls, body=None, status=None, headers=None):
+        return super().__new__(cls, (body, status, headers))
+
+    body = property(lambda self: self[0])
+    status = property(lambda self: self[1])
+    headers = property(lambda self: self[2])
+
+    def __reduce__(self):
+        return Response, tuple(self)
+
+    def __repr__(self):
+        return f"Response({self.body!r}, status={self.status!r}, headers={self.headers!r})"
+
+
+class HTTPError(Exception):
+    """Ends a request of a web view with this status: nothing the request was to write is written.
+
+    What is not given of body and headers is what the view says of errors.
+    """
+
+    __module__ = "kaspr"
+
+    def __init__(self, status, body=..., headers=None):
+        if not isinstance(status, int) or isinstance(status, bool) or not 300 <= status <= 599:
+            raise ValueError(f"the status of an HTTPError is an int from 300 to 599, not {status!r}")
+        super().__init__(status, body, headers)
+        self.status, self.body, self.headers = status, body, headers
+
+    def __str__(self):
+        return self.body if isinstance(self.body, str) else str(self.status)
+
+
 def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        f"the engine's module kaspr has no {name}: it has DeadlineExceeded, NotReady and Joined; everything else is in context[\"app\"]"
+        f"the engine's module kaspr has no {name}: it has DeadlineExceeded, NotReady, HTTPError, Response and Joined; everything else is in context[\"app\"]"
     )
