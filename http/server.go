@@ -46,6 +46,8 @@ type Options struct {
 	Log         *slog.Logger
 	// Schedule answers /schedule: a code, and a value for JSON; nil: there is no such path.
 	Schedule func(ScheduleQuery) (int, any)
+	// OpenAPI describes the views, as JSON, to those who may call them; nil: nobody asked for it.
+	OpenAPI []byte
 }
 
 // Limits of a request. A client that is slower than this, or says more, is cut off.
@@ -123,6 +125,9 @@ func newServer(o Options) *Server {
 	}
 	if o.Peer != nil {
 		s.routes[peerPath] = s.peer // which looks at the method itself
+	}
+	if o.OpenAPI != nil {
+		s.routes["/openapi.json"] = s.openAPI
 	}
 	if o.Schedule != nil {
 		s.routes["/schedule"] = s.schedule
@@ -214,6 +219,13 @@ func (s *Server) ready(ctx *fasthttp.RequestCtx) {
 }
 
 func (s *Server) status(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, s.opts.App.Status()) }
+
+func (s *Server) openAPI(ctx *fasthttp.RequestCtx) {
+	if s.views.admits(ctx) {
+		ctx.SetContentType("application/json")
+		ctx.SetBody(s.opts.OpenAPI)
+	}
+}
 
 func reply(ctx *fasthttp.RequestCtx, code int, body any) {
 	text, err := json.Marshal(body)

@@ -174,3 +174,14 @@ func TestPeerSecret(t *testing.T) {
 		t.Error("a server without a secret answers")
 	}
 }
+
+// What describes the views is for those who may call them.
+func TestOpenAPIToken(t *testing.T) {
+	s := serveViews(t, Options{Token: "secret", OpenAPI: []byte(`{"openapi":"3.0.3"}`)})
+	if got := ask(t, s, "GET", "/openapi.json"); got.code != 401 {
+		t.Errorf("without the token: %d %s", got.code, got.body)
+	}
+	if code, text := status(t, nethttp.DefaultClient, "http://"+s.Addr()+"/openapi.json", "Authorization", "Bearer secret"); code != 200 || text != `{"openapi":"3.0.3"}` {
+		t.Errorf("with it: %d %s", code, text)
+	}
+}

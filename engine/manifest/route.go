@@ -14,7 +14,11 @@ type Route struct {
 	// parameters. A parameter without a pattern is at least one character, up to the next slash.
 	Match  *regexp.Regexp
 	Params []string // in the order of the path, each a Python identifier
-	Text   string   // the path itself when there is no parameter
+	// Patterns are what the parameters match, as it is written; empty for one without.
+	Patterns []string
+	// Template is the path with {name} for each parameter.
+	Template string
+	Text     string // the path itself when there is no parameter
 	// Shape is the same for paths that differ only in the names of their parameters.
 	Shape string
 }
@@ -32,7 +36,7 @@ func ParseRoute(path string) (*Route, error) {
 		if bad := strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`?#}`, r) }); bad >= 0 {
 			return nil, fmt.Errorf("%q cannot stand in a path", text[bad:bad+1])
 		}
-		match, shape = match+regexp.QuoteMeta(text), shape+text
+		match, shape, r.Template = match+regexp.QuoteMeta(text), shape+text, r.Template+text
 		if !found {
 			break
 		}
@@ -60,7 +64,12 @@ func ParseRoute(path string) (*Route, error) {
 		if strings.Join(own.SubexpNames(), "") != "" {
 			return nil, fmt.Errorf("the pattern of %q has a group with a name, which could be taken for a parameter", name)
 		}
-		r.Params = append(r.Params, name)
+		r.Params, r.Template = append(r.Params, name), r.Template+"{"+name+"}"
+		if custom {
+			r.Patterns = append(r.Patterns, pattern)
+		} else {
+			r.Patterns = append(r.Patterns, "")
+		}
 		match, shape = match+`(?P<`+name+`>`+pattern+`)`, shape+"{"+pattern+"}"
 	}
 	whole, err := regexp.Compile(match + `$`)
