@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +17,7 @@ import (
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/wasmhost"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // administration is the app as its operators ask it (apphttp.Admin): where tables are, and what is in them.
@@ -28,20 +31,17 @@ func (a administration) table(name string) int {
 }
 
 // Routes is {address: {changelog: [partitions]}} of active owners, as the group's leader last said.
-func (a administration) Routes(table string) (any, bool) {
-	if table != "" && a.table(table) < 0 {
-		return nil, false
+func (a administration) Routes(table string, of apphttp.Page) (any, string, bool) {
+	tables, next, ok := a.tablesOf(table, of)
+	if !ok {
+		return nil, "", false
 	}
 	routes := map[string]map[string][]int32{}
 	placed := a.placement.Load()
 	if placed == nil {
-		return routes, true
+		return routes, next, true
 	}
-	for i := range a.plan.Tables {
-		t := &a.plan.Tables[i]
-		if table != "" && t.Name != table {
-			continue
-		}
+	for _, t := range tables {
 		for n, owner := range placed.placement.Owners[t.Name] {
 			if owner < 0 || int(owner) >= len(placed.placement.Peers) {
 				continue
@@ -53,7 +53,26 @@ func (a administration) Routes(table string) (any, bool) {
 			routes[address][t.Changelog.Name] = append(routes[address][t.Changelog.Name], int32(n))
 		}
 	}
-	return routes, true
+	return routes, next, true
+}
+
+// tablesOf is the table of a name; without one a page of all, by their names, and where the next one begins.
+func (a administration) tablesOf(name string, of apphttp.Page) (list []*plan.Table, next string, ok bool) {
+	for i := range a.plan.Tables {
+		if t := &a.plan.Tables[i]; name == "" || t.Name == name {
+			list = append(list, t)
+		}
+	}
+	if name != "" || of.Limit == 0 {
+		return list, "", name == "" || len(list) > 0
+	}
+	slices.SortFunc(list, func(a, b *plan.Table) int { return cmp.Compare(a.Name, b.Name) })
+	list = slices.DeleteFunc(list, func(t *plan.Table) bool { return t.Name <= of.After && of.After != "" })
+	if len(list) > of.Limit {
+		list = list[:of.Limit]
+		next = list[of.Limit-1].Name
+	}
+	return list, next, true
 }
 
 // shownAddress is the address of a process without its secret.
@@ -87,20 +106,90 @@ func (a administration) Owner(table, key string) (string, error) {
 	return shownAddress(placed.placement.Peers[owner].Address), nil
 }
 
-func (a administration) Tables(table string) (any, bool) {
+func (a administration) Tables(table string, of apphttp.Page) (any, string, bool) {
 	type described struct {
 		Name string `json:"name"`
 		Help string `json:"help"`
 	}
+	tables, next, ok := a.tablesOf(table, of)
 	list := []described{}
-	for i := range a.plan.Tables {
-		g := &a.plan.Tables[i].Guest
-		if g.Name == table {
-			return described{g.Name, g.Help}, true
-		}
-		list = append(list, described{g.Name, g.Help})
+	for _, t := range tables {
+		list = append(list, described{t.Guest.Name, t.Guest.Help})
 	}
-	return list, table == ""
+	if table != "" && ok {
+		return list[0], "", true
+	}
+	return list, next, ok
+}
+
+// scanned is an entry as Scan tells it: JSON as it is stored, what is not JSON as {"base64": …}.
+type scanned struct {
+	Partition int32           `json:"partition"`
+	Key       json.RawMessage `json:"key"`
+	Window    *int64          `json:"window,omitempty"` // its start, in milliseconds
+	Value     json.RawMessage `json:"value"`
+}
+
+// Bounds of a page, of bytes: about how much is read of a partition at a time, and how much is answered. A page may be shorter than its limit.
+const (
+	scanBytes     = 256 << 10
+	scanPageBytes = 4 << 20
+)
+
+func (a administration) Scan(ctx context.Context, table string, of apphttp.Page) (any, string, error) {
+	i := a.table(table)
+	if i < 0 {
+		return nil, "", apphttp.ErrNoTable
+	}
+	if !a.seen.running.Load() {
+		return nil, "", fmt.Errorf("%w: the app is starting", apphttp.ErrUnavailable)
+	}
+	number, after, err := parseCursor(of.After)
+	if err != nil {
+		return nil, "", apphttp.ErrBadAfter
+	}
+	t := &a.plan.Tables[i].Guest
+	list, size, next := []scanned{}, 0, ""
+	for ; number < a.counts[i]; number, after = number+1, nil {
+		for more := true; more; {
+			var entries []wasmhost.TableEntry
+			if entries, more, err = a.page(ctx, i, number, nil, after, scanBytes); err != nil {
+				return nil, "", fmt.Errorf("%w: %w", apphttp.ErrUnavailable, err)
+			}
+			for _, e := range entries {
+				if len(list) == of.Limit || size > scanPageBytes {
+					return list, next, nil
+				}
+				list, after = append(list, scannedOf(number, e, t)), e.Key
+				size, next = size+len(e.Key)+len(e.Value), cursor(number, e.Key)
+			}
+			more = more && len(entries) > 0
+		}
+	}
+	return list, "", nil
+}
+
+func scannedOf(number int32, e wasmhost.TableEntry, t *abi.Table) scanned {
+	s := scanned{Partition: number, Value: jsonOf(e.Value, t.ValueSerializer)}
+	key := e.Key
+	if n := len(key) - 8; t.Window != nil && n >= 0 {
+		start := int64(binary.BigEndian.Uint64(key[n:]))
+		s.Window, key = &start, key[:n]
+	}
+	s.Key = jsonOf(key, t.KeySerializer)
+	return s
+}
+
+// jsonOf is stored bytes as JSON.
+func jsonOf(stored []byte, serializer string) json.RawMessage {
+	if serializer != "raw" && json.Valid(stored) {
+		return stored
+	}
+	text, err := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(stored)})
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return text
 }
 
 func (a administration) Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error) {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -16,12 +17,15 @@ import (
 
 // Admin is what the admin server asks: tables and where they are. It is called from any number of goroutines.
 type Admin interface {
-	// Routes is what owns which partitions of the changelogs: of one table, or of all with an empty name. False: there is no such table.
-	Routes(table string) (any, bool)
+	// Routes is what owns which partitions of the changelogs: of one table, or with an empty name of those of a page and where the next
+	// page begins. False: there is no such table.
+	Routes(table string, of Page) (v any, next string, ok bool)
 	// Owner is the address of the process that has the partition of a key's hash.
 	Owner(table, key string) (address string, err error)
-	// Tables describes one table, or all with an empty name.
-	Tables(table string) (any, bool)
+	// Tables describes one table, or with an empty name those of a page.
+	Tables(table string, of Page) (v any, next string, ok bool)
+	// Scan is a page of a table's entries, whichever process has them, in the order of partitions and keys, and where the next page begins.
+	Scan(ctx context.Context, table string, of Page) (entries any, next string, err error)
 	// Value is a key's value as JSON; nil: there is none. A key of a JSON table is a text, or JSON itself if asJSON says so.
 	Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error)
 	// Rebalance has the group assign its partitions anew.
@@ -30,11 +34,24 @@ type Admin interface {
 	Status() any
 }
 
+// Page asks for a part of a list. The zero value asks for all of it.
+type Page struct {
+	After string // what the page before gave as next
+	Limit int    // 1 to PageLimitMax; 0: no bound
+}
+
+// Rows of a page.
+const (
+	pageLimit    = 100
+	PageLimitMax = 1000
+)
+
 // Errors of an Admin, for the codes of the answers.
 var (
 	ErrNoTable     = errors.New("unknown table")
 	ErrUnavailable = errors.New("cannot be answered now")
 	ErrBadKey      = errors.New("not a key of this table")
+	ErrBadAfter    = errors.New("after is not what a page before gave as next")
 )
 
 // AdminOptions are where the admin server listens, and whom it answers.
@@ -208,25 +225,82 @@ func (s *AdminServer) router(ctx *fasthttp.RequestCtx, names []string) {
 		reply(ctx, fasthttp.StatusOK, address)
 		return
 	}
-	s.describe(ctx, names, s.opts.Admin.Routes)
+	s.describe(ctx, names, "routes", s.opts.Admin.Routes)
 }
 
-func (s *AdminServer) describe(ctx *fasthttp.RequestCtx, names []string, what func(string) (any, bool)) {
-	name := ""
-	if len(names) > 0 {
-		name = names[0]
-	}
-	v, ok := what(name)
+// describe answers what is said of one table, or of all: as the original does, or a page of it under its name for those who ask for pages.
+func (s *AdminServer) describe(ctx *fasthttp.RequestCtx, names []string, list string, what func(string, Page) (any, string, bool)) {
+	page, paged, ok := pageOf(ctx)
 	if !ok {
-		s.refuse(ctx, name, ErrNoTable)
 		return
 	}
-	reply(ctx, fasthttp.StatusOK, v)
+	name := ""
+	if len(names) > 0 {
+		name, page, paged = names[0], Page{}, false // there is one
+	}
+	v, next, ok := what(name, page)
+	switch {
+	case !ok:
+		s.refuse(ctx, name, ErrNoTable)
+	case paged:
+		reply(ctx, fasthttp.StatusOK, paging{list: v}.next(next))
+	default:
+		reply(ctx, fasthttp.StatusOK, v)
+	}
+}
+
+// paging is the answer to a request for a page.
+type paging map[string]any
+
+// next says where the next page begins, if there is one.
+func (p paging) next(next string) paging {
+	if next != "" {
+		p["next"] = next
+	}
+	return p
+}
+
+// pageOf reads the page that is asked for, and whether one is. False: it is not a page, and that is answered.
+func pageOf(ctx *fasthttp.RequestCtx) (of Page, paged, ok bool) {
+	args := ctx.QueryArgs()
+	if !args.Has("limit") && !args.Has("after") {
+		return Page{}, false, true
+	}
+	of = Page{After: string(args.Peek("after")), Limit: pageLimit}
+	if args.Has("limit") {
+		n, err := strconv.Atoi(string(args.Peek("limit")))
+		if err != nil || n < 1 || n > PageLimitMax {
+			fail(ctx, fasthttp.StatusBadRequest, "limit is a number from 1 to "+strconv.Itoa(PageLimitMax))
+			return Page{}, false, false
+		}
+		of.Limit = n
+	}
+	return of, true, true
+}
+
+// scan answers a page of a table's entries, under what is said of the table.
+func (s *AdminServer) scan(ctx *fasthttp.RequestCtx, table string, of Page) {
+	entries, next, err := s.opts.Admin.Scan(ctx, table, of)
+	if err != nil {
+		s.refuse(ctx, table, err)
+		return
+	}
+	reply(ctx, fasthttp.StatusOK, paging{"name": table, "entries": entries}.next(next))
 }
 
 func (s *AdminServer) table(ctx *fasthttp.RequestCtx, names []string) {
+	if len(names) == 1 {
+		of, paged, ok := pageOf(ctx)
+		if !ok {
+			return
+		}
+		if paged {
+			s.scan(ctx, names[0], of)
+			return
+		}
+	}
 	if len(names) < 2 {
-		s.describe(ctx, names, s.opts.Admin.Tables)
+		s.describe(ctx, names, "tables", s.opts.Admin.Tables)
 		return
 	}
 	value, err := s.opts.Admin.Value(ctx, names[0], names[1], string(ctx.QueryArgs().Peek("key")) == "json")
@@ -245,7 +319,7 @@ func (s *AdminServer) refuse(ctx *fasthttp.RequestCtx, table string, err error) 
 	switch {
 	case errors.Is(err, ErrNoTable):
 		reply(ctx, fasthttp.StatusNotFound, map[string]string{"error": ErrNoTable.Error(), "name": table})
-	case errors.Is(err, ErrBadKey):
+	case errors.Is(err, ErrBadKey), errors.Is(err, ErrBadAfter):
 		fail(ctx, fasthttp.StatusBadRequest, err.Error())
 	default:
 		ctx.Response.Header.Set("Retry-After", retryAfter)

@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	nethttp "net/http"
@@ -13,8 +14,18 @@ import (
 
 type fakeAdmin struct{ rebalanced int }
 
-func (*fakeAdmin) Routes(table string) (any, bool) {
-	return map[string]any{"http://a": table}, table != "none"
+func (*fakeAdmin) Routes(table string, of Page) (any, string, bool) {
+	return map[string]any{"http://a": table}, of.After, table != "none"
+}
+
+func (*fakeAdmin) Scan(_ context.Context, table string, of Page) (any, string, error) {
+	if table == "none" {
+		return nil, "", ErrNoTable
+	}
+	if of.After == "bad" {
+		return nil, "", ErrBadAfter
+	}
+	return []int{of.Limit}, of.After, nil
 }
 
 func (*fakeAdmin) Owner(table, key string) (string, error) {
@@ -24,7 +35,9 @@ func (*fakeAdmin) Owner(table, key string) (string, error) {
 	return "http://" + key, nil
 }
 
-func (*fakeAdmin) Tables(table string) (any, bool) { return []string{"t" + table}, table != "none" }
+func (*fakeAdmin) Tables(table string, of Page) (any, string, bool) {
+	return []string{"t" + table}, of.After, table != "none"
+}
 
 func (*fakeAdmin) Value(_ context.Context, table, key string, asJSON bool) ([]byte, error) {
 	switch {
@@ -103,6 +116,11 @@ func TestAdminEndpoints(t *testing.T) {
 		{"GET", "/table/x/7/?key=json", 200, `7`}, {"GET", "/table/away/k/", 503, "cannot be answered now"}, {"GET", "/table/window/k/", 400, "not a key"},
 		{"GET", "/table/broken/k/", 503, "broken"}, {"GET", "/table/x/k", 404, "not found"}, {"GET", "/table", 404, "not found"}, {"GET", "/table/a/b/c/", 404, "not found"},
 		{"GET", "/", 404, "not found"}, {"POST", "/table/", 405, "only GET"},
+		{"GET", "/table/?limit=5", 200, `{"tables":["t"]}`}, {"GET", "/table/?after=a", 200, `{"next":"a","tables":["t"]}`},
+		{"GET", "/router/?limit=1000&after=b", 200, `{"next":"b","routes":{"http://a":""}}`}, {"GET", "/router/?limit=1001", 400, "from 1 to 1000"},
+		{"GET", "/table/x/?limit=7", 200, `{"entries":[7],"name":"x"}`}, {"GET", "/table/x/?after=c", 200, `{"entries":[100],"name":"x","next":"c"}`},
+		{"GET", "/table/x/?limit=0", 400, "from 1 to 1000"}, {"GET", "/table/x/?limit=", 400, "from 1 to 1000"}, {"GET", "/table/x/?after=bad", 400, "after is not"},
+		{"GET", "/table/none/?limit=1", 404, "unknown table"}, {"GET", "/router/x/?limit=1", 200, `{"http://a":"x"}`},
 		{"GET", "/signal/rebalance", 405, "only POST"}, {"POST", "/signal/rebalance/", 405, ""}, {"GET", "/status", 200, `"status"`},
 		{"POST", "/signal/rebalance", 200, `{"message":"Rebalance requested","status":"ok"}`},
 	} {
@@ -165,3 +183,72 @@ func TestViewToken(t *testing.T) {
 		t.Errorf("with the token: %d", resp.StatusCode)
 	}
 }
+
+// FuzzAdmin: whatever a client sends to the admin server, nothing but a request with the token is asked of the app, with names that are not empty and
+// pages within their bounds, and every answer is one of JSON or of the console's files.
+func FuzzAdmin(f *testing.F) {
+	for _, text := range []string{
+		"GET /table/x/k/ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n\r\n", "GET /table/x/?limit=5&after=%00 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n\r\n",
+		"GET /router/%2f/%zz/ HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n\r\n", "POST /signal/rebalance HTTP/1.1\r\nHost: a\r\nAuthorization: bearer secret\r\nContent-Length: 3\r\n\r\nabc",
+		"GET //table/../table/x/ HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nAuthorization: Bearer x\r\n\r\n", "GET /console/api/topic?name=t&from=0:1,,2 HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+		"GET /console/api/table?name=users&search=%ff HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nOrigin: x\r\n\r\n", "GET http://localhost/status HTTP/1.0\r\nAuthorization:\tBearer secret\r\n\r\n",
+		"GET /table/" + strings.Repeat("a/", 5000) + " HTTP/1.1\r\nHost: a\r\n\r\n", "GET /status HTTP/1.1\r\nHost: a\r\n" + strings.Repeat("X: y\r\n", 3000) + "\r\n",
+	} {
+		f.Add(text)
+	}
+	admin := &watchedAdmin{}
+	s := newAdmin(AdminOptions{Token: "secret", Admin: admin, Console: fakeConsole{}, ConsoleFor: "all", Log: slog.New(slog.DiscardHandler)})
+	f.Fuzz(func(t *testing.T, text string) {
+		admin.asked, admin.bad = 0, ""
+		c := &wire{in: strings.NewReader(text)}
+		_ = s.srv.ServeConn(c) // a request that cannot be read is an error
+		if admin.bad != "" {
+			t.Fatalf("the app was asked %s", admin.bad)
+		}
+		if admin.asked > 0 && !strings.Contains(text, "secret") {
+			t.Fatal("the app was asked without the token")
+		}
+	})
+}
+
+// watchedAdmin notes what it is asked and should not be.
+type watchedAdmin struct {
+	fakeAdmin
+	asked int
+	bad   string
+}
+
+func (a *watchedAdmin) look(name string, of Page) {
+	a.asked++
+	if of.Limit < 0 || of.Limit > PageLimitMax || name == "" && of.Limit == 0 && of.After != "" {
+		a.bad = fmt.Sprintf("%q for the page %+v", name, of)
+	}
+}
+
+func (a *watchedAdmin) Routes(table string, of Page) (any, string, bool) {
+	a.look(table, of)
+	return a.fakeAdmin.Routes(table, of)
+}
+
+func (a *watchedAdmin) Tables(table string, of Page) (any, string, bool) {
+	a.look(table, of)
+	return a.fakeAdmin.Tables(table, of)
+}
+
+func (a *watchedAdmin) Scan(ctx context.Context, table string, of Page) (any, string, error) {
+	a.look(table, of)
+	if of.Limit == 0 {
+		a.bad = "for a scan without a bound"
+	}
+	return a.fakeAdmin.Scan(ctx, table, of)
+}
+
+func (a *watchedAdmin) Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error) {
+	if a.asked++; table == "" || key == "" {
+		a.bad = fmt.Sprintf("for key %q of table %q", key, table)
+	}
+	return []byte(`"v"`), nil
+}
+
+func (a *watchedAdmin) Rebalance() error { a.asked++; return nil }
+func (a *watchedAdmin) Status() any      { a.asked++; return "status" }

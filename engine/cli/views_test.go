@@ -109,7 +109,8 @@ func TestSlowView(t *testing.T) {
 	until("records beside a view that never ends", func() bool { return strings.Contains(out.String(), `"value":3`) })
 	until("other views beside a view that never ends", func() bool { code, text := get(t, base+"/quick"); return code == 200 && text == "3" })
 	for path, want := range map[string]string{
-		"/table/totals/all/": "3", "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `"name":"totals"`, "/router/totals/all/": ":" + port,
+		"/table/totals/?limit=10": `"entries":[{"partition":0,"key":"all","value":3}],"name":"totals"}`, "/table/?limit=1": `{"tables":[{"name":"totals"`,
+		"/table/totals/all/": "3", "/router/?limit=1": `{"routes":{"http`, "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `"name":"totals"`, "/router/totals/all/": ":" + port,
 	} {
 		if code, text := get(t, "http://127.0.0.1:"+admin+path); code != 200 || !strings.Contains(text, want) || strings.Contains(text, "@") {
 			t.Errorf("%s: %d %s, want %s", path, code, text, want)
@@ -117,6 +118,9 @@ func TestSlowView(t *testing.T) {
 		if code, _ := get(t, base+path); code == 200 {
 			t.Errorf("%s is answered on the views' port", path)
 		}
+	}
+	if code, text := get(t, base+"/openapi.json"); code != 200 || !strings.Contains(text, `"/quick":{"get":{"operationId":"quick"`) || !strings.Contains(text, `"/slow"`) {
+		t.Errorf("/openapi.json: %d %s", code, text)
 	}
 	asking.Wait()
 	if refused < 4 || late > 2 {
