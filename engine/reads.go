@@ -63,7 +63,7 @@ func (a *App) lookup(ctx context.Context, table int, partition int32, key []byte
 	})
 	if err != nil && a.cfg.Web.StaleReads {
 		if parts := a.partsOf(table); parts != nil {
-			if value, at, ok := a.lookupStale(parts, partition, key); ok {
+			if value, at, ok := a.lookupStale(ctx, parts, partition, key); ok {
 				return value, at, nil
 			}
 		}
@@ -195,28 +195,101 @@ func (a *App) unread(table string, missing []int32, why error) error {
 	return &notReadyError{text}
 }
 
-// lookupStale reads a key of whatever copies are here, if they are of all partitions it may be in.
-func (a *App) lookupStale(parts []*tablePart, partition int32, key []byte) (value []byte, at int32, ok bool) {
+// staleWait is how long other processes are given to read their copies: by then the owner has been waited for.
+const staleWait = time.Second
+
+// lookupStale reads a key of whatever copies there are, here and then in other processes, if they are of all partitions it may be in.
+func (a *App) lookupStale(ctx context.Context, parts []*tablePart, partition int32, key []byte) (value []byte, at int32, ok bool) {
+	var left []int32 // partitions of which no copy has been read
 	for _, p := range parts {
 		if partition != record.RecordPartition && p.number != partition {
 			continue
 		}
-		now := p.now.Load()
-		if now == nil {
-			return nil, 0, false
-		}
-		v, err := now.store.Get(key)
+		v, err := readCopy(p, key)
 		if err != nil {
-			return nil, 0, false
-		}
-		if v != nil && value == nil {
+			left = append(left, p.number)
+		} else if v != nil && value == nil {
 			value, at = v, p.number
 		}
+	}
+	if value == nil && len(left) > 0 {
+		table := parts[0].of.plan[parts[0].table].Name
+		a.askCopies(ctx, func(ctx context.Context, address string) (done func()) {
+			v, in, checked, err := a.askFor(ctx, staleGetAsked, address, table, left, key)
+			return func() {
+				switch {
+				case err != nil:
+					a.log.Debug("ask another process for a copy of a table", "table", table, "err", err)
+				case v != nil && (value == nil || in < at):
+					value, at = v, in
+				case v == nil:
+					left = slices.DeleteFunc(slices.Clone(left), func(n int32) bool { return slices.Contains(checked, n) })
+				}
+			}
+		})
 	}
 	if value == nil {
 		at = record.PartitionOf(key, int32(len(parts)))
 	}
-	return value, at, true
+	return value, at, value != nil || len(left) == 0
+}
+
+// askCopies asks all other processes at a time, and then has each answer taken, one after the other.
+func (a *App) askCopies(ctx context.Context, ask func(ctx context.Context, address string) (done func())) {
+	placed := a.placement.Load()
+	if placed == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, staleWait)
+	defer cancel()
+	answers := make([]func(), len(placed.placement.Peers))
+	var asking sync.WaitGroup
+	for i, p := range placed.placement.Peers {
+		if p.Instance != placed.self && p.Address != "" {
+			asking.Go(func() { answers[i] = ask(ctx, p.Address) })
+		}
+	}
+	asking.Wait()
+	for _, done := range answers {
+		if done != nil {
+			done()
+		}
+	}
+}
+
+// readCopy reads a key of what is here of a partition, be it behind; wasmhost.ErrElsewhere when nothing is.
+func readCopy(p *tablePart, key []byte) ([]byte, error) {
+	now := p.now.Load()
+	if now == nil {
+		return nil, wasmhost.ErrElsewhere
+	}
+	return now.store.Get(key)
+}
+
+// pageCopy is the same for a page.
+func pageCopy(p *tablePart, prefix, after []byte, most int) ([]wasmhost.TableEntry, bool, error) {
+	now := p.now.Load()
+	if now == nil {
+		return nil, false, wasmhost.ErrElsewhere
+	}
+	return scanStore(now, prefix, after, most)
+}
+
+// pageStale reads entries of a partition of a copy, here or in another process.
+func (a *App) pageStale(ctx context.Context, p *tablePart, prefix, after []byte, most int) (entries []wasmhost.TableEntry, more, ok bool) {
+	if entries, more, err := pageCopy(p, prefix, after, most); err == nil {
+		return entries, more, true
+	}
+	name := p.of.plan[p.table].Name
+	a.askCopies(ctx, func(ctx context.Context, address string) (done func()) {
+		list, rest, err := a.askPageFor(ctx, stalePageAsked, address, name, p.number, prefix, after, most)
+		return func() {
+			if err == nil && !ok {
+				entries, more, ok = list, rest, true
+			}
+		}
+	})
+	return entries, more, ok
 }
 
 // page reads entries of one partition, from its owner.
@@ -242,10 +315,8 @@ func (a *App) page(ctx context.Context, table int, partition int32, prefix, afte
 	})
 	if err != nil && a.cfg.Web.StaleReads {
 		if parts := a.partsOf(table); parts != nil {
-			if now := parts[partition].now.Load(); now != nil {
-				if entries, more, err := scanStore(now, prefix, after, most); err == nil {
-					return entries, more, nil
-				}
+			if entries, more, ok := a.pageStale(ctx, parts[partition], prefix, after, most); ok {
+				return entries, more, nil
 			}
 		}
 	}
@@ -260,10 +331,12 @@ func (a *App) page(ctx context.Context, table int, partition int32, prefix, afte
 //	page: partition, most, prefix, after (with its length + 1; 0: from the start)
 //	      answer: 1, 1 if there is more, count and the pairs of key and value; or 0: it is not read here
 //
-// Numbers are uvarints, texts have their length before them.
+// Numbers are uvarints, texts have their length before them. The stale ones ask for copies, too, be they behind.
 const (
-	getAsked  = 'g'
-	pageAsked = 'p'
+	getAsked       = 'g'
+	pageAsked      = 'p'
+	staleGetAsked  = 'G'
+	stalePageAsked = 'P'
 
 	askedPartitionsMax = 1 << 16
 )
@@ -272,7 +345,11 @@ var errQuestion = errors.New("malformed question or answer about a table")
 
 // ask asks another process for a key in partitions it should own.
 func (a *App) ask(ctx context.Context, address, table string, partitions []int32, key []byte) (value []byte, at int32, checked []int32, err error) {
-	q := appendBytes([]byte{getAsked}, []byte(table))
+	return a.askFor(ctx, getAsked, address, table, partitions, key)
+}
+
+func (a *App) askFor(ctx context.Context, what byte, address, table string, partitions []int32, key []byte) (value []byte, at int32, checked []int32, err error) {
+	q := appendBytes([]byte{what}, []byte(table))
 	q = appendNumbers(q, partitions)
 	answer, err := a.peers.Read(ctx, address, appendBytes(q, key))
 	if err != nil {
@@ -296,7 +373,11 @@ func (a *App) ask(ctx context.Context, address, table string, partitions []int32
 
 // askPage asks another process for entries of a partition.
 func (a *App) askPage(ctx context.Context, address, table string, partition int32, prefix, after []byte, most int) ([]wasmhost.TableEntry, bool, error) {
-	q := appendBytes([]byte{pageAsked}, []byte(table))
+	return a.askPageFor(ctx, pageAsked, address, table, partition, prefix, after, most)
+}
+
+func (a *App) askPageFor(ctx context.Context, what byte, address, table string, partition int32, prefix, after []byte, most int) ([]wasmhost.TableEntry, bool, error) {
+	q := appendBytes([]byte{what}, []byte(table))
 	q = binary.AppendUvarint(binary.AppendUvarint(q, uint64(partition)), uint64(most))
 	q = appendBytes(q, prefix)
 	if after == nil {
@@ -327,7 +408,7 @@ func (a *App) askPage(ctx context.Context, address, table string, partition int3
 	return entries, more, nil
 }
 
-// answerPeer answers a question of another process, of what is surely this one's.
+// answerPeer answers a question of another process: of what is surely this one's, or if copies will do of whatever is here.
 func (a *App) answerPeer(question []byte) ([]byte, error) {
 	r := fields{b: question}
 	what, name := r.byte(), string(r.bytes())
@@ -342,8 +423,13 @@ func (a *App) answerPeer(question []byte) ([]byte, error) {
 		}
 		return parts[n]
 	}
+	read, page := a.readOwn, a.pageOwn
 	switch what {
-	case getAsked:
+	case staleGetAsked, stalePageAsked:
+		read, page = readCopy, pageCopy
+	}
+	switch what {
+	case getAsked, staleGetAsked:
 		numbers, key := r.numbers(), bytes.Clone(r.bytes())
 		if r.bad {
 			return nil, errQuestion
@@ -354,7 +440,7 @@ func (a *App) answerPeer(question []byte) ([]byte, error) {
 			if p == nil {
 				continue
 			}
-			switch value, err := a.readOwn(p, key); {
+			switch value, err := read(p, key); {
 			case err != nil: // it is not read here
 			case value != nil:
 				return appendBytes(binary.AppendUvarint([]byte{1}, uint64(n)), value), nil
@@ -363,7 +449,7 @@ func (a *App) answerPeer(question []byte) ([]byte, error) {
 			}
 		}
 		return appendNumbers([]byte{0}, checked), nil
-	case pageAsked:
+	case pageAsked, stalePageAsked:
 		n, most := int32(r.number(askedPartitionsMax)), int(r.number(scanPage))
 		prefix, hasAfter := r.bytes(), r.number(1<<31)
 		var after []byte
@@ -377,7 +463,7 @@ func (a *App) answerPeer(question []byte) ([]byte, error) {
 		if p == nil {
 			return []byte{0}, nil
 		}
-		entries, more, err := a.pageOwn(p, prefix, after, most)
+		entries, more, err := page(p, prefix, after, most)
 		if err != nil {
 			return []byte{0}, nil
 		}

@@ -233,7 +233,7 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Web.AdminTLS.KeyFile }, process()),
 	pathSetting("adminTlsClientCaFile", "", "PEM file of authorities: connections to the admin server must have a client certificate of one of them.",
 		func(c *Config) *string { return &c.Web.AdminTLS.ClientCAFile }, process()),
-	boolSetting("webStaleReads", "false", "Let web views read a standby copy of this process, which may be behind, while the owner of a table's partition does not answer.",
+	boolSetting("webStaleReads", "false", "Let web views read a standby copy, of this process or another, which may be behind, while the owner of a table's partition does not answer.",
 		func(c *Config) *bool { return &c.Web.StaleReads }),
 
 	wordSetting("console", ConsoleLoopback, "Who may open the console at /console/ of the admin server, which shows records and tables: requests from this machine only, all that the admin server answers, or nobody.",
