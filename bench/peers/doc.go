@@ -6,5 +6,7 @@
 // and the last output's LogAppendTime, so that start-up does not count; processor time is that of the system's whole process group
 // in the same window. The broker shares the machine with every system alike.
 //
+// TestLatency is the same systems at a steady pace, TestGrowth Kaspr alone with one thing larger at a time (make bench-growth).
+//
 // Systems come from the package registries at the versions pinned in workers/*.requirements.txt and kstreams/pom.xml.
 package peers

@@ -144,13 +144,15 @@ func (e *environment) grow(ctx context.Context, g growth, count int) (res grown,
 		}
 	}
 	volume, want := 0, 0
+	g.shape.Events(g.records, func(ev workload.Event) {
+		volume += len(ev.Value)
+		if g.workload == "w2" || !ev.Heartbeat {
+			want += g.agents
+		}
+	})
 	fill := func() error {
 		return e.produce(ctx, func(produce func(*kgo.Record)) {
 			g.shape.Events(g.records, func(ev workload.Event) {
-				volume += len(ev.Value)
-				if g.workload == "w2" || !ev.Heartbeat {
-					want += g.agents
-				}
 				produce(&kgo.Record{Topic: r.input, Key: []byte(ev.User), Value: ev.Value})
 			})
 		})
@@ -179,13 +181,18 @@ func (e *environment) grow(ctx context.Context, g growth, count int) (res grown,
 		if err := e.joined(ctx, id, g.processes); err != nil {
 			return res, err
 		}
-		if err := fill(); err != nil {
-			return res, err
-		}
 	}
+	filled := make(chan error, 1)
+	go func() {
+		if g.processes > 1 {
+			filled <- fill()
+		} else {
+			filled <- nil
+		}
+	}()
 	samples, err := e.follow(ctx, p, r.output, want, began)
 	res.Load = loadAverage()
-	if err != nil {
+	if err = errors.Join(err, <-filled); err != nil {
 		text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
 		return res, fmt.Errorf("%w; end of its log: %s", err, text[max(0, len(text)-800):])
 	}
