@@ -252,11 +252,8 @@ func (e *environment) fillTable(ctx context.Context, changelog string, partition
 func (e *environment) joined(ctx context.Context, group string, n int) error {
 	settled := 0
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(200 * time.Millisecond) {
-		groups, err := e.admin.DescribeGroups(ctx, group)
-		if err != nil {
-			return err
-		}
-		if g := groups[group]; g.State == "Stable" && len(g.Members) == n {
+		groups, err := e.admin.DescribeGroups(ctx, group) // the group may have no coordinator yet
+		if g := groups[group]; err == nil && g.State == "Stable" && len(g.Members) == n {
 			if settled++; settled == 10 { // a unit changes hands in two rounds
 				return nil
 			}
