@@ -1,6 +1,9 @@
 package registry
 
-import "container/list"
+import (
+	"container/list"
+	"time"
+)
 
 // cache holds the most recently used entries, as many as its limits allow. Its owner has the lock.
 type cache[K comparable] struct {
@@ -31,6 +34,14 @@ func (c *cache[K]) get(key K) *schema {
 	}
 	c.order.MoveToFront(e)
 	return e.Value.(entry[K]).schema
+}
+
+// current is get, but for an error whose time is over.
+func (c *cache[K]) current(key K) *schema {
+	if s := c.get(key); s != nil && (s.until.IsZero() || time.Now().Before(s.until)) {
+		return s
+	}
+	return nil
 }
 
 func (c *cache[K]) put(key K, s *schema) {

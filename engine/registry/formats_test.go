@@ -174,6 +174,37 @@ func TestInnerReferencesAreFetched(t *testing.T) {
 	}
 }
 
+// What is allocated for a record is allocated for millions.
+func TestReadingAllocatesNothing(t *testing.T) {
+	f := newFixture(t, nil)
+	f.seed(1, `{"type": "record", "name": "R", "fields": [{"name": "n", "type": "long"}, {"name": "s", "type": "string"}]}`)
+	value := []byte{0, 0, 0, 0, 1, 2, 2, 'x'}
+	form, err := f.get(t, Avro, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := make([]byte, 0, len(form))
+	if n := testing.AllocsPerRun(100, func() {
+		if _, _, err := f.Decode(memory, Avro, value); err != nil {
+			t.Error(err)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations for a record", n)
+	}
+	target := Target{Serializer: Avro, Topic: "t", Text: `"long"`}
+	if err := f.Prepare(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	number := []byte(whole(5))
+	if n := testing.AllocsPerRun(100, func() {
+		if _, _, err := f.Encode(memory, target, number); err != nil {
+			t.Error(err)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations for a value that is written", n)
+	}
+}
+
 // The guest is hostile: whatever it wants written with whatever schema must be refused or written, and what was written can be read
 // or is refused, too; nothing may panic or grow.
 func FuzzEncode(f *testing.F) {

@@ -58,8 +58,14 @@ type Registry struct {
 	down    map[any]struct{} // guarded by mu; fetches that have to try again
 	since   time.Time        // guarded by mu; when down last became not empty
 	logged  time.Time        // guarded by mu; when that was last logged
-	values  sync.Pool        // of *abi.FormsArena
+	values  sync.Pool        // of *reading
 	asked   atomic.Int64     // requests, for tests and metrics
+}
+
+// reading is memory for a value that is written.
+type reading struct {
+	arena abi.FormsArena
+	value abi.Value
 }
 
 // idKey is a schema of the registry as a serializer reads it.
@@ -116,7 +122,7 @@ func New(opts Options) (*Registry, error) {
 		opts: opts, client: client, ids: newCache[idKey](opts.CacheMax), targets: newCache[Target](opts.CacheMax),
 		running: map[any]*Fetch{}, down: map[any]struct{}{},
 	}
-	r.values.New = func() any { return new(abi.FormsArena) }
+	r.values.New = func() any { return new(reading) }
 	r.ctx, r.close = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -176,13 +182,16 @@ func (r *Registry) Decode(dst []byte, serializer string, data []byte) ([]byte, *
 		return nil, nil, err
 	}
 	key := idKey{id, serializer}
-	s, fetch := find(r, r.ids, key, func(ctx context.Context) (schemaText, int, error) {
-		text, err := r.byID(ctx, id)
-		if err == nil && text.serializer != serializer {
-			err = finalError{fmt.Errorf("it is of serializer %s, not %s", text.serializer, serializer)}
-		}
-		return text, id, err
-	}, "")
+	s, fetch := known(r, r.ids, key), (*Fetch)(nil)
+	if s == nil {
+		s, fetch = find(r, r.ids, key, func(ctx context.Context) (schemaText, int, error) {
+			text, err := r.byID(ctx, id)
+			if err == nil && text.serializer != serializer {
+				err = finalError{fmt.Errorf("it is of serializer %s, not %s", text.serializer, serializer)}
+			}
+			return text, id, err
+		}, "")
+	}
 	switch {
 	case fetch != nil:
 		return nil, fetch, nil
@@ -204,13 +213,13 @@ func (r *Registry) Encode(dst []byte, t Target, form []byte) ([]byte, *Fetch, er
 	case s.err != nil:
 		return nil, nil, s.err
 	}
-	arena := r.values.Get().(*abi.FormsArena)
-	defer r.values.Put(arena)
-	v, err := arena.Read(form)
-	if err != nil {
+	in := r.values.Get().(*reading)
+	defer r.values.Put(in)
+	var err error
+	if in.value, err = in.arena.Read(form); err != nil {
 		return nil, nil, err
 	}
-	if dst, err = s.codec.encode(frame(dst, s.id), &v); err != nil {
+	if dst, err = s.codec.encode(frame(dst, s.id), &in.value); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", t.Serializer, err)
 	}
 	return dst, nil, nil
@@ -232,6 +241,9 @@ func (r *Registry) Prepare(ctx context.Context, t Target) error {
 }
 
 func (r *Registry) target(t Target) (*schema, *Fetch) {
+	if s := known(r, r.targets, t); s != nil {
+		return s, nil
+	}
 	return find(r, r.targets, t, func(ctx context.Context) (schemaText, int, error) { return r.forWriting(ctx, t) }, t.Message)
 }
 
@@ -248,11 +260,18 @@ func (r *Registry) Waiting() time.Duration {
 // Requests is how many requests were made.
 func (r *Registry) Requests() int64 { return r.asked.Load() }
 
-// find looks into a cache, and begins to fetch what is not there.
+// known is what a cache has, or nil. Every record asks, so nothing is allocated here; find is for what has to be fetched.
+func known[K comparable](r *Registry, c *cache[K], key K) *schema {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.current(key)
+}
+
+// find gives what a cache has by now, and begins to fetch what is not there.
 func find[K comparable](r *Registry, c *cache[K], key K, get func(context.Context) (schemaText, int, error), message string) (*schema, *Fetch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := c.get(key); s != nil && (s.until.IsZero() || time.Now().Before(s.until)) {
+	if s := c.current(key); s != nil {
 		return s, nil
 	}
 	if f := r.running[key]; f != nil {
