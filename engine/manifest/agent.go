@@ -67,13 +67,7 @@ func (c cursor) agent(a *Agent) {
 		must("input", func(c cursor) { c.input(&a.Input) }),
 		may("output", func(c cursor) {
 			c.object(
-				may("topics", func(c cursor) {
-					c.list(func(c cursor) {
-						if output := c.output(outputTopic); output != nil {
-							a.Outputs = append(a.Outputs, output)
-						}
-					})
-				}),
+				may("topics", func(c cursor) { c.outputs(&a.Outputs) }),
 				may("channels", func(c cursor) { c.list(func(c cursor) { c.channelOutput(a) }) }),
 			)
 		}),

@@ -1,6 +1,6 @@
 package manifest
 
-// Output is one target topic of an agent, or of a topicSend operation; exactly one of Name and NameSelector.
+// Output is one target topic of an agent or a task, or of a topicSend operation; exactly one of Name and NameSelector.
 type Output struct {
 	Pos               Pos
 	Name              Value[string]
@@ -24,13 +24,13 @@ type Output struct {
 type place uint8
 
 const (
-	outputTopic   place = iota // output.topics[] of an agent
+	outputTopic   place = iota // output.topics[] of an agent or a task
 	agentPipeline              // topicSend of an agent
-	otherPipeline              // topicSend of a web view or task: no declare and what belongs to it
+	otherPipeline              // topicSend of a web view or task
 )
 
 // key names the outputs of a place in fields.txt, operation the operations that send to them.
-func (p place) key() string { return [...]string{"OutputTopic", "AgentSend", "Send"}[p] }
+func (p place) key() string { return [...]string{"OutputTopic", "Send", "Send"}[p] }
 
 func (p place) operation() string { return [...]string{"", "AgentOperation", "Operation"}[p] }
 
@@ -53,10 +53,8 @@ func (c cursor) output(where place) *Output {
 		old("partitionerSelector", "partitionSelector"),
 		old("headerSelector", "headersSelector"),
 	}
-	if where != otherPipeline {
-		members = append(members, may("declare", func(c cursor) { c.boolean(&o.Declare) }))
-		members = append(members, o.members()...)
-	}
+	members = append(members, may("declare", func(c cursor) { c.boolean(&o.Declare) }))
+	members = append(members, o.members()...)
 	if where != outputTopic {
 		members = append(members, may("passThrough", func(c cursor) { c.boolean(&o.PassThrough) }))
 	}
@@ -69,4 +67,13 @@ func (c cursor) output(where place) *Output {
 		o.useless(c, "without declare: true")
 	}
 	return o
+}
+
+// outputs reads the topics that final values go to.
+func (c cursor) outputs(list *[]*Output) {
+	c.list(func(c cursor) {
+		if output := c.output(outputTopic); output != nil {
+			*list = append(*list, output)
+		}
+	})
 }

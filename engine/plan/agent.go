@@ -41,7 +41,7 @@ func (b *builder) agent(m *manifest.Agent) Agent {
 	return a
 }
 
-// outputName names an agent's output in messages, by its topic or its place in the list.
+// outputName names an output in messages, by its topic or its place in the list.
 func outputName(o *manifest.Output, index int) string {
 	if o.Name.Set() {
 		return "output " + strconv.Quote(o.Name.V)

@@ -19,9 +19,7 @@ func Blocks(set *manifest.Set, app string) []abi.Program {
 	}
 	for _, a := range set.Agents {
 		b := ofProcessors(&a.Processors)
-		for i, o := range a.Outputs {
-			b.output(outputName(o, i)+", ", o)
-		}
+		b.outputs(a.Outputs)
 		for _, o := range a.Channels {
 			where := fmt.Sprintf("channel %q, ", o.Name.V)
 			b.add(where, "keySelector", o.KeySelector)
@@ -47,7 +45,9 @@ func Blocks(set *manifest.Set, app string) []abi.Program {
 		add(&w.Meta, w.Processors.Init, b)
 	}
 	for _, t := range set.Tasks {
-		add(&t.Meta, t.Processors.Init, ofProcessors(&t.Processors))
+		b := ofProcessors(&t.Processors)
+		b.outputs(t.Outputs)
+		add(&t.Meta, t.Processors.Init, b)
 	}
 	for _, j := range set.Joins {
 		var b blocks
@@ -77,6 +77,12 @@ func ofProcessors(p *manifest.Processors) blocks {
 		}
 	}
 	return b
+}
+
+func (b *blocks) outputs(list []*manifest.Output) {
+	for i, o := range list {
+		b.output(outputName(o, i)+", ", o)
+	}
 }
 
 func (b *blocks) output(where string, o *manifest.Output) {

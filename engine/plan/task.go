@@ -53,6 +53,9 @@ func (b *builder) task(m *manifest.Task) Agent {
 			a.Program.Ops = append(a.Program.Ops, b.operation(&a, op))
 		}
 	}
+	for i, o := range m.Outputs {
+		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, outputName(o, i)))
+	}
 	b.use(&a, &m.Processors)
 	a.Task.Tables, a.Tables = a.Tables, nil
 	for _, u := range a.Task.Tables {
