@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"kaspr.io/kaspr/engine/plan"
@@ -160,6 +162,115 @@ func TestTaskOfLongRuns(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	})
+}
+
+// Jitter is there to spread runs: each of a schedule must come between its time and the jitter's end, at different moments, and none be
+// lost or made twice for it.
+func TestTaskJitter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const jitter, step = 4 * time.Second, 10 * time.Second
+		p := cronTask(t, "* * * * * */10", "UTC")
+		p.Schedule.Jitter = jitter
+		began := time.Now() // midnight
+		var at []time.Duration
+		code := &fakeRuns{fails: func(int) bool { at = append(at, time.Since(began)); return false }}
+		l, run := localTask(t, p, code, true)
+		stop := l.start()
+		var shown []time.Duration // when the next run was said to be
+		for range 30 {
+			time.Sleep(step)
+			if next := run.status(false).Next; next != nil {
+				shown = append(shown, next.Sub(began))
+			}
+		}
+		time.Sleep(jitter + time.Second)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if s := run.status(false); len(at) != 30 || s.Runs != 30 || s.Skipped+s.Missed != 0 {
+			t.Fatalf("%d runs, %+v", len(at), s)
+		}
+		lowest, highest := jitter, time.Duration(0)
+		for i, moment := range at {
+			late := moment - time.Duration(i+1)*step
+			if late < 0 || late > jitter+100*time.Millisecond {
+				t.Errorf("run %d came %v after its time", i+1, late)
+			}
+			lowest, highest = min(lowest, late), max(highest, late)
+		}
+		if highest-lowest < jitter/4 { // of 30 draws, about once in 10^17
+			t.Errorf("all runs came between %v and %v after their time", lowest, highest)
+		}
+		for i, next := range shown {
+			if i > 0 && (next-at[i]).Abs() > 100*time.Millisecond && (next-at[i-1]).Abs() > 100*time.Millisecond {
+				t.Errorf("the next run was to be at %v, and came at %v", next, at[i])
+			}
+		}
+	})
+}
+
+// Alerts stand on these numbers.
+func TestTaskMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		code := &fakeRuns{took: 12 * time.Second, fails: func(n int) bool { return n == 2 }}
+		l, run := localTask(t, cronTask(t, "* * * * * */10", "UTC"), code, true)
+		stop := l.start()
+		time.Sleep(45 * time.Second) // runs from 10 to 22 and from 30 to 42; those of 20 and 40 are skipped
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		shown := run.status(false)
+		shown.Task = "report"
+		got := taskSeries(t, []taskStatus{shown, {Task: "led", OnLeader: true, Here: true, Missed: 3}, {Task: "elsewhere", OnLeader: true, Runs: 9}}, true)
+		want := map[string]float64{
+			"kaspr_leader":                                     1,
+			"kaspr_task_runs_total report":                     2,
+			"kaspr_task_failures_total report":                 1,
+			"kaspr_task_skipped_runs_total report":             2,
+			"kaspr_task_missed_runs_total report":              0,
+			"kaspr_task_last_run_seconds report":               12,
+			"kaspr_task_last_success_timestamp_seconds report": float64(began.Unix()) + 22,
+			"kaspr_task_next_run_timestamp_seconds report":     float64(began.Unix()) + 50,
+			"kaspr_task_runs_total led":                        0,
+			"kaspr_task_failures_total led":                    0,
+			"kaspr_task_skipped_runs_total led":                0,
+			"kaspr_task_missed_runs_total led":                 3,
+		}
+		for name, v := range want {
+			if have, ok := got[name]; !ok || have < v-0.2 || have > v+0.2 {
+				t.Errorf("%s is %v (%v), want %v", name, have, ok, v)
+			}
+			delete(got, name)
+		}
+		if len(got) > 0 {
+			t.Errorf("there are also %v", got)
+		}
+		if leads := taskSeries(t, nil, false)["kaspr_leader"]; leads != 0 {
+			t.Errorf("kaspr_leader is %v for who does not lead", leads)
+		}
+	})
+}
+
+// taskSeries is the values of the series of tasks, by name and task.
+func taskSeries(t *testing.T, list []taskStatus, leader bool) map[string]float64 {
+	t.Helper()
+	c := make(chan prometheus.Metric, 100)
+	collection(c).tasks(list, leader)
+	close(c)
+	values := map[string]float64{}
+	for m := range c {
+		var out dto.Metric
+		if err := m.Write(&out); err != nil {
+			t.Fatal(err)
+		}
+		name := strings.Split(m.Desc().String(), `"`)[1]
+		for _, l := range out.GetLabel() {
+			name += " " + l.GetValue()
+		}
+		values[name] = out.GetCounter().GetValue() + out.GetGauge().GetValue()
+	}
+	return values
 }
 
 // leaders is what a task on the leader has of the world: a table of states, in which what a tick changed is seen at once and counts
