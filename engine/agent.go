@@ -302,6 +302,9 @@ func (a *agent) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {
 	return a.app.ensureRequested(ctx, t)
 }
 
+// IsLeader is wasmhost.Host's.
+func (a *agent) IsLeader() bool { return a.app.isLeader() }
+
 // ensureRequested makes a topic that code asked for.
 func (a *App) ensureRequested(ctx context.Context, t abi.TopicRequest) error {
 	if !a.cfg.Topics.AllowDeclare {

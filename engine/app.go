@@ -123,6 +123,9 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 		case ag.plan.Writer:
 			ag.component = "KasprTable/" + p.Tables[ag.plan.Tables[0].Table].Name
 			ag.runs(writer{})
+		case ag.plan.Seat:
+			ag.component = "KasprApp/leader"
+			ag.runs(seat{})
 		case ag.plan.Join != nil:
 			ag.component = "KasprJoin/" + ag.plan.Join.Name
 			ag.runs(&joinPart{JoinPart: ag.plan.Join, agent: ag})

@@ -70,7 +70,7 @@ var (
 	mTaskTook     = metric("task_last_run_seconds", "How long the last run took.", "task")
 	mTaskSuccess  = metric("task_last_success_timestamp_seconds", "End of the last run that did not fail, in seconds since 1970.", "task")
 	mTaskNext     = metric("task_next_run_timestamp_seconds", "Begin of the next run, in seconds since 1970.", "task")
-	mLeader       = metric("leader", "1 in the process that runs the tasks of the leader.")
+	mLeader       = metric("leader", "1 in the process that leads the app.")
 
 	mAssigns   = metric("assignment_operations_total", "Assignments of partitions by the group.", "operation")
 	mRead      = metric("messages_received_per_topics_partition", "Last offset read of a partition.", "topic", "partition")
@@ -200,7 +200,7 @@ func (c collection) agents(agents []*agent) {
 	var received, sent int64
 	for _, ag := range agents {
 		name, n := ag.shown(), &ag.stats
-		if !ag.plan.Writer && ag.plan.Schedule == "" && ag.plan.Join == nil && ag.plan.Task == nil {
+		if !ag.plan.Writer && !ag.plan.Seat && ag.plan.Schedule == "" && ag.plan.Join == nil && ag.plan.Task == nil {
 			received += n.Records.Load()
 			sent += n.Outputs.Load() + n.DeadLettered.Load()
 		}
@@ -241,7 +241,7 @@ func (c collection) topics(agents []*agent, n *CommitStats) {
 	read, sent, streams := map[string]int64{}, map[string]int64{}, map[string]int64{}
 	for _, ag := range agents {
 		ag.stats.Sent.addTo(sent)
-		if !ag.plan.Writer && ag.plan.Task == nil {
+		if !ag.plan.Writer && !ag.plan.Seat && ag.plan.Task == nil {
 			ag.stats.Received.addTo(read)
 			streams[ag.stream()] += ag.stats.Records.Load()
 		}

@@ -202,7 +202,7 @@ func (a *App) assignedTopics() []string {
 // shown is the agent's name to people. A task, or what applies a table's writes, must not be taken for an agent of its name.
 func (a *agent) shown() string {
 	switch {
-	case a.plan.Writer, a.plan.Task != nil:
+	case a.plan.Writer, a.plan.Seat, a.plan.Task != nil:
 		return a.component
 	case a.plan.Schedule != "": // there are two
 		return a.component + "/" + string(a.plan.Schedule)

@@ -435,6 +435,9 @@ func (v *view) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {
 	return v.app.ensureRequested(ctx, t)
 }
 
+// IsLeader is wasmhost.Host's.
+func (v *view) IsLeader() bool { return v.app.isLeader() }
+
 // routes are the views as the HTTP server knows them.
 func (a *App) routes() []apphttp.View {
 	list := make([]apphttp.View, len(a.views))

@@ -55,6 +55,8 @@ type Host interface {
 	Send(ctx context.Context, out record.Output) ([]byte, error)
 	// EnsureTopic creates a topic unless it exists.
 	EnsureTopic(ctx context.Context, topic abi.TopicRequest) error
+	// IsLeader tells whether this process leads the app at this moment. It does not wait.
+	IsLeader() bool
 	// Encode appends the bytes of a value that a schema describes. ErrNoSchema asks for a call of Prepare first, which may
 	// wait. An error's text reaches Python as an exception. What req holds is the guest's memory.
 	Encode(dst []byte, req *abi.EncodeRequest) ([]byte, error)
@@ -152,6 +154,8 @@ func (refuseAll) Encode([]byte, *abi.EncodeRequest) ([]byte, error) {
 }
 
 func (refuseAll) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
+
+func (refuseAll) IsLeader() bool { return false }
 
 func (refuseAll) EnsureTopic(context.Context, abi.TopicRequest) error {
 	return fmt.Errorf("declaring topics is not available here")

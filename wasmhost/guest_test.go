@@ -29,6 +29,7 @@ type fakeHost struct {
 	logs   []string
 	sent   []record.Output
 	topics []abi.TopicRequest
+	leads  bool
 	send   func(ctx context.Context, out record.Output) ([]byte, error)
 }
 
@@ -53,6 +54,8 @@ func (h *fakeHost) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
 }
 
 func (h *fakeHost) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
+
+func (h *fakeHost) IsLeader() bool { return h.leads }
 
 func (h *fakeHost) EnsureTopic(_ context.Context, topic abi.TopicRequest) error {
 	h.mu.Lock()

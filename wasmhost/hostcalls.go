@@ -121,6 +121,14 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 			return errorAnswer(err), true
 		}
 		return []byte("{}"), true
+	case abi.OpIsLeader:
+		if len(request) != 0 {
+			return nil, false
+		}
+		if host.IsLeader() {
+			return []byte{1}, true
+		}
+		return []byte{0}, true
 	case abi.OpEncode:
 		req, err := abi.ReadEncodeRequest(request)
 		if err != nil {

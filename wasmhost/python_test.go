@@ -86,6 +86,8 @@ func (h *host) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
 
 func (h *host) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
 
+func (h *host) IsLeader() bool { return false }
+
 func (h *host) EnsureTopic(context.Context, abi.TopicRequest) error { return nil }
 
 // agent is a program of one map operation over JSON values, with one output.

@@ -48,6 +48,9 @@ type Agent struct {
 	Tables []TableUse
 	// Writer marks an agent without code: it applies the writes that other partitions sent to its one table.
 	Writer bool
+	// Seat marks an agent without code, of an app whose code asks who leads and that has no tasks on the leader: it reads the leader's topic
+	// so that somebody owns it.
+	Seat bool
 	// Schedule is the part of the message scheduler that an agent without code runs.
 	Schedule SchedulePart
 	// Join marks an agent that runs a part of a join.
@@ -100,6 +103,7 @@ type builder struct {
 	problems manifest.Errors
 
 	warnedOfRegistry bool
+	asksLeader       bool // code may ask who leads
 }
 
 func (b *builder) fail(at manifest.Pos, id, text, hint string) {
@@ -166,5 +170,5 @@ func (b *builder) components(p *Plan) {
 			p.Agents = append(p.Agents, b.join(j)...)
 		}
 	}
-	b.onLeader(p.Agents)
+	p.Agents = append(p.Agents, b.onLeader(p.Agents)...)
 }

@@ -80,6 +80,9 @@ var mentionsTables = regexp.MustCompile(`\btables\b`)
 // mentionsPartitions finds code that may write to a partition of its choice: update_for_partition and the like.
 var mentionsPartitions = regexp.MustCompile(`_for_partition\b`)
 
+// mentionsLeader finds code that may ask app.is_leader.
+var mentionsLeader = regexp.MustCompile(`\bis_leader\b`)
+
 // writers are the agents without code that apply the writes other partitions sent.
 func (b *builder) writers() []Agent {
 	var list []Agent
@@ -111,6 +114,7 @@ func (b *builder) use(a *Agent, p *manifest.Processors) {
 		}
 	}
 	text := sources(&a.Program)
+	b.asksLeader = b.asksLeader || mentionsLeader.MatchString(text)
 	all, explicit := mentionsTables.MatchString(text), mentionsPartitions.MatchString(text)
 	for i := range b.tables {
 		t := &b.tables[i]

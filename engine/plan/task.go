@@ -86,8 +86,9 @@ func schedule(m *manifest.Schedule) *Schedule {
 	return s
 }
 
-// onLeader gives the tasks of the leader the table they share, and the topic that makes somebody the leader.
-func (b *builder) onLeader(agents []Agent) {
+// onLeader gives the tasks of the leader the table they share, and the topic that makes somebody the leader. Without such tasks, code that
+// asks who leads gets an agent that reads the topic.
+func (b *builder) onLeader(agents []Agent) []Agent {
 	table := -1
 	for i := range agents {
 		a := &agents[i]
@@ -105,10 +106,22 @@ func (b *builder) onLeader(agents []Agent) {
 				},
 				Guest: abi.Table{Name: TaskTable, Changelog: ChangelogTopic(b.info.ID, TaskTable), KeySerializer: "raw", ValueSerializer: "json"},
 			})
-			b.own(LeaderTopic(b.info.ID), "", "tasks on the leader", a.Pos)
-			b.owned[len(b.owned)-1].Partitions = 1
+			b.leaderTopic("tasks on the leader", a.Pos)
 		}
 		a.Topics = []string{LeaderTopic(b.info.ID)}
 		a.Tables = []TableUse{{Table: table, Declared: true, Pos: a.Pos}}
 	}
+	if table >= 0 || !b.asksLeader {
+		return nil
+	}
+	return []Agent{{
+		Name: "leader", Label: "the leader's seat", Pos: b.app.Pos, Seat: true, OnError: Policy{Attempts: 1, Action: Skip},
+		Topics: []string{b.leaderTopic("app.is_leader", b.app.Pos)},
+	}}
+}
+
+func (b *builder) leaderTopic(wantedBy string, at manifest.Pos) string {
+	name := b.own(LeaderTopic(b.info.ID), "", wantedBy, at)
+	b.owned[len(b.owned)-1].Partitions = 1
+	return name
 }

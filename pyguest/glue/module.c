@@ -103,6 +103,14 @@ static PyObject *py_ensure_topic(PyObject *self, PyObject *request)
     return len < 0 ? NULL : PyBytes_FromStringAndSize(answer, len);
 }
 
+static PyObject *py_is_leader(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    const char *answer;
+    Py_ssize_t len = kaspr_host(KASPR_OP_IS_LEADER, NULL, 0, &answer);
+    return len < 0 ? NULL : PyBool_FromLong(len == 1 && answer[0] == 1);
+}
+
 static PyObject *exception_text(PyObject *exc, PyObject *(*text)(PyObject *))
 {
     if (!PyExceptionInstance_Check(exc)) {
@@ -139,6 +147,7 @@ static PyMethodDef methods[] = {
      "produce(topic, key, value, partition, timestamp_ms, headers, key_codec, value_codec)"},
     {"codec", py_codec, METH_O, "number of a serializer"},
     {"ensure_topic", py_ensure_topic, METH_O, "ensure_topic(json): the engine's answer as bytes"},
+    {"is_leader", py_is_leader, METH_NOARGS, "whether this process leads the app"},
     {"message", py_message, METH_O, "text of an exception"},
     {"traceback", py_traceback, METH_O, "the user's frames of an exception"},
     {"set_sources", py_set_sources, METH_O, "set_sources({file: {line: text}})"},

@@ -277,7 +277,7 @@ class App:
                      {key: value for key, value in options.items() if value})
 
     def is_leader(self):
-        return bool(self.conf.get("is_leader", False))
+        return _kaspr.is_leader()
 
     def __repr__(self):
         return f"<app {self.name}>"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 HERE = os.path.dirname(os.path.abspath(__file__))
 _reply = struct.Struct("<iQIIII")
 KINDS = {1: "code", 2: "decode-key", 3: "decode-value", 4: "encode", 5: "deadline", 6: "memory", 7: "trap", 8: "send"}
-OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC, OP_TABLE_GET, OP_TABLE_SCAN, OP_TABLE_INFO = 1, 2, 3, 4, 5, 6, 7
+OP_LOG, OP_SLEEP, OP_SEND, OP_ENSURE_TOPIC, OP_TABLE_GET, OP_TABLE_SCAN, OP_TABLE_INFO, OP_IS_LEADER = 1, 2, 3, 4, 5, 6, 7, 9
 CONTINUE, RAISE, DIE = 0, 1, 2
 
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import unittest
 
-from guest import (CONTINUE, DIE, OP_ENSURE_TOPIC, OP_SEND, OP_SLEEP, RAISE, Died, Guest, Record, decode_result, program)
+from guest import (CONTINUE, DIE, OP_ENSURE_TOPIC, OP_IS_LEADER, OP_SEND, OP_SLEEP, RAISE, Died, Guest, Record, decode_result, program)
 
 WASM = bool(os.environ.get("KASPR_GUEST"))
 
@@ -712,7 +712,10 @@ def f(v):
 
     def test_app(self):
         source = "def f(v):\n  a = context['app']\n  return [a.conf.name, a.conf.id, a.conf['topic_partitions'], a.conf.get('x', 5), a.is_leader(), a.rebalancing, a.name]"
-        self.assertEqual(self.run1(source, 0, app={"name": "shop", "id": "shop-app", "conf": {"topic_partitions": 8}}), [["shop", "shop-app", 8, 5, False, False, "shop"]])
+        for leads in (False, True):
+            g = self.guest([("map", source)], app={"name": "shop", "id": "shop-app", "conf": {"topic_partitions": 8, "is_leader": not leads}})
+            g.answers[OP_IS_LEADER] = lambda request: bytes([leads])
+            self.assertEqual(self.values(g.process(js(0))), [["shop", "shop-app", 8, 5, leads, False, "shop"]])
 
     def test_send_forward_and_topics(self):
         source = """

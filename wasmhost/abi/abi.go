@@ -128,6 +128,7 @@ const (
 	// i32 partitions that are active here, in order
 	OpEncode = 8 // req: u8 serializer (Serializer*), u8 1 for a key, u16 reserved, i32 schema (as Output.ValueSchema), u32 topicLen, topic, form of
 	// the value; resp: status (TableFound, TableError), bytes
+	OpIsLeader = 9 // req: empty; resp: u8 1 in the process that leads the app, else 0
 )
 
 // Serializers of OpEncode.

@@ -195,6 +195,8 @@ func (r *report) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
 
 func (r *report) Prepare(context.Context, *abi.EncodeRequest) error { return nil }
 
+func (r *report) IsLeader() bool { return false }
+
 func (r *report) EnsureTopic(context.Context, abi.TopicRequest) error {
 	return errors.New("there is no broker")
 }

@@ -1,0 +1,106 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kaspr.io/kaspr/engine/dev"
+	"kaspr.io/kaspr/engine/enginetest"
+)
+
+const asksLeader = `
+apiVersion: kaspr.io/v1alpha1
+kind: KasprWebView
+metadata: {name: leader, labels: {kaspr.io/app: demo}}
+spec:
+  request: {method: GET, path: /leader}
+  response: {contentType: application/json}
+  processors:
+    pipeline: [ask]
+    operations: [{name: ask, map: {python: "def ask(request): return context['app'].is_leader()"}}]
+`
+
+// Code that does something once for all processes asks app.is_leader: of two processes one must lead, never both, and the other when it
+// has gone.
+func TestOneLeader(t *testing.T) {
+	kafka, err := dev.NewBroker(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kafka.Close()
+	manifests := t.TempDir()
+	if err := os.WriteFile(filepath.Join(manifests, "view.yaml"), []byte(asksLeader), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	type process struct {
+		port  string
+		stop  context.CancelFunc
+		ended chan int
+		errs  enginetest.Buffer
+	}
+	processes := make([]process, 2)
+	for i := range processes {
+		p := &processes[i]
+		p.port, p.ended = freePort(t), make(chan int, 1)
+		settings := filepath.Join(t.TempDir(), "settings")
+		text := "definitionsDir: " + manifests + "\ndataDir: " + t.TempDir() + "\ntopicReplicationFactor: 1\nwebPort: " + p.port +
+			"\nbrokerSessionTimeout: 10s\nbrokerHeartbeatInterval: 500ms\nkafkaBootstrapServers: " + strings.Join(kafka.Addrs(), ",") + "\n"
+		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var ctx context.Context
+		ctx, p.stop = context.WithCancel(t.Context())
+		defer p.stop()
+		go func() {
+			p.ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &enginetest.Buffer{}, Err: &p.errs})
+		}()
+	}
+	// leads is who says so, of the processes that answer: their numbers, or nil while one of them does not answer.
+	leads := func(of ...int) (list []int) {
+		for _, i := range of {
+			code, text := get(t, "http://127.0.0.1:"+processes[i].port+"/leader")
+			switch {
+			case code != 200:
+				return nil
+			case strings.TrimSpace(text) == "true":
+				list = append(list, i)
+			}
+		}
+		return list
+	}
+	until := func(of ...int) int {
+		t.Helper()
+		for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			list := leads(of...)
+			if len(list) == 1 {
+				return list[0]
+			}
+			if len(list) > 1 {
+				time.Sleep(2 * time.Second) // the office may have gone from one to the other between the two questions
+				if list = leads(of...); len(list) > 1 {
+					t.Fatalf("%d processes lead", len(list))
+				}
+			}
+			if time.Since(began) > time.Minute {
+				t.Fatalf("nobody leads\n%s\n%s", &processes[0].errs, &processes[1].errs)
+			}
+		}
+	}
+	first := until(0, 1)
+	processes[first].stop()
+	if code := <-processes[first].ended; code != exitOK {
+		t.Errorf("exit code %d\n%s", code, &processes[first].errs)
+	}
+	other := 1 - first
+	if next := until(other); next != other {
+		t.Errorf("%d leads", next)
+	}
+	processes[other].stop()
+	if code := <-processes[other].ended; code != exitOK {
+		t.Errorf("exit code %d\n%s", code, &processes[other].errs)
+	}
+}
