@@ -17,17 +17,23 @@ import (
 // steerTimeout bounds one request to the scheduler from outside.
 const steerTimeout = 30 * time.Second
 
+// clientOf reaches the Kafka of an app that does not run here, for a purpose that its client id names. Close the Admin.
+func clientOf(cfg config.Config, p *plan.Plan, log *slog.Logger, purpose string) (broker.Options, *broker.Admin, error) {
+	opts, err := (&App{cfg: cfg, plan: p, log: log}).brokerOptions()
+	if err != nil {
+		return opts, nil, err
+	}
+	opts.ClientID += "-" + purpose
+	admin, err := broker.NewAdmin(opts)
+	return opts, admin, err
+}
+
 // Steer writes one request to the scheduler of an app, as any client may, into the partition of its id. It says where the request is; what
 // becomes of it is told in the rejections, or the results.
 func Steer(ctx context.Context, cfg config.Config, p *plan.Plan, log *slog.Logger, verb scheduler.Verb, id string, key, value []byte, headers []record.Header) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, steerTimeout)
 	defer cancel()
-	opts, err := (&App{cfg: cfg, plan: p, log: log}).brokerOptions()
-	if err != nil {
-		return "", err
-	}
-	opts.ClientID += "-schedule"
-	admin, err := broker.NewAdmin(opts)
+	opts, admin, err := clientOf(cfg, p, log, "schedule")
 	if err != nil {
 		return "", err
 	}

@@ -137,27 +137,36 @@ func (a *Admin) Topics(ctx context.Context) (map[string]int32, error) {
 
 // EndOffsets is the end of every partition of the topics; topics that do not exist are left out.
 func (a *Admin) EndOffsets(ctx context.Context, topics ...string) (map[string]map[int32]int64, error) {
-	ends := map[string]map[int32]int64{}
+	return listed(ctx, "end", a.adm.ListCommittedOffsets, topics)
+}
+
+// StartOffsets is the first offset of every partition of the topics that is still there.
+func (a *Admin) StartOffsets(ctx context.Context, topics ...string) (map[string]map[int32]int64, error) {
+	return listed(ctx, "start", a.adm.ListStartOffsets, topics)
+}
+
+func listed(ctx context.Context, which string, list func(context.Context, ...string) (kadm.ListedOffsets, error), topics []string) (map[string]map[int32]int64, error) {
+	offsets := map[string]map[int32]int64{}
 	if len(topics) == 0 {
-		return ends, nil
+		return offsets, nil
 	}
-	listed, err := a.adm.ListCommittedOffsets(ctx, topics...)
+	all, err := list(ctx, topics...)
 	if err != nil {
-		return nil, fmt.Errorf("list end offsets: %w", err)
+		return nil, fmt.Errorf("list %s offsets: %w", which, err)
 	}
 	var failed error
-	listed.Each(func(o kadm.ListedOffset) {
+	all.Each(func(o kadm.ListedOffset) {
 		switch {
 		case o.Err == nil:
-			if ends[o.Topic] == nil {
-				ends[o.Topic] = map[int32]int64{}
+			if offsets[o.Topic] == nil {
+				offsets[o.Topic] = map[int32]int64{}
 			}
-			ends[o.Topic][o.Partition] = o.Offset
+			offsets[o.Topic][o.Partition] = o.Offset
 		case !errors.Is(o.Err, kerr.UnknownTopicOrPartition):
-			failed = errors.Join(failed, fmt.Errorf("end offset of %s/%d: %w", o.Topic, o.Partition, o.Err))
+			failed = errors.Join(failed, fmt.Errorf("%s offset of %s/%d: %w", which, o.Topic, o.Partition, o.Err))
 		}
 	})
-	return ends, failed
+	return offsets, failed
 }
 
 // DeleteRecords deletes what is below an offset in each partition.

@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kaspr.io/kaspr/engine/dev"
+	"kaspr.io/kaspr/engine/enginetest"
+)
+
+// Whoever asks why nothing comes out looks at topics and lag: what is there, what is missing, and how far the app is, whether it runs or not.
+func TestTopicsAndLag(t *testing.T) {
+	kafka, err := dev.NewBroker(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kafka.Close()
+	dir := t.TempDir()
+	settings := filepath.Join(dir, "settings")
+	for file, text := range map[string]string{
+		"app.yaml": copying("one", "topicPartitions: 1, topicReplicationFactor: 1, webPort: 0"),
+		"settings": "definitionsDir: " + dir + "\ndataDir: " + dir + "\nkafkaBootstrapServers: " + strings.Join(kafka.Addrs(), ",") + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(into any, args ...string) {
+		t.Helper()
+		code, out, stderr := kaspr(t, dir, nil, append(args, "--config", settings, "--json")...)
+		if code != exitOK {
+			t.Fatalf("kaspr %v: exit code %d\n%s", args, code, stderr)
+		}
+		if err := json.Unmarshal([]byte(out), into); err != nil {
+			t.Fatalf("kaspr %v: %v\n%s", args, err, out)
+		}
+	}
+	type topic struct {
+		App, Topic string
+		Partitions int
+		Records    int64
+		Uses       []string
+	}
+	topics := func() string {
+		var list []topic
+		ask(&list, "topics")
+		var text strings.Builder
+		for _, x := range list {
+			records := fmt.Sprint(x.Records)
+			if x.Topic != "one-in" && x.Records > 0 {
+				records = "some" // ends of transactions
+			}
+			fmt.Fprintf(&text, "%s %s %d %s %s\n", x.App, x.Topic, x.Partitions, records, strings.Join(x.Uses, "; "))
+		}
+		return text.String()
+	}
+	want := func(partitions int, in, other string) string {
+		return fmt.Sprintf("one-app one-app-seen-changelog %[1]d %[3]s changelog of table \"seen\"\none-app one-in %[1]d %[2]s read by agent \"divide\"\n"+
+			"one-app one-out %[1]d %[3]s written by agent \"divide\"\n", partitions, in, other)
+	}
+	if got := topics(); got != want(0, "0", "0") {
+		t.Errorf("before the app has run:\n%s", got)
+	}
+	var lag []struct {
+		Topic               string
+		Partition           int32
+		Committed, End, Lag int64
+	}
+	if ask(&lag, "lag"); len(lag) != 0 {
+		t.Errorf("lag of topics that do not exist: %+v", lag)
+	}
+
+	var errs enginetest.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &enginetest.Buffer{}, Err: &errs})
+	}()
+	feed := func(lines string) {
+		t.Helper()
+		if err := dev.Feed(kafka.Addrs(), nil, []dev.Input{{Topic: "one-in", File: "-"}}, strings.NewReader(lines)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for began := time.Now(); topics() == want(0, "0", "0"); time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("no topics\n%s", &errs)
+		}
+	}
+	feed("1\n2\n3\n")
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if ask(&lag, "lag"); len(lag) == 1 && lag[0].Committed == 3 {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("lag %+v\n%s", lag, &errs)
+		}
+	}
+	if l := lag[0]; l.Topic != "one-in" || l.Partition != 0 || l.End != 3 || l.Lag != 0 {
+		t.Errorf("lag of an app that has done all: %+v", l)
+	}
+	cancel()
+	if code := <-ended; code != exitOK {
+		t.Fatalf("exit code %d\n%s", code, &errs)
+	}
+	feed("4\n5\n")
+	if ask(&lag, "lag"); len(lag) != 1 || lag[0].Committed != 3 || lag[0].End != 5 || lag[0].Lag != 2 {
+		t.Errorf("lag of an app that does not run: %+v", lag)
+	}
+	if got := topics(); got != want(1, "5", "some") {
+		t.Errorf("topics:\n%s", got)
+	}
+	code, out, _ := kaspr(t, dir, nil, "lag", "--config", settings)
+	if code != exitOK || strings.Join(strings.Fields(out), " ") != "APP TOPIC PARTITION COMMITTED END LAG one-app one-in 0 3 5 2" {
+		t.Errorf("exit code %d, as a table:\n%s", code, out)
+	}
+	code, out, _ = kaspr(t, dir, nil, "topics", "--config", settings)
+	if code != exitOK || !strings.HasPrefix(out, "APP ") || !strings.Contains(out, `read by agent "divide"`) {
+		t.Errorf("exit code %d, as a table:\n%s", code, out)
+	}
+}
