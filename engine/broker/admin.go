@@ -185,9 +185,12 @@ func (a *Admin) DeleteRecords(ctx context.Context, below map[record.Partition]in
 	return nil
 }
 
-// Committed is the group's committed offsets.
+// Committed is the group's committed offsets; none of one that does not exist.
 func (a *Admin) Committed(ctx context.Context, group string) (map[string]map[int32]int64, error) {
 	resp, err := a.adm.FetchOffsets(ctx, group)
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch offsets of group %s: %w", group, err)
 	}

@@ -34,7 +34,7 @@ apiVersion: kaspr.io/v1alpha1
 kind: KasprAgent
 metadata: {name: divide, labels: {kaspr.io/app: %[1]s}}
 spec:
-  input: {topic: {name: %[1]s-in, declare: true}}
+  input: {declare: true, topic: {name: %[1]s-in}}
   onError: stop
   processors:
     pipeline: [divide]
