@@ -84,7 +84,7 @@ func (c *command) root() *cobra.Command {
 		SilenceErrors:    true,
 		PersistentPreRun: func(*cobra.Command, []string) { c.running = true },
 	}
-	root.AddCommand(c.validateCommand(), c.runCommand(), c.devCommand(), c.testCommand(), c.configCommand(), c.schemaCommand(), c.healthCommand(), c.scheduleCommand(), c.topicsCommand(), c.lagCommand(), c.versionCommand())
+	root.AddCommand(c.validateCommand(), c.runCommand(), c.devCommand(), c.testCommand(), c.configCommand(), c.schemaCommand(), c.healthCommand(), c.scheduleCommand(), c.tablesCommand(), c.topicsCommand(), c.lagCommand(), c.versionCommand())
 	return root
 }
 
