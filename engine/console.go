@@ -36,12 +36,25 @@ type overview struct {
 	status
 	Reason    string      `json:"reason,omitempty"` // why it does not do all of its work
 	Parts     []agentPart `json:"parts"`
+	Views     []viewPart  `json:"views"`
 	Topics    []topicPart `json:"topics"`
 	TableList []tablePlan `json:"tableList"`
 	Commits   commitsPart `json:"commits"`
 	Errors    int64       `json:"errors"` // failures there were, retried ones included
 	Scheduler bool        `json:"scheduler"`
 	Now       int64       `json:"now"` // milliseconds
+}
+
+// viewPart is a web view with what became of its requests.
+type viewPart struct {
+	View     string  `json:"view"`
+	Method   string  `json:"method"`
+	Path     string  `json:"path"`
+	Requests int64   `json:"requests"`
+	Failed   int64   `json:"failed"`
+	Refused  int64   `json:"refused"` // with 503: no room, too late, a table not ready
+	Answered int64   `json:"answered"`
+	Seconds  float64 `json:"seconds"` // from arrival to response, of all answered
 }
 
 // agentPart is an agent in the topology, with what its code did.
@@ -97,7 +110,7 @@ type commitsPart struct {
 // Overview is apphttp.Console's.
 func (c console) Overview() any {
 	o := overview{
-		status: observer{c.App}.Status().(status), Parts: []agentPart{}, Topics: []topicPart{}, TableList: []tablePlan{}, Now: time.Now().UnixMilli(),
+		status: observer{c.App}.Status().(status), Parts: []agentPart{}, Views: []viewPart{}, Topics: []topicPart{}, TableList: []tablePlan{}, Now: time.Now().UnixMilli(),
 		Scheduler: c.App.schedule != nil,
 	}
 	_, o.Reason = c.state(o.Partitions)
@@ -106,6 +119,17 @@ func (c console) Overview() any {
 	c.failures.mu.Unlock()
 	for i, ag := range c.agents {
 		o.Parts = append(o.Parts, c.part(ag, o.Agents[i]))
+	}
+	for _, v := range c.views {
+		n := &v.stats
+		p := viewPart{
+			View: v.plan.Name, Method: v.plan.Method, Path: v.plan.Path, Requests: n.Requests.Load(),
+			Refused: n.Refused.Load() + n.Late.Load() + n.NotReady.Load(), Answered: int64(n.Took.count()), Seconds: float64(n.Took.d.micros.Load()) / 1e9,
+		}
+		for kind := range n.FailedBy {
+			p.Failed += n.FailedBy[kind].Load()
+		}
+		o.Views = append(o.Views, p)
 	}
 	if !c.seen.running.Load() {
 		return o

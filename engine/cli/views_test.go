@@ -119,6 +119,9 @@ func TestSlowView(t *testing.T) {
 			t.Errorf("%s is answered on the views' port", path)
 		}
 	}
+	if _, text := get(t, "http://127.0.0.1:"+admin+"/console/api/overview"); !strings.Contains(text, `{"view":"slow","method":"GET","path":"/slow","requests":2,"failed":`) {
+		t.Errorf("the console's overview: %s", text)
+	}
 	if code, text := get(t, base+"/openapi.json"); code != 200 || !strings.Contains(text, `"/quick":{"get":{"operationId":"quick"`) || !strings.Contains(text, `"/slow"`) {
 		t.Errorf("/openapi.json: %d %s", code, text)
 	}

@@ -202,6 +202,19 @@ function Overview({ o, before }) {
       <h2>Agents</h2>
       <Grid caption="Agents" numbers={[1, 2, 3, 4, 5, 6, 8]} rows={agents} none="This app has no agents."
         head={["Agent", "Records", "Rate", "Outputs", "Failed", "Records a call", "Time a call", "Instances", "Limits hit"]} />
+      {o.views.length > 0 && (
+        <>
+          <h2>Web views</h2>
+          <Grid caption="Web views" numbers={[3, 4, 5, 6, 7]} head={["View", "Method", "Path", "Requests", "Rate", "Failed", "Refused", "Time"]}
+            rows={o.views.map((v) => {
+              const r = (member) => rateOf(o, before, "views", "view", v.view, member);
+              return [
+                v.view, v.method, v.path, count(v.requests), perSecond(r("requests")), <span class={v.failed > 0 ? "bad" : ""}>{count(v.failed)}</span>,
+                <span class={v.refused > 0 ? "warn" : ""}>{count(v.refused)}</span>, r("answered") ? `${count((r("seconds") / r("answered")) * 1000)} ms` : "–",
+              ];
+            })} />
+        </>
+      )}
       <h2>Commits</h2>
       <p>
         {count(o.commits.commits)} commits ({perSecond(commits)}), {o.commits.commits > 0 ? count((o.commits.seconds / o.commits.commits) * 1000) : 0} ms each,{" "}

@@ -13,7 +13,7 @@ const here = fileURLToPath(new URL(".", import.meta.url));
 const shots = process.env.KASPR_CONSOLE_SHOTS; // a folder for screenshots; unset: none are taken
 const evil = '<script>window.harmed=1</script><img src=x onerror="window.harmed=1">';
 
-let engine, browser, page, base; // base is the admin server's
+let engine, browser, page, web, base; // base is the admin server's
 let log = "";
 const violations = [];
 
@@ -37,6 +37,7 @@ const order = (customer, amount, headers = {}) => `${JSON.stringify({ key: custo
 before(async () => {
   const [port, admin] = [await freePort(), await freePort()];
   base = `http://127.0.0.1:${admin}`;
+  web = `http://127.0.0.1:${port}`;
   const later = new Date(Date.now() + 86_400_000).toISOString();
   const requests = join(mkdtempSync(join(tmpdir(), "console-")), "requests.jsonl");
   writeFileSync(requests, `${JSON.stringify({ key: "k", value: { note: evil }, headers: { "x-scheduler-deliver-to": "rich", "x-scheduler-deliver-at": later, "x-scheduler-request-id": "tomorrow" } })}\n`);
@@ -99,6 +100,31 @@ test("the topology shows topics, agents and tables with their rates", async () =
   assert.match(await page.getByRole("status").first().textContent(), /running/);
   await shot("overview");
   await unharmed();
+});
+
+test("web views show their requests", async () => {
+  const cell = (n) => page.locator('tr:has(td:text-is("/totals/{customer}")) td').nth(n).textContent();
+  const [requests, failed] = [Number(await cell(3)), Number(await cell(5))];
+  assert.equal(await (await fetch(`${web}/totals/needle`)).text(), "1000");
+  assert.equal((await fetch(`${web}/totals/nobody`)).status, 500);
+  await until("the counts to go up", async () => Number(await cell(3)) === requests + 2 && Number(await cell(5)) === failed + 1);
+  await unharmed();
+});
+
+test("with adminToken the page asks for it", async () => {
+  let wanted = "right";
+  await page.route("**/console/api/**", (r) => (r.request().headers().authorization === `Bearer ${wanted}` ? r.continue() : r.fulfill({ status: 401, json: { error: "a token is needed" } })));
+  const field = page.getByLabel("Token of the admin server");
+  await field.waitFor();
+  await field.fill("wrong");
+  await page.getByRole("button", { name: "Open" }).click();
+  await page.getByRole("alert").filter({ hasText: "not the one" }).waitFor();
+  await field.fill("right");
+  await field.press("Enter");
+  await page.locator('[data-node="agent:audit"]').waitFor();
+  await page.reload();
+  await page.locator('[data-node="agent:audit"]').waitFor();
+  assert.equal(await field.count(), 0);
 });
 
 test("partitions show lag and what is restored", async () => {
