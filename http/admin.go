@@ -146,8 +146,9 @@ func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
 	if page == nil && !s.must.admits(ctx) {
 		return
 	}
-	// A page of the web could have a browser of this machine send requests here: it would say where it comes from.
-	if len(ctx.Request.Header.Peek("Origin")) > 0 || s.must == (access{}) && !local(string(ctx.Host())) {
+	// A page of the web could have a browser of this machine send requests here: it would say where it comes from. Browsers say so of the
+	// console's own script, too.
+	if origin := string(ctx.Request.Header.Peek("Origin")); origin != "" && origin != own(ctx) || s.must == (access{}) && !local(string(ctx.Host())) {
 		fail(ctx, fasthttp.StatusForbidden, "not for pages of other hosts")
 		return
 	}
@@ -182,6 +183,14 @@ func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
 	default:
 		fail(ctx, fasthttp.StatusNotFound, "not found")
 	}
+}
+
+// own is the origin of pages that this server gave, as browsers write it.
+func own(ctx *fasthttp.RequestCtx) string {
+	if ctx.IsTLS() {
+		return "https://" + string(ctx.Host())
+	}
+	return "http://" + string(ctx.Host())
 }
 
 // segments are the parts of a path that begins and ends with a slash, decoded.

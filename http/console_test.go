@@ -138,6 +138,20 @@ func TestConsoleToken(t *testing.T) {
 	}
 }
 
+// Browsers send the origin with the page's script: without it there is no page. Pages of elsewhere stay out, whatever they name themselves.
+func TestConsoleOrigin(t *testing.T) {
+	s := serveConsole(t, "loopback", "")
+	for origin, want := range map[string]int{
+		"": 200, "http://" + s.Addr(): 200, "https://" + s.Addr(): 403, "http://evil.example": 403, "null": 403, "http://" + s.Addr() + ".evil.example": 403,
+	} {
+		for _, path := range []string{"/console/app.js", "/console/api/overview"} {
+			if code, text := status(t, nethttp.DefaultClient, "http://"+s.Addr()+path, "Origin", origin); code != want {
+				t.Errorf("%s from %q: %d %s, want %d", path, origin, code, text, want)
+			}
+		}
+	}
+}
+
 func FuzzOffsets(f *testing.F) {
 	f.Add("0:15,3:7")
 	f.Add("1:")
