@@ -298,7 +298,9 @@ func (a *App) Run(ctx context.Context) error {
 	opts.Gather = gather
 	opts.Copartition, opts.Standbys = a.copartition, a.cfg.StandbyReplicas
 	opts.UserData, opts.OnAssignment = a.memberState, a.placed
-	if a.member, err = broker.Join(opts, topics, a); err != nil {
+	joining := opts
+	left := a.leftBehind(ctx, &joining)
+	if a.member, err = broker.Join(joining, topics, a); err != nil {
 		return err
 	}
 	// hard outlives ctx: what runs and what is being sent at a stop still ends well, within the timeout.
@@ -314,6 +316,7 @@ func (a *App) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopViews()
+	a.replace(ctx, left)
 	lanes := a.startLanes()
 	a.startTasks()
 	a.seen.joined.Store(len(topics) == 0) // then there is nothing to be given
@@ -517,6 +520,34 @@ func (a *App) transactionalID() string {
 		instance = a.instance
 	}
 	return a.plan.App.ID + "-" + instance
+}
+
+// leftBehind names this process to the group, and finds the members that processes before it left there under that name: one
+// that was killed counts as a member until its session is over, and all that time nobody works on its partitions. Nobody else has
+// the name, because nobody else has the state directory.
+func (a *App) leftBehind(ctx context.Context, opts *broker.Options) []string {
+	if a.instance == "" || opts.InstanceID != "" {
+		return nil
+	}
+	opts.ClientID = a.transactionalID()
+	left, err := a.admin.Left(ctx, opts.Group, opts.ClientID)
+	if err != nil {
+		a.log.Warn("look for members that this process left in the group; their partitions wait until their session is over", "err", err)
+	}
+	return left
+}
+
+// replace takes members that are dead out of the group, after this process has asked to join: a group that was empty for a moment
+// would first wait for others.
+func (a *App) replace(ctx context.Context, left []string) {
+	if len(left) == 0 {
+		return
+	}
+	if err := a.admin.Expel(ctx, a.plan.App.ID, left); err != nil {
+		a.log.Warn("their partitions wait until their session is over", "err", err)
+		return
+	}
+	a.log.Info("took the place of a process that ended without leaving the group", "members", left)
 }
 
 // startLanes makes the lanes: one for each group of agents and each slot.

@@ -40,6 +40,49 @@ func (a *Admin) Ping(ctx context.Context) error {
 	return err
 }
 
+// Left is the members of a group that clients with an id have left in it: those of a process that ended without leaving are members
+// until their session is over. Static members are not among them, since who takes their name takes their place.
+func (a *Admin) Left(ctx context.Context, group, clientID string) ([]string, error) {
+	described, err := a.adm.DescribeGroups(ctx, group)
+	if err == nil {
+		err = described[group].Err
+	}
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return nil, fmt.Errorf("describe group %s: %w", group, err)
+	}
+	var members []string
+	for _, m := range described[group].Members {
+		if m.ClientID == clientID && m.InstanceID == nil {
+			members = append(members, m.MemberID)
+		}
+	}
+	return members, nil
+}
+
+// Expel takes members out of a group. One that is not a member any more is no error.
+func (a *Admin) Expel(ctx context.Context, group string, members []string) error {
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Group = group
+	for _, id := range members {
+		m := kmsg.NewLeaveGroupRequestMember()
+		m.MemberID = id
+		req.Members = append(req.Members, m)
+	}
+	resp, err := req.RequestWith(ctx, a.cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return fmt.Errorf("take members out of group %s: %w", group, err)
+	}
+	for _, m := range resp.Members {
+		if one := kerr.ErrorForCode(m.ErrorCode); one != nil && !errors.Is(one, kerr.UnknownMemberID) {
+			err = errors.Join(err, fmt.Errorf("take member %s out of group %s: %w", m.MemberID, group, one))
+		}
+	}
+	return err
+}
+
 // Refused tells a broker that was reached and said no: wrong credentials, no rights, an unknown security protocol.
 // Waiting does not help then.
 func Refused(err error) bool {

@@ -114,6 +114,56 @@ func (g *testGroup) join(name, static string, topics ...string) *testMember {
 	return m
 }
 
+// A process that comes back takes the members out of the group that it left there when it was killed, no others, and its partitions are
+// assigned long before their session is over.
+func TestExpel(t *testing.T) {
+	g := newTestGroup(t, embedded(t), "orders")
+	other, fixed := g.join("other", "", "orders"), g.join("fixed", "static", "orders")
+	defer other.leave()
+	defer fixed.leave()
+	g.until("both have partitions", func() bool { return len(g.owners) == 6 })
+	dead, err := Join(Options{ // it does nothing in the group, as one that was killed
+		Brokers: g.addrs, ClientID: "dead", Group: g.name, Log: slog.New(slog.DiscardHandler), HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Minute,
+	}, []string{"orders"}, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	admin, err := NewAdmin(Options{Brokers: g.addrs, ClientID: "test", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	left := func(client string) []string {
+		t.Helper()
+		members, err := admin.Left(t.Context(), g.name, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return members
+	}
+	for began := time.Now(); len(left("dead")) != 1 || len(left("other")) != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("members: %v, %v", left("dead"), left("other"))
+		}
+	}
+	if static := left("fixed"); len(static) != 0 {
+		t.Errorf("a static member, who is known by its name, is among the left: %v", static)
+	}
+	members := left("dead")
+	for range 2 { // a second time it is nobody's
+		if err := admin.Expel(t.Context(), g.name, members); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if slices.Contains(left("dead"), members[0]) {
+		t.Errorf("%s is still a member", members[0])
+	}
+	if none, err := admin.Left(t.Context(), "no such group", "dead"); err != nil || len(none) != 0 {
+		t.Errorf("of a group that is not there: %v, %v", none, err)
+	}
+}
+
 // An app that is told to stop while it starts must end, although it was given partitions that nobody was ready for.
 func TestMemberClosedBeforeStart(t *testing.T) {
 	g := newTestGroup(t, embedded(t), "orders")

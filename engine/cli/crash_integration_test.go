@@ -280,6 +280,36 @@ func compareStores(t *testing.T, dirs []string, changelog []*kgo.Record, want ma
 	compareCounts(t, "the stores", whole, want)
 }
 
+// A process that was killed and comes back must go on at once. Its partitions stood still until the session of the dead member was over,
+// which may be a minute.
+func TestComesBackAtOnce(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	k.topic("crash-in", crashPartitions)
+	k.topic("crash-out", crashPartitions)
+	settings := map[string]string{"brokerSessionTimeout": "45s", "brokerHeartbeatInterval": "1s", "dataDir": t.TempDir(), "transactionTimeout": "60s"}
+	other := k.engine(crashApp, map[string]string{"brokerSessionTimeout": "45s", "brokerHeartbeatInterval": "1s"})
+	p := k.engine(crashApp, settings)
+	p.waitLog("partitions assigned")
+	other.waitLog("partitions revoked")
+	_ = p.cmd.Process.Kill()
+	<-p.done
+	killed := time.Now()
+	p = k.engine(crashApp, settings)
+	for i := range 60 {
+		user := strconv.Itoa(i)
+		k.cl.Produce(t.Context(), &kgo.Record{Topic: "crash-in", Key: []byte(strconv.Quote(user)), Value: fmt.Appendf(nil, `{"user":%q,"i":%d}`, user, i)}, nil)
+	}
+	if got := k.outputs(40*time.Second, count(60), "crash-out"); len(got) != 60 {
+		t.Errorf("%d of 60 records were processed within %s", len(got), time.Since(killed))
+	}
+	t.Logf("all partitions go on %s after the kill", time.Since(killed).Round(time.Millisecond))
+	for _, p := range []*process{p, other} {
+		if code := p.stop(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+}
+
 // A process that was away so long that the group gave its partitions to another must not commit what it had begun: it would
 // be there twice.
 func TestZombie(t *testing.T) {
