@@ -120,7 +120,7 @@ func (k *keeper) serve(ctx context.Context, role tableRole, inputs []record.Part
 	}
 	defer s.Close()
 	k.progress.restoring(from, to)
-	if err := k.pull(ctx, s, from, to); err != nil {
+	if err := k.restore(ctx, s, from, to); err != nil {
 		return err
 	}
 	k.pause = 0
@@ -135,6 +135,15 @@ func (k *keeper) serve(ctx context.Context, role tableRole, inputs []record.Part
 	s.Close()
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// restore reads the changelog to an end; before all copies when the partition is to be worked on.
+func (k *keeper) restore(ctx context.Context, s changelog, from, to int64) error {
+	if k.role == roleActive {
+		k.of.urgent.begin()
+		defer k.of.urgent.end()
+	}
+	return k.pull(ctx, s, from, to)
 }
 
 // settled shows the store, which has been read to its changelog's end; false when something else is wanted by now.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -105,6 +106,9 @@ func (k *keeper) pull(ctx context.Context, s changelog, at, to int64) error {
 		case err != nil:
 			return err
 		}
+		if k.role == roleCopy && !t.plan[k.table].Guest.Global {
+			t.urgent.giveWay(ctx)
+		}
 		select {
 		case t.turns <- struct{}{}:
 		case <-ctx.Done():
@@ -119,6 +123,48 @@ func (k *keeper) pull(ctx context.Context, s changelog, at, to int64) error {
 		k.progress.at(at, max(to, chunk.High))
 	}
 	return nil
+}
+
+// precedence lets the partitions that records wait for be restored before copies, which nobody waits for.
+type precedence struct {
+	mu   sync.Mutex
+	n    int           // guarded by mu; restores that records wait for
+	none chan struct{} // guarded by mu; closed when n is 0 again
+}
+
+func (p *precedence) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n++; p.n == 1 {
+		p.none = make(chan struct{})
+	}
+}
+
+func (p *precedence) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n--; p.n == 0 {
+		close(p.none)
+	}
+}
+
+// giveWayMost is how long a copy gives way before each chunk: one restore that cannot go on must not stop all copies.
+const giveWayMost = time.Second
+
+func (p *precedence) giveWay(ctx context.Context) {
+	p.mu.Lock()
+	none, n := p.none, p.n
+	p.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	timer := time.NewTimer(giveWayMost)
+	defer timer.Stop()
+	select {
+	case <-none:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // apply decodes a chunk and puts it into the store.

@@ -43,6 +43,7 @@ type tables struct {
 	cancel context.CancelFunc
 	joined sync.WaitGroup
 	turns  chan struct{} // bounds how many chunks are decoded and applied at once
+	urgent precedence
 
 	parts  atomic.Pointer[[][]*tablePart] // by table and number; nil before Start
 	faults []tableFaults                  // by table

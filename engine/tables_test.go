@@ -744,6 +744,42 @@ func TestStandby(t *testing.T) {
 	})
 }
 
+// A process that comes back restores what records wait for first: copies took the disk and the processor from it. But one restore that
+// cannot go on must not keep all copies from being followed.
+func TestCopiesGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTablesFixture(t)
+		copied := func() int64 { return x.Offsets()[users][0] }
+		x.append("users-log", 1, "a=1", "b=2")
+		x.hold("users-log", 1, 1)
+		x.Acquire(1, []int{users}, nil)
+		synctest.Wait()
+		x.append("users-log", 0, "c=3")
+		x.Follow([]standby{{users, 0}})
+		time.Sleep(giveWayMost / 2)
+		if n := copied(); n != 0 {
+			t.Errorf("the copy is at %d while a partition is being restored", n)
+		}
+		x.hold("users-log", 1, 0)
+		x.ready(1, users)
+		synctest.Wait()
+		if n := copied(); n != 1 {
+			t.Errorf("the copy is at %d after the restore", n)
+		}
+		x.append("users-log", 2, "d=4", "e=5")
+		x.hold("users-log", 2, 1)
+		x.Acquire(2, []int{users}, nil)
+		synctest.Wait()
+		x.append("users-log", 0, "f=6")
+		time.Sleep(giveWayMost + time.Millisecond)
+		if n := copied(); n != 2 {
+			t.Errorf("the copy is at %d beside a restore that stands", n)
+		}
+		x.hold("users-log", 2, 0)
+		x.ready(2, users)
+	})
+}
+
 // Owners come and go while others read: run with the race detector.
 func TestTablesUnderConcurrentUse(t *testing.T) {
 	x := newTablesFixture(t)

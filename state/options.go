@@ -34,7 +34,7 @@ type Options struct {
 	CacheIndexAndFilter  bool  // index and filter blocks in the block cache, and so within its bound
 	MaxOpenFiles         int   // table files a store keeps open; default 256, negative for all
 
-	// FlushInterval is after what time changes go to disk when no write buffer is full: default 30 s. It bounds what a
+	// FlushInterval is after what time changes go to disk when no write buffer is full: default 5 s. It bounds what a
 	// crash leaves to restore.
 	FlushInterval time.Duration
 
@@ -75,7 +75,7 @@ func (o Options) complete() (Options, map[string]tableOptions, error) {
 	o.TargetFileSizeBase = or(o.TargetFileSizeBase, 64<<20)
 	o.BloomFilterBits = or(o.BloomFilterBits, 10)
 	o.MaxOpenFiles = max(-1, or(o.MaxOpenFiles, 256))
-	o.FlushInterval = or(o.FlushInterval, 30*time.Second)
+	o.FlushInterval = or(o.FlushInterval, 5*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
