@@ -550,8 +550,8 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 		}
 		return true
 	}
-	if !v.wake.IsZero() && (f.wake.IsZero() || v.wake.Before(f.wake)) {
-		f.wake = v.wake
+	if !v.wake.IsZero() {
+		l.wakeBy(f, v.wake)
 	}
 	all, next, arrived := f.taken.records, f.taken.next, f.taken.arrived
 	f.taken = chunk{}
@@ -571,6 +571,17 @@ func (l *lane) settle(f *feed, w *work, v *verdict) bool {
 		f.applied = next
 	}
 	return true
+}
+
+// wakeBy makes a tick due at a time at the latest: of the feed, or of whoever acts by what it has written to the table they share.
+// l.mu is held.
+func (l *lane) wakeBy(f *feed, at time.Time) {
+	for _, g := range l.feeds {
+		concerned := g == f || len(f.shares) > 0 && slices.Contains(g.shares, f.shares[0])
+		if concerned && g.agent.timed && (g.wake.IsZero() || at.Before(g.wake)) {
+			g.wake = at
+		}
+	}
 }
 
 // awaitSchema gives back what a step took, to be tried again soon.

@@ -22,12 +22,13 @@ import (
 //
 // What is kept here beside the table can be lost: the counts, and which messages the broker has just refused.
 type schedule struct {
-	app      *App
-	log      *slog.Logger
-	settings scheduler.Settings // complete once begin was called, which is before the first step
-	requests int32              // partitions of the requests; with settings
-	table    int                // of the plan
-	clean    time.Duration      // between two looks for ids to forget
+	app          *App
+	log          *slog.Logger
+	settings     scheduler.Settings // complete once begin was called, which is before the first step
+	requests     int32              // partitions of the requests; with settings
+	distributing *agent             // that reads the requests
+	table        int                // of the plan
+	clean        time.Duration      // between two looks for ids to forget
 
 	mu    sync.Mutex
 	parts map[int32]*schedulePart // guarded by mu
@@ -70,6 +71,7 @@ func (a *App) hostSchedule(ag *agent) {
 	}
 	ag.component = "scheduler"
 	if ag.plan.Schedule == plan.Distribute {
+		a.schedule.distributing = ag
 		ag.runs(distributor{a.schedule})
 		return
 	}
@@ -101,6 +103,9 @@ func (s *schedule) begin() {
 		case s.settings.Requests:
 			s.requests = s.app.own[i]
 		}
+	}
+	if s.requests != s.app.counts[s.table] {
+		s.distributing.tables = nil // a partition of the requests has no partition of the table beside it
 	}
 	if err := s.settings.Validate(); err != nil {
 		panic("BUG: settings of the scheduler: " + err.Error()) // engine/config and the plan have checked them
@@ -148,14 +153,24 @@ func (r rows) Scan(prefix, from []byte) scheduler.Iterator {
 	return r.Reader.Scan(state.Range{Prefix: prefix, From: from})
 }
 
-// distributor is the code of the agent that reads the requests.
+// distributor is the code of the agent that reads the requests. It shares the deliverer's table, which is read and written by one lane.
 type distributor struct{ *schedule }
 
-func (d distributor) Call(_ context.Context, _ int, b *record.Batch) (record.Result, error) {
-	st := d.settings.Distribute(b.Records, time.Now())
-	res := record.Result{Outputs: st.Outputs, Done: len(b.Records)}
-	if len(st.Outcomes) > 0 { // rejections
-		p := d.part(b.Records[0].Partition)
+func (d distributor) Call(ctx context.Context, _ int, b *record.Batch) (record.Result, error) {
+	w, _ := ctx.Value(workKey{}).(*work)
+	number := b.Records[0].Partition
+	var st scheduler.Step
+	if len(w.shares) == 0 {
+		st = d.settings.Distribute(b.Records, time.Now())
+	} else {
+		var err error
+		if st, err = d.settings.Receive(rows{w.shares[0].staged}, number, b.Records, time.Now()); err != nil {
+			return record.Result{}, d.app.tables.Distrust(d.table, number, err)
+		}
+	}
+	res := record.Result{Outputs: st.Outputs, Changes: st.Changes, Wake: st.Wake, Done: len(b.Records)}
+	if len(st.Outcomes) > 0 {
+		p := d.part(number)
 		res.Kept = func() { p.count(st.Outcomes) }
 	}
 	return res, nil

@@ -14,18 +14,22 @@ import (
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/scheduler"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/state/mem"
 )
 
 // testSchedule is a lane that delivers messages; refuse says what the broker does not take.
-func testSchedule(t *testing.T, exactlyOnce bool, refuse func(o *record.Output) error) *bench {
+func testSchedule(t *testing.T, exactlyOnce bool, refuse func(o *record.Output) error, change ...func(*config.Scheduler)) *bench {
 	t.Helper()
 	tables := []plan.Table{{Name: plan.ScheduleTable, Label: "the schedule"}}
 	l := testLane(t, nil, plan.Agent{Tables: []plan.TableUse{{Table: 0, Declared: true}}}, limits{}, exactlyOnce)
 	l.kafka.refuse = refuse
 	l.app.plan = &plan.Plan{App: plan.App{ID: "app"}, Tables: tables}
 	l.app.cfg.Scheduler = config.Default().Scheduler
+	for _, c := range change {
+		c(&l.app.cfg.Scheduler)
+	}
 	if !exactlyOnce {
 		l.app.cfg.ProcessingGuarantee = config.AtLeastOnce
 	}
@@ -174,6 +178,198 @@ func TestScheduleRejectionRefused(t *testing.T) {
 		}
 		if got := l.kafka.keys("good"); !slices.Equal(got, []string{"good-1"}) {
 			t.Errorf("delivered: %v", got)
+		}
+	})
+}
+
+// scheduleRequest is a request, or with a source an action.
+func scheduleRequest(offset int64, at time.Time, headers ...string) record.Record {
+	r := record.Record{Offset: offset, Timestamp: at.UnixMilli(), Attempt: 1, Value: []byte("v")}
+	for i := 0; i < len(headers); i += 2 {
+		r.Headers = append(r.Headers, record.Header{Key: "x-scheduler-" + headers[i], Value: []byte(headers[i+1])})
+		if headers[i] == "request-id" {
+			r.Key = []byte(headers[i+1])
+		}
+	}
+	return r
+}
+
+// receive begins to work on partition 0 of the requests, beside that of the table.
+func (b *bench) receive(t *testing.T) *feed {
+	t.Helper()
+	ag := newAgent(b.app, &plan.Agent{
+		Name: "requests", Schedule: plan.Distribute, Tables: []plan.TableUse{{Table: 0}}, OnError: plan.Policy{Attempts: 1, Action: plan.Skip},
+	})
+	ag.runs(distributor{b.app.schedule})
+	requests := record.Partition{Topic: "app-schedule-requests"}
+	f := b.assign(ag, requests)
+	b.app.mu.Lock()
+	b.app.feeds[requests] = []laneFeed{{b.lane, f}}
+	b.app.mu.Unlock()
+	b.position(f, 0)
+	b.begin(f, func(int, int32) *share {
+		t.Error("the lane has the table already")
+		return nil
+	})
+	return f
+}
+
+// settle lets what was asked for be done, stops the bench and says what was delivered, and why the others were not.
+func (b *bench) settle(t *testing.T, wait time.Duration) (delivered []string, counts scheduler.Counts) {
+	t.Helper()
+	stop := b.start()
+	time.Sleep(wait)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.commits.commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return b.kafka.keys("out"), b.app.schedule.part(0).counts
+}
+
+// A request that is where its id belongs, or has none, is taken in there and delivered at its time: not after a way through the actions, and
+// not only when something else wakes the scheduler. The others go their way.
+func TestScheduleReceives(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l := testSchedule(t, exactlyOnce, nil)
+		l.app.schedule.settings.Partitions = 3
+		l.serve(t)
+		f := l.receive(t)
+		began := time.Now()
+		due := began.Add(10 * time.Second).UTC().Format(time.RFC3339)
+		var rs []record.Record
+		var here, there []string
+		for i := range 20 {
+			id := fmt.Sprint("id-", i)
+			if record.PartitionOf([]byte(id), 3) == 0 {
+				here = append(here, id)
+			} else {
+				there = append(there, id)
+			}
+			rs = append(rs, scheduleRequest(int64(i), began, "deliver-to", "out", "deliver-at", due, "request-id", id))
+		}
+		none := scheduleRequest(20, began, "deliver-to", "out", "deliver-at", due)
+		none.Key = []byte("none")
+		l.feed(f, append(rs, none))
+		stop := l.start()
+		time.Sleep(9990 * time.Millisecond)
+		if got := l.kafka.keys("out"); len(got) > 0 {
+			t.Errorf("early: %v", got)
+		}
+		time.Sleep(310 * time.Millisecond)
+		got := l.kafka.keys("out")
+		want := append(here, "none")
+		slices.Sort(want)
+		if slices.Sort(got); !slices.Equal(got, want) || len(here) == 0 {
+			t.Errorf("delivered 0.3 s after the time: %v, want %v", got, want)
+		}
+		if got := l.kafka.keys("app-schedule-actions"); !slices.Equal(got, there) {
+			t.Errorf("actions: %v, want %v", got, there)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// What the settings say of late, repeated and far requests has to hold in the engine.
+func TestScheduleSettings(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		for _, c := range []struct {
+			name     string
+			change   func(*config.Scheduler)
+			out      []string
+			rejected int64
+		}{
+			{"default", func(*config.Scheduler) {}, []string{"past", "twice", "far"}, 1},
+			{"past due", func(c *config.Scheduler) { c.PastDue = config.PastDueReject }, []string{"twice", "far"}, 2},
+			{"replace", func(c *config.Scheduler) { c.DuplicateID = config.DuplicateReplace }, []string{"past", "twice", "far"}, 0},
+			{"horizon", func(c *config.Scheduler) { c.Horizon = 5 * time.Second }, []string{"past", "twice"}, 2},
+		} {
+			l := testSchedule(t, exactlyOnce, nil, c.change)
+			f, _ := l.serve(t)
+			now := time.Now()
+			at := func(d time.Duration) string { return fmt.Sprint(now.Add(d).Unix()) }
+			l.feed(f, []record.Record{
+				scheduleRequest(0, now, "deliver-to", "out", "deliver-at", at(-time.Minute), "request-id", "past"),
+				scheduleRequest(1, now, "deliver-to", "out", "deliver-at", at(2*time.Second), "request-id", "twice"),
+				scheduleRequest(2, now, "deliver-to", "out", "deliver-at", at(3*time.Second), "request-id", "twice"),
+				scheduleRequest(3, now, "deliver-to", "out", "deliver-at", at(10*time.Second), "request-id", "far"),
+			})
+			got, counts := l.settle(t, 15*time.Second)
+			if !slices.Equal(got, c.out) || counts.Rejected != c.rejected || len(l.kafka.keys("app-schedule-rejections")) != int(c.rejected) {
+				t.Errorf("%s: delivered %v, counted %+v", c.name, got, counts)
+			}
+		}
+	})
+}
+
+// A CANCEL that overtakes the ADD it is about, which came by another partition of the requests, still cancels; an ADD that was made after
+// it does not suffer from it.
+func TestScheduleCancelOvertakes(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l := testSchedule(t, exactlyOnce, nil)
+		f, _ := l.serve(t)
+		now := time.Now()
+		source := func(partition, offset int, made time.Duration) string {
+			return fmt.Sprintf("%d@%d@%d", partition, offset, now.Add(made).UnixMilli())
+		}
+		at := fmt.Sprint(now.Add(time.Second).Unix())
+		l.feed(f, []record.Record{
+			scheduleRequest(0, now, "action", "CANCEL", "request-id", "a", "source", source(1, 7, -time.Second)),
+			scheduleRequest(1, now, "deliver-to", "out", "deliver-at", at, "request-id", "a", "source", source(0, 3, -2*time.Second)),
+			scheduleRequest(2, now, "action", "CANCEL", "request-id", "b", "source", source(1, 8, -2*time.Second)),
+			scheduleRequest(3, now, "deliver-to", "out", "deliver-at", at, "request-id", "b", "source", source(0, 4, -time.Second)),
+		})
+		got, counts := l.settle(t, 5*time.Second)
+		if !slices.Equal(got, []string{"b"}) || counts.Unchanged != 3 {
+			t.Errorf("delivered %v, counted %+v", got, counts)
+		}
+	})
+}
+
+// A cron fires at its times, not while it is paused, and not after it was cancelled; with skip what it missed is left out, with replay made up.
+func TestScheduleCrons(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		l := testSchedule(t, exactlyOnce, nil, func(c *config.Scheduler) { c.CronEnabled = true })
+		f, _ := l.serve(t)
+		began := time.Now().Truncate(time.Minute).Add(time.Minute)
+		time.Sleep(time.Until(began.Add(-5 * time.Second)))
+		offset := int64(0)
+		request := func(verb, id string, more ...string) {
+			l.feed(f, []record.Record{scheduleRequest(offset, time.Now(), append([]string{"action", verb, "request-id", id}, more...)...)})
+			offset++
+		}
+		stop := l.start()
+		for id, policy := range map[string]string{"skips": "skip", "replays": "replay"} {
+			request("CRON_ADD", id, "deliver-to", "out-"+id, "cron-expr", "* * * * *", "cron-missed-fire-policy", policy)
+		}
+		at := func(d time.Duration) { time.Sleep(time.Until(began.Add(d))) }
+		want := func(when string, skips, replays int) {
+			t.Helper()
+			if s, r := len(l.kafka.keys("out-skips")), len(l.kafka.keys("out-replays")); s != skips || r != replays {
+				t.Errorf("%s: %d and %d firings, want %d and %d", when, s, r, skips, replays)
+			}
+		}
+		at(time.Minute + 30*time.Second)
+		want("after two minutes", 2, 2)
+		request("CRON_PAUSE", "skips")
+		request("CRON_PAUSE", "replays")
+		at(4*time.Minute + 30*time.Second)
+		want("paused for three minutes", 2, 2)
+		request("CRON_RESUME", "skips")
+		request("CRON_RESUME", "replays")
+		at(4*time.Minute + 31*time.Second)
+		want("resumed", 2, 5)
+		at(5*time.Minute + 30*time.Second)
+		want("a minute later", 3, 6)
+		request("CRON_CANCEL", "skips")
+		request("CRON_CANCEL", "replays")
+		at(20 * time.Minute)
+		want("cancelled", 3, 6)
+		if err := stop(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -11,7 +11,8 @@
 //	                                                  Clean
 //
 // Distribute checks a request and sends it to the partition that its request id belongs to, so that all requests about one id
-// are handled in one place, one after the other. Intake, Dispatch, Refused and Clean work on one partition of the table,
+// are handled in one place, one after the other. Where a host has the partition of the table beside that of the requests, Receive
+// does so, and takes in what is in its place already. Intake, Dispatch, Refused and Clean work on one partition of the table,
 // and belong to its one owner.
 //
 // # The table

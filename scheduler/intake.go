@@ -11,17 +11,29 @@ import (
 
 // Intake makes actions of one partition part of its table, in their order. Every one of them has an outcome.
 func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Step, error) {
-	requests := make([]Request, len(actions))
-	problems := make([][]Problem, len(actions))
+	return s.takeIn(r, actions, now, func(*Request) bool { return false }, true)
+}
+
+// Receive is Distribute and Intake in one, for a partition of the requests and the partition of the table with its number: what
+// belongs there is made part of the table at once, and only the rest goes its way as actions. A request without an id belongs where it
+// is. What is wrong with a request is rejected, every time it comes.
+func (s *Settings) Receive(r Reader, here int32, requests []record.Record, now time.Time) (Step, error) {
+	return s.takeIn(r, requests, now, func(q *Request) bool { return q.ID != "" && record.PartitionOf([]byte(q.ID), s.Partitions) != here }, false)
+}
+
+// takeIn makes records, actions or requests, part of the table, but for those that belong elsewhere.
+func (s *Settings) takeIn(r Reader, records []record.Record, now time.Time, elsewhere func(*Request) bool, actions bool) (Step, error) {
+	requests := make([]Request, len(records))
+	problems := make([][]Problem, len(records))
 	var ids, crons []string
-	for i := range actions {
+	for i := range records {
 		q := &requests[i]
-		*q, problems[i] = parse(&actions[i], true)
+		*q, problems[i] = parse(&records[i], actions)
 		if len(problems[i]) == 0 {
 			problems[i] = s.check(q)
 		}
 		switch {
-		case len(problems[i]) > 0 || q.ID == "":
+		case len(problems[i]) > 0 || q.ID == "" || elsewhere(q):
 		case q.Verb.cron():
 			crons = append(crons, q.ID)
 		default:
@@ -32,7 +44,7 @@ func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Ste
 	if err != nil {
 		return Step{}, err
 	}
-	w.Outcomes, w.Changes = make([]Outcome, 0, len(actions)), make([]record.Change, 0, 2*len(actions)+2)
+	w.Outcomes, w.Changes = make([]Outcome, 0, len(records)), make([]record.Change, 0, 2*len(records)+2)
 	seen := sources{}
 	if s.AtLeastOnce {
 		if seen, err = readSources(r, requests); err != nil {
@@ -42,14 +54,21 @@ func (s *Settings) Intake(r Reader, actions []record.Record, now time.Time) (Ste
 	for i := range requests {
 		q := &requests[i]
 		w.at = int32(i)
+		wrong := len(problems[i]) > 0
 		switch {
+		case wrong && !actions:
+			s.reject(w.Step, w.at, &records[i], q, problems[i], now)
+		case elsewhere(q):
+			out := q.action(s.Actions, s.Partitions)
+			out.Record = w.at
+			w.Outputs = append(w.Outputs, out)
 		case s.AtLeastOnce && seen.repeated(q.Source):
 			w.answer(q, Unchanged, Repeated)
-		case len(problems[i]) > 0:
-			s.reject(w.Step, w.at, &actions[i], q, problems[i], now)
+		case wrong:
+			s.reject(w.Step, w.at, &records[i], q, problems[i], now)
 		default:
 			if why := w.take(q); why != nil {
-				s.reject(w.Step, w.at, &actions[i], q, []Problem{*why}, now)
+				s.reject(w.Step, w.at, &records[i], q, []Problem{*why}, now)
 			}
 		}
 	}

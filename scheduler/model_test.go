@@ -196,6 +196,8 @@ func (m *model) event(w *world, e *event) error {
 		m.tally[string(o.Code)]++
 	}
 	switch {
+	case e.direct > 0:
+		return m.received(w, e)
 	case e.requests != nil:
 		return m.distributed(w, e)
 	case e.intake != nil:
@@ -254,6 +256,35 @@ func (m *model) distributed(w *world, e *event) error {
 	}
 	if actions+wrong != len(e.requests) {
 		return fmt.Errorf("%d requests became %d actions and %d rejections", len(e.requests), actions, wrong)
+	}
+	return nil
+}
+
+// received checks that every request was taken in where it belongs, became an action, or was rejected.
+func (m *model) received(w *world, e *event) error {
+	actions, outcomes := 0, e.outcomes
+	for _, o := range e.outputs {
+		if o.Topic == "sim-schedule-actions" {
+			actions++
+		}
+	}
+	for _, r := range e.requests {
+		a := w.asked[r.Partition][r.Offset]
+		if !a.wrong && a.id != "" && record.PartitionOf([]byte(a.id), m.s.Partitions) != e.direct-1 {
+			actions--
+			continue
+		}
+		want := "rejected UNKNOWN_ACTION"
+		if !a.wrong {
+			want = m.take(a, fmt.Sprintf("%d@%d", r.Partition, r.Offset), r.Partition, r.Offset, e.now)
+		}
+		if len(outcomes) == 0 || said(outcomes[:1]) != want {
+			return fmt.Errorf("request %d@%d (%s %q): %s, want %s", r.Partition, r.Offset, a.verb, a.id, said(outcomes), want)
+		}
+		outcomes = outcomes[1:]
+	}
+	if actions != 0 || len(outcomes) != 0 {
+		return fmt.Errorf("%d actions and %d outcomes too many", actions, len(outcomes))
 	}
 	return nil
 }

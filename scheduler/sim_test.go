@@ -95,6 +95,7 @@ type world struct {
 	log      func(string, ...any)
 	tally    tally
 	clock    int64 // true time, milliseconds
+	direct   bool  // requests are received, not distributed
 	grain    int64 // of all times: a coarse one has many at the same moment
 	requests [][]record.Record
 	asked    []map[int64]*ask // what the records of requests mean, by offset
@@ -130,6 +131,7 @@ type part struct {
 type event struct {
 	now      int64
 	requests []record.Record
+	direct   int32 // the partition plus one, if requests that belong there are taken in
 	intake   []record.Record
 	dispatch bool
 	cleaned  [][]byte // keys whose rows are gone
@@ -167,6 +169,7 @@ func newWorld(seed uint64) *world {
 	if rng.IntN(3) == 0 {
 		w.s.Results = "results"
 	}
+	w.direct = rng.IntN(2) == 0
 	for range 1 + rng.IntN(3) {
 		w.workers = append(w.workers, &worker{offset: w.span(3000) - 1500})
 	}
@@ -297,8 +300,16 @@ func (w *world) take(log []record.Record, at *int64) []record.Record {
 
 func (w *world) distribute(p *part) error {
 	batch := w.take(w.requests[p.number], &p.at[0])
-	st := w.s.Distribute(batch, w.now(p))
-	w.keep(p, st, event{requests: batch})
+	if !w.direct {
+		w.keep(p, w.s.Distribute(batch, w.now(p)), event{requests: batch})
+		return nil
+	}
+	st, err := w.s.Receive(view{p.staged}, int32(p.number), batch, w.now(p))
+	if err != nil {
+		return err
+	}
+	w.keep(p, st, event{requests: batch, direct: int32(p.number) + 1})
+	p.plan(st.Wake)
 	return nil
 }
 

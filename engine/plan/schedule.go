@@ -10,8 +10,8 @@ import (
 // SchedulePart is what an agent does for the message scheduler; empty: nothing.
 type SchedulePart string
 
-// An agent reads the requests and sends each as an action to the partition of its id; another reads the actions, keeps the messages in
-// a table of its own, and sends them when it is time.
+// An agent reads the requests and sends each as an action to the partition of its id, but takes those in itself that are there; another
+// reads the actions, keeps the messages in a table of its own, and sends them when it is time.
 const (
 	Distribute SchedulePart = "requests"
 	Deliver    SchedulePart = "actions"
@@ -64,6 +64,7 @@ func (b *builder) schedule() []Agent {
 		// As `kaspr dev --input` is to read values of the requests.
 		Program:  abi.Program{Input: abi.Input{KeySerializer: b.cfg.KeySerializer, ValueSerializer: b.cfg.ValueSerializer}},
 		Channels: []string{actions},
+		Tables:   []TableUse{{Table: len(b.tables) - 1, Pos: at}}, // not declared: topics of the original may have other counts
 	}, {
 		Name: "scheduler-" + string(Deliver), Label: "scheduler, actions", Pos: at, Schedule: Deliver, Topics: []string{actions}, OnError: policy,
 		Tables: []TableUse{{Table: len(b.tables) - 1, Declared: true, Pos: at}},
