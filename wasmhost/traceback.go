@@ -49,17 +49,14 @@ func (p *program) sourceLine(place string) string {
 // codes lists all Code of a program; some are nil.
 func codes(p *abi.Program) []*abi.Code {
 	list := []*abi.Code{p.Init}
-	output := func(o *abi.Output) {
-		list = append(list, o.NameSelector, o.KeySelector, o.ValueSelector, o.PartitionSelector, o.HeadersSelector, o.Predicate)
-	}
 	for i := range p.Ops {
 		list = append(list, p.Ops[i].Map, p.Ops[i].Filter)
 		if p.Ops[i].Send != nil {
-			output(p.Ops[i].Send)
+			list = append(list, p.Ops[i].Send.Codes()...)
 		}
 	}
 	for i := range p.Outputs {
-		output(&p.Outputs[i])
+		list = append(list, p.Outputs[i].Codes()...)
 	}
 	return list
 }

@@ -18,6 +18,16 @@ type Output struct {
 	Declare           Value[bool]
 	TopicOptions
 	PassThrough Value[bool] // topicSend only
+	Schedule    *Scheduled  // outputTopic only
+}
+
+// Scheduled has an output's messages delivered later, by the scheduler; exactly one of DeliverAt and Delay. An extension of ours.
+type Scheduled struct {
+	Pos       Pos
+	DeliverAt *Code
+	Delay     *Code
+	RequestID *Code
+	Replace   Value[bool]
 }
 
 // place is where an output stands, which decides the members it has.
@@ -55,7 +65,9 @@ func (c cursor) output(where place) *Output {
 	}
 	members = append(members, may("declare", func(c cursor) { c.boolean(&o.Declare) }))
 	members = append(members, o.members()...)
-	if where != outputTopic {
+	if where == outputTopic {
+		members = append(members, may("schedule", func(c cursor) { c.scheduled(o) }))
+	} else {
 		members = append(members, may("passThrough", func(c cursor) { c.boolean(&o.PassThrough) }))
 	}
 	there := c.of(where.key()).object(members...)
@@ -66,7 +78,30 @@ func (c cursor) output(where place) *Output {
 	if !o.Declare.V {
 		o.useless(c, "without declare: true")
 	}
+	if where == outputTopic {
+		for _, other := range []string{"partitionSelector", "declare", "keySchema", "valueSchema"} {
+			c.atMostOne(there, "schedule", other)
+		}
+	}
 	return o
+}
+
+func (c cursor) scheduled(o *Output) {
+	s := &Scheduled{Pos: c.at}
+	there := c.object(
+		may("deliverAt", func(c cursor) { c.code(&s.DeliverAt) }),
+		may("delay", func(c cursor) { c.code(&s.Delay) }),
+		may("requestId", func(c cursor) { c.code(&s.RequestID) }),
+		may("replace", func(c cursor) { c.boolean(&s.Replace) }),
+	)
+	if there == nil {
+		return
+	}
+	o.Schedule = s
+	c.exactlyOne(there, "deliverAt", "delay")
+	if s.Replace.V && s.RequestID == nil {
+		c.failAt(s.Replace.Pos, Contradiction, "replace of "+c.name()+" needs a requestId", "the id says which message is replaced")
+	}
 }
 
 // outputs reads the topics that final values go to.

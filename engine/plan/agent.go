@@ -118,8 +118,11 @@ func (b *builder) output(a *Agent, m *manifest.Output, where string) abi.Output 
 	}
 	o.KeySchema = b.schema(a, m.KeySchema, where+", keySchema", registry.Target{Serializer: o.KeySerializer, Key: true, Topic: o.Topic}, m.Pos)
 	o.ValueSchema = b.schema(a, m.ValueSchema, where+", valueSchema", registry.Target{Serializer: o.ValueSerializer, Topic: o.Topic}, m.Pos)
-	if m.Name.Set() && !slices.Contains(a.OutputTopics, m.Name.V) {
-		a.OutputTopics = append(a.OutputTopics, m.Name.V)
+	if m.Schedule != nil {
+		b.scheduled(&o, m, where)
+	}
+	if o.Topic != "" && !slices.Contains(a.OutputTopics, o.Topic) {
+		a.OutputTopics = append(a.OutputTopics, o.Topic)
 	}
 	if m.Declare.V {
 		o.Declare = b.declare(m.Name.V, &m.TopicOptions, a.Label+", "+where, m.Declare.Pos)

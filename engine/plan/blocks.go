@@ -92,6 +92,11 @@ func (b *blocks) output(where string, o *manifest.Output) {
 	b.add(where, "valueSelector", o.ValueSelector)
 	b.add(where, "partitionSelector", o.PartitionSelector)
 	b.add(where, "headersSelector", o.HeadersSelector)
+	if s := o.Schedule; s != nil {
+		b.add(where, "schedule.deliverAt", s.DeliverAt)
+		b.add(where, "schedule.delay", s.Delay)
+		b.add(where, "schedule.requestId", s.RequestID)
+	}
 }
 
 func (b *blocks) results(where string, s *manifest.ResultSelector) {

@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/engine/registry"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
 
@@ -22,6 +23,25 @@ const ScheduleTable = "schedule"
 
 // ScheduleTopic is the name of a topic of the scheduler: requests, actions, rejections, results.
 func ScheduleTopic(appID, what string) string { return appID + "-schedule-" + what }
+
+// scheduled makes an output a request to the scheduler.
+func (b *builder) scheduled(o *abi.Output, m *manifest.Output, where string) {
+	if !b.cfg.Scheduler.Enabled {
+		b.fail(m.Schedule.Pos, manifest.Contradiction, where+": schedule needs the message scheduler, which is off", "set schedulerEnabled: true in the app's config")
+		return
+	}
+	if registry.Has(o.KeySerializer) || registry.Has(o.ValueSerializer) {
+		b.fail(m.Schedule.Pos, manifest.NotSupported, where+": messages with schemas cannot be scheduled by an output yet", "encode the value in a valueSelector and send it raw")
+	}
+	o.Schedule = &abi.Scheduled{
+		Topic: o.Topic, NameSelector: o.NameSelector, Replace: m.Schedule.Replace.V,
+		DeliverAt: code(m.Schedule.DeliverAt, where+", schedule.deliverAt"),
+		Delay:     code(m.Schedule.Delay, where+", schedule.delay"),
+		RequestID: code(m.Schedule.RequestID, where+", schedule.requestId"),
+	}
+	o.Label = where
+	o.Topic, o.NameSelector = ScheduleTopic(b.info.ID, "requests"), nil
+}
 
 // schedule makes the message scheduler's agents, table and topics, if it is enabled.
 func (b *builder) schedule() []Agent {

@@ -149,18 +149,15 @@ func sources(p *abi.Program) string {
 			}
 		}
 	}
-	output := func(o *abi.Output) {
-		add(o.NameSelector, o.KeySelector, o.ValueSelector, o.PartitionSelector, o.HeadersSelector, o.Predicate)
-	}
 	add(p.Init)
 	for i := range p.Ops {
 		add(p.Ops[i].Map, p.Ops[i].Filter)
 		if p.Ops[i].Send != nil {
-			output(p.Ops[i].Send)
+			add(p.Ops[i].Send.Codes()...)
 		}
 	}
 	for i := range p.Outputs {
-		output(&p.Outputs[i])
+		add(p.Outputs[i].Codes()...)
 	}
 	if v := p.View; v != nil {
 		for _, s := range []abi.Selector{v.StatusSelector, v.HeadersSelector, v.BodySelector} {

@@ -4,6 +4,7 @@ Messages sent with app.send, topic.send, event.send and event.forward are output
 produced together with its other outputs, and not at all if the record fails.
 """
 
+import inspect
 import logging
 from datetime import datetime, timedelta, timezone
 from json import dumps as _dumps, loads as _loads
@@ -114,6 +115,34 @@ def _control(action, request_id, **others):
             raise TypeError("a request id is a str that is not empty")
         others["request-id"] = request_id
     return [("x-scheduler-action", action), *(("x-scheduler-" + name, text) for name, text in others.items())]
+
+
+def scheduled(topic, replace, functions, own):
+    """The headersSelector of an output with a schedule: the request's headers, behind those that the output's own selector gives.
+
+    functions has nameSelector, deliverAt, delay and requestId; None where there is none.
+    """
+    action = "REPLACE" if replace else "ADD"
+    name, at, delay, request_id = (functions[key] for key in ("nameSelector", "deliverAt", "delay", "requestId"))
+
+    def request(headers, topic, due, id):
+        if due is None or id is None and request_id is not None:
+            raise TypeError(f"{'delay' if at is None else 'deliverAt'} returned None" if due is None else "requestId returned None")
+        due = _due(None, due) if at is None else _due(due, None)
+        headers = [] if headers is None else headers.items() if hasattr(headers, "items") else headers
+        return [*headers, *_control(action, id, **{"deliver-to": topic, "deliver-at": due})]
+
+    def headers(value):
+        given = [None if f is None else f(value) for f in (own, name, at or delay, request_id)]
+        if any(inspect.isawaitable(g) for g in given):
+            return finish(given)
+        return request(given[0], topic if name is None else given[1], *given[2:])
+
+    async def finish(given):
+        given = [await g if inspect.isawaitable(g) else g for g in given]
+        return request(given[0], topic if name is None else given[1], *given[2:])
+
+    return headers
 
 
 def _target(topic, key_serializer, value_serializer):

@@ -389,10 +389,16 @@ class _Program:
 
     _selectors = ("predicate", "nameSelector", "keySelector", "valueSelector", "partitionSelector", "headersSelector")
 
+    _scheduled = ("nameSelector", "deliverAt", "delay", "requestId")
+
     def _use_output(self, output, keywords):
         for name in self._selectors:
             if output.get(name):
                 self._use(output[name], name, keywords)
+        for name in self._scheduled:
+            code = (output.get("schedule") or {}).get(name)
+            if code:
+                self._use(code, name, keywords)
 
     def sources(self):
         """{file: {line: text}} of all blocks; the files are also made known to linecache."""
@@ -487,6 +493,12 @@ class _Program:
 
         def output(o, index, label):
             codes = {name: code(o, name) for name in self._selectors}
+            later = o.get("schedule")
+            if later:
+                parts = {name: code(later, name) for name in self._scheduled}
+                functions_of = {name: part and part[0] for name, part in parts.items()}
+                headers = kaspr_app.scheduled(later.get("topic"), bool(later.get("replace")), functions_of, codes["headersSelector"] and codes["headersSelector"][0])
+                codes["headersSelector"] = (headers, f"{label}, schedule")
             declare = o.get("declare")
             return (
                 index, o.get("topic") or None, _program_codecs[o.get("keySerializer") or "raw"], _program_codecs[o.get("valueSerializer") or "json"],

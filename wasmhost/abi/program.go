@@ -128,6 +128,27 @@ type Output struct {
 	Carry             bool         `json:"carry,omitempty"`   // what no selector says is the record's own: key and partition, headers
 	NoValue           bool         `json:"noValue,omitempty"` // the message has a key only
 	Label             string       `json:"label,omitempty"`   // what failures call it; empty: output and the topic's name
+	Schedule          *Scheduled   `json:"schedule,omitempty"`
+}
+
+// Scheduled makes an output a request to the scheduler, whose topic Output.Topic is then; Topic or NameSelector says where the message
+// goes in the end. Exactly one of DeliverAt and Delay is there.
+type Scheduled struct {
+	Topic        string `json:"topic,omitempty"`
+	NameSelector *Code  `json:"nameSelector,omitempty"`
+	DeliverAt    *Code  `json:"deliverAt,omitempty"`
+	Delay        *Code  `json:"delay,omitempty"`
+	RequestID    *Code  `json:"requestId,omitempty"`
+	Replace      bool   `json:"replace,omitempty"`
+}
+
+// Codes is all Code of an output; some are nil.
+func (o *Output) Codes() []*Code {
+	list := []*Code{o.NameSelector, o.KeySelector, o.ValueSelector, o.PartitionSelector, o.HeadersSelector, o.Predicate}
+	if s := o.Schedule; s != nil {
+		list = append(list, s.NameSelector, s.DeliverAt, s.Delay, s.RequestID)
+	}
+	return list
 }
 
 // Declaration is how a topic is created. Zero counts mean the app's defaults.
