@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"unicode/utf16"
@@ -16,6 +17,7 @@ import (
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
+	"kaspr.io/kaspr/scheduler"
 	"kaspr.io/kaspr/wasmhost"
 	"kaspr.io/kaspr/wasmhost/abi"
 )
@@ -227,6 +229,31 @@ func (a administration) Rebalance() error {
 	}
 	a.member.Rebalance()
 	return nil
+}
+
+func (a administration) Schedule(q apphttp.ScheduleQuery) (int, any) {
+	if a.schedule == nil {
+		return 404, map[string]string{"error": "the app has no message scheduler: schedulerEnabled is false"}
+	}
+	return a.schedule.Schedule(q)
+}
+
+func (a administration) Steer(ctx context.Context, c apphttp.ScheduleChange) (string, error) {
+	if a.schedule == nil {
+		return "", fmt.Errorf("%w: the app has no message scheduler: schedulerEnabled is false", apphttp.ErrBadChange)
+	}
+	key := []byte(c.RequestID)
+	var headers []record.Header
+	if c.Action == string(scheduler.Replace) {
+		if key = nil; c.Key != nil {
+			key = []byte(*c.Key)
+		}
+		headers = []record.Header{{Key: scheduler.HeaderTo, Value: []byte(c.DeliverTo)}, {Key: scheduler.HeaderAt, Value: []byte(c.DeliverAt)}}
+		for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+			headers = append(headers, record.Header{Key: name, Value: []byte(c.Headers[name])})
+		}
+	}
+	return Steer(ctx, a.cfg, a.plan, a.log, scheduler.Verb(c.Action), c.RequestID, key, c.ValueBytes(), headers)
 }
 
 // keyBytes is a key as it stands in the changelog: in a raw table the text's bytes, in a JSON table the text as JSON, or JSON as it is given.

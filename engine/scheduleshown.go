@@ -1,7 +1,11 @@
 package engine
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -9,6 +13,7 @@ import (
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/scheduler"
+	"kaspr.io/kaspr/wasmhost"
 )
 
 // What waits, as /schedule tells it: without keys, values and headers.
@@ -43,12 +48,12 @@ type shownID struct {
 	Since     string `json:"since"`
 }
 
-// schedulePage is a page of a list. Partitions that are on other members are named: their rows are to be asked for there.
+// schedulePage is a page of a list, of the partitions of all members. Those that nobody can be asked for now are named.
 type schedulePage struct {
-	Messages  []shownMessage `json:"messages,omitempty"`
-	Crons     []shownCron    `json:"crons,omitempty"`
-	Next      string         `json:"next,omitempty"` // of the next page: after=
-	Elsewhere []int32        `json:"elsewhere"`
+	Messages []shownMessage `json:"messages,omitempty"`
+	Crons    []shownCron    `json:"crons,omitempty"`
+	Next     string         `json:"next,omitempty"` // of the next page: after=
+	Missing  []int32        `json:"missing"`
 }
 
 func shownTime(ms int64) string {
@@ -70,24 +75,27 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 	if err != nil {
 		return 400, map[string]string{"error": err.Error()}
 	}
-	page := schedulePage{Elsewhere: []int32{}}
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	page := schedulePage{Missing: []int32{}}
 	left := q.Limit
-	for n := range s.settings.Partitions {
-		table, ok := s.reader(n)
-		switch {
-		case !ok:
-			page.Elsewhere = append(page.Elsewhere, n)
-			continue
-		case n < number || left == 0:
-			if n > number && left == 0 && page.Next == "" {
+	for n := number; n < s.settings.Partitions; n++ {
+		if left == 0 {
+			if page.Next == "" {
 				page.Next = strconv.Itoa(int(n)) + ":"
 			}
-			continue
-		case n > number:
+			break
+		}
+		if n > number {
 			from, after = scheduler.Start, ""
 		}
+		table := asked{s.app, ctx, s.table, n}
 		if q.Crons {
 			list, err := scheduler.Crons(table, after, left)
+			if errors.Is(err, wasmhost.ErrNotReady) {
+				page.Missing = append(page.Missing, n)
+				continue
+			}
 			if err != nil {
 				return 500, map[string]string{"error": err.Error()}
 			}
@@ -104,6 +112,10 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 			continue
 		}
 		list, next, done, err := scheduler.List(table, from, left)
+		if errors.Is(err, wasmhost.ErrNotReady) {
+			page.Missing = append(page.Missing, n)
+			continue
+		}
 		if err != nil {
 			return 500, map[string]string{"error": err.Error()}
 		}
@@ -125,12 +137,12 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 
 func (s *schedule) showID(id string) (int, any) {
 	n := record.PartitionOf([]byte(id), s.settings.Partitions)
-	table, ok := s.reader(n)
-	if !ok {
-		return 404, map[string]any{"error": "the request id belongs to a partition of another member", "elsewhere": []int32{n}}
-	}
-	e, err := scheduler.Get(table, id)
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	e, err := scheduler.Get(asked{s.app, ctx, s.table, n}, id)
 	switch {
+	case errors.Is(err, wasmhost.ErrNotReady):
+		return 503, map[string]any{"error": err.Error(), "missing": []int32{n}}
 	case err != nil:
 		return 500, map[string]string{"error": err.Error()}
 	case e == nil:
@@ -143,10 +155,74 @@ func (s *schedule) showID(id string) (int, any) {
 	return 200, shown
 }
 
-func (s *schedule) reader(number int32) (rows, bool) {
-	_, staged := s.app.tables.part(s.table, number).Store()
-	return rows{staged}, staged != nil
+// askTimeout bounds one question about what waits.
+const askTimeout = 10 * time.Second
+
+// asked is a partition of the scheduler's table as whoever owns it answers: what is committed of it (reads.go).
+type asked struct {
+	app    *App
+	ctx    context.Context
+	table  int
+	number int32
 }
+
+func (a asked) Get(key []byte) ([]byte, error) {
+	value, _, err := a.app.lookup(a.ctx, a.table, a.number, key)
+	return value, err
+}
+
+func (a asked) MultiGet(keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	for i, key := range keys {
+		var err error
+		if values[i], err = a.Get(key); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
+// askedPage is about how many bytes an owner is asked for at once.
+const askedPage = 256 << 10
+
+func (a asked) Scan(prefix, from []byte) scheduler.Iterator {
+	it := &askedIterator{asked: a, prefix: prefix, from: from, more: true}
+	if len(from) > 0 { // pages begin behind a key: a lesser one, and what lies before from is left out
+		it.after = slices.Clone(from[:len(from)-1])
+	}
+	return it
+}
+
+// askedIterator asks for one page after the other.
+type askedIterator struct {
+	asked
+	prefix, from, after []byte
+	page                []wasmhost.TableEntry
+	at                  wasmhost.TableEntry
+	more                bool
+	err                 error
+}
+
+func (it *askedIterator) Next() bool {
+	for it.err == nil {
+		for len(it.page) > 0 {
+			it.at, it.page = it.page[0], it.page[1:]
+			it.after = it.at.Key
+			if bytes.Compare(it.at.Key, it.from) >= 0 {
+				return true
+			}
+		}
+		if !it.more {
+			return false
+		}
+		it.page, it.more, it.err = it.app.page(it.ctx, it.table, it.number, it.prefix, it.after, askedPage)
+	}
+	return false
+}
+
+func (it *askedIterator) Key() []byte   { return it.at.Key }
+func (it *askedIterator) Value() []byte { return it.at.Value }
+func (it *askedIterator) Close() error  { return it.err }
 
 // cursor is where a page begins: partition, and a place among its messages or crons.
 func (s *schedule) cursor(q apphttp.ScheduleQuery) (number int32, from scheduler.Location, after string, err error) {

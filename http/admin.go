@@ -30,6 +30,10 @@ type Admin interface {
 	Value(ctx context.Context, table, key string, asJSON bool) ([]byte, error)
 	// Rebalance has the group assign its partitions anew.
 	Rebalance() error
+	// Schedule answers GET /schedule, as Options.Schedule does.
+	Schedule(q ScheduleQuery) (int, any)
+	// Steer has the message scheduler change something, and says where the request is.
+	Steer(ctx context.Context, c ScheduleChange) (request string, err error)
 	// Status is what App's is.
 	Status() any
 }
@@ -154,6 +158,10 @@ func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
 	}
 	if path == "/signal/rebalance" {
 		s.rebalance(ctx)
+		return
+	}
+	if path == "/schedule" || path == "/schedule/" {
+		s.schedule(ctx)
 		return
 	}
 	if !ctx.IsGet() && !ctx.IsHead() {

@@ -12,7 +12,10 @@ import (
 	"time"
 )
 
-type fakeAdmin struct{ rebalanced int }
+type fakeAdmin struct {
+	rebalanced int
+	changes    []ScheduleChange
+}
 
 func (*fakeAdmin) Routes(table string, of Page) (any, string, bool) {
 	return map[string]any{"http://a": table}, of.After, table != "none"

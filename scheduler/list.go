@@ -5,6 +5,17 @@ import "time"
 // List returns messages and firings that wait, in the order in which they will leave: at most limit from a place on, and where to
 // go on; done at the end.
 func List(r Reader, from Location, limit int) (rows []Scheduled, next Location, done bool, err error) {
+	raw, err := r.Get(headKey)
+	if err != nil {
+		return nil, from, false, err
+	}
+	h, err := decodeHead(raw)
+	if err != nil {
+		return nil, from, false, err
+	}
+	if from.less(h.Low) {
+		from = h.Low // what has left may still have to be waded through below
+	}
 	rows, next, wake, err := Due(r, from, time.UnixMilli(latest).AddDate(1, 0, 0), limit, 1<<20)
 	return rows, next, wake.IsZero(), err
 }

@@ -7,7 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -327,6 +329,63 @@ func TestScheduleRates(t *testing.T) {
 	later.stop()
 }
 
+// rss is the memory a process has in use, and the most it ever had, in MiB.
+func (p *process) rss() (now, most int) {
+	p.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		for name, into := range map[string]*int{"VmRSS:": &now, "VmHWM:": &most} {
+			if rest, ok := strings.CutPrefix(line, name); ok {
+				if *into, err = strconv.Atoi(strings.Fields(rest)[0]); err != nil {
+					p.t.Fatal(err)
+				}
+				*into /= 1024
+			}
+		}
+	}
+	return now, most
+}
+
+// What waits for another year must take disk, not memory or processor time. KASPR_SCHEDULE_IDLE messages; without it there is nothing to
+// measure (make schedule-test).
+func TestScheduleIdle(t *testing.T) {
+	n := amount(t, "KASPR_SCHEDULE_IDLE", 0)
+	if n == 0 {
+		t.Skip("KASPR_SCHEDULE_IDLE is not set")
+	}
+	k := newKafka(t, realkafka.New(t, realkafka.Options{}))
+	k.topic("later-out", 6)
+	p := k.engine(scheduleApp, map[string]string{"topicPartitions": "6"})
+	p.waitLog("table restored")
+	before, _ := p.rss()
+	far := time.Now().AddDate(1, 0, 0)
+	took := k.settledIn("later-app", func() {
+		for i := range n {
+			k.cl.Produce(t.Context(), request(i, far), func(_ *kgo.Record, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if err := k.cl.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}, "later-app-schedule-requests", "later-app-schedule-actions")
+	time.Sleep(15 * time.Second) // the stores go to disk
+	began := p.cpu()
+	time.Sleep(30 * time.Second)
+	idle := (p.cpu() - began).Seconds() / 30 * 100
+	now, most := p.rss()
+	t.Logf("%d messages wait, taken in within %s: %.2f %% of a processor; %d MiB of memory, %d at most, %d before", n, took.Round(time.Second), idle, now, most, before)
+	if idle > 5 {
+		t.Errorf("what waits takes %.1f %% of a processor", idle)
+	}
+	p.stop()
+}
+
 // What the command line asks for must come to the scheduler, in the partition of the id.
 func TestScheduleSteer(t *testing.T) {
 	k := newKafka(t, realkafka.Shared(t))
@@ -336,8 +395,18 @@ func TestScheduleSteer(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	p := k.engine(scheduleApp, map[string]string{"topicPartitions": "6", "webPort": port, "schedulerWebEnabled": "true", "schedulerCronEnabled": "true"})
+	token := "secret-of-the-admin"
+	settings := map[string]string{
+		"topicPartitions": "6", "webPort": port, "schedulerWebEnabled": "true", "schedulerCronEnabled": "true", "schedulerDebugStatsEnabled": "true",
+		"adminListen": "127.0.0.1:" + freePort(t), "adminToken": token,
+	}
+	p := k.engine(scheduleApp, settings)
 	p.waitLog("table restored")
+	settings["webPort"] = freePort(t)
+	adminAddr := "127.0.0.1:" + freePort(t)
+	settings["adminListen"] = adminAddr
+	other := k.engine(scheduleApp, settings) // half of the partitions are there, and are asked for from here
+	other.waitLog("partitions assigned")
 	command := func(args ...string) (string, int) {
 		var out, errs bytes.Buffer
 		args = append(append([]string{"schedule"}, args...), "--set", "definitionsDir="+dir, "--set", "kafkaBootstrapServers="+k.broker.Addr(), "--set", "webPort="+port)
@@ -365,6 +434,58 @@ func TestScheduleSteer(t *testing.T) {
 		}
 		becomes("cancelled", id)
 	}
+	// The same over HTTP, at whichever process.
+	change := func(body string) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+adminAddr+"/schedule", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("%d %s %v", resp.StatusCode, text, err)
+		}
+		return string(text)
+	}
+	for i := range 8 {
+		id := fmt.Sprintf("http-%d", i)
+		change(fmt.Sprintf(`{"action":"REPLACE","requestId":%q,"deliverTo":"later-out","deliverAt":"9000-01-01","value":{"n":1}}`, id))
+		becomes("pending", id)
+	}
+	listed := map[string]bool{}
+	for began, after := time.Now(), ""; len(listed) < 8 && time.Since(began) < 20*time.Second; {
+		text, code := command("list", "--limit", "3", "--after", after)
+		if code != 0 {
+			t.Fatal(text)
+		}
+		var page struct {
+			Messages []struct {
+				ID string `json:"requestId"`
+			}
+			Next string
+		}
+		if err := json.Unmarshal([]byte(text), &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range page.Messages {
+			listed[m.ID] = true
+		}
+		after = page.Next
+	}
+	if len(listed) != 8 {
+		t.Errorf("of 8 messages in the partitions of two processes these are listed: %v", listed)
+	}
+	for i := range 8 {
+		change(fmt.Sprintf(`{"action":"CANCEL","requestId":"http-%d"}`, i))
+		becomes("cancelled", fmt.Sprintf("http-%d", i))
+	}
+	p.waitLog("msg=scheduler component=scheduler partition=") // schedulerDebugStatsEnabled
 	if text, code := command("replace", "now", "--to", "later-out", "--at", "2020-01-01", "--key", "k", "--value", "v", "--header", "h=1"); code != 0 {
 		t.Fatal(text)
 	}
@@ -372,7 +493,9 @@ func TestScheduleSteer(t *testing.T) {
 	if len(got) != 1 || string(got[0].Key) != "k" || string(got[0].Value) != "v" || len(got[0].Headers) != 1 {
 		t.Errorf("delivered: %+v", got)
 	}
-	if code := p.stop(); code != 0 {
-		t.Errorf("exit code %d", code)
+	for _, p := range []*process{p, other} {
+		if code := p.stop(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
 	}
 }

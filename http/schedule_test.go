@@ -1,0 +1,95 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	nethttp "net/http"
+	"strings"
+	"testing"
+)
+
+func (*fakeAdmin) Schedule(q ScheduleQuery) (int, any) { return 200, fmt.Sprint(q) }
+
+func (a *fakeAdmin) Steer(_ context.Context, c ScheduleChange) (string, error) {
+	switch c.RequestID {
+	case "bad":
+		return "", ErrBadChange
+	case "down":
+		return "", errors.New("no broker")
+	}
+	a.changes = append(a.changes, c)
+	return "requests/0@" + c.RequestID, nil
+}
+
+// A change over HTTP must be what was meant, or be refused: one that is misread cancels or delivers something else.
+func TestScheduleChange(t *testing.T) {
+	s, admin := serveAdmin(t, "secret")
+	post := func(token, body string) (int, string) {
+		t.Helper()
+		req, err := nethttp.NewRequestWithContext(t.Context(), "POST", "http://"+s.Addr()+"/schedule", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := nethttp.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text)
+	}
+	if code, _ := post("wrong", `{"action":"CANCEL","requestId":"a"}`); code != 401 {
+		t.Errorf("without the token: %d", code)
+	}
+	for _, c := range []struct {
+		body string
+		code int
+		text string
+	}{
+		{`{"action":"CANCEL","requestId":"a"}`, 202, `{"request":"requests/0@a"}`},
+		{`{"action":"REPLACE","requestId":"b","deliverTo":"out","deliverAt":"2030-01-01","key":"","value":"text","headers":{"h":"1"}}`, 202, "@b"},
+		{`{"action":"REPLACE","requestId":"c","deliverTo":"out","deliverAt":"2030-01-01","value":{"n": 1}}`, 202, "@c"},
+		{`{"action":"REPLACE","requestId":"d","deliverTo":"out","deliverAt":"2030-01-01","value":null}`, 202, "@d"},
+		{`{"action":"CRON_PAUSE","requestId":"e"}`, 202, "@e"}, {`{"action":"CRON_RESUME","requestId":"f"}`, 202, "@f"},
+		{`{"action":"CANCEL","requestId":"bad"}`, 400, "not a change"}, {`{"action":"CANCEL","requestId":"down"}`, 503, "no broker"},
+		{``, 400, "JSON"}, {`{`, 400, "JSON"}, {`[]`, 400, "JSON"}, {`{"action":"CANCEL","requestId":"a"} {}`, 400, "something follows"},
+		{`{"action":"CANCEL","requestId":"a","id":"b"}`, 400, "id"}, {`{"action":"cancel","requestId":"a"}`, 400, "action is"},
+		{`{"action":"CANCEL"}`, 400, "requestId is needed"}, {`{"action":"CANCEL","requestId":"a","value":1}`, 400, "requestId only"},
+		{`{"action":"REPLACE","requestId":"a","deliverTo":"out"}`, 400, "deliverAt"},
+	} {
+		if code, text := post("secret", c.body); code != c.code || !strings.Contains(text, c.text) {
+			t.Errorf("%s: %d %s, want %d %s", c.body, code, text, c.code, c.text)
+		}
+	}
+	if len(admin.changes) != 6 {
+		t.Fatalf("%d changes", len(admin.changes))
+	}
+	b, c, d := admin.changes[1], admin.changes[2], admin.changes[3]
+	if string(b.ValueBytes()) != "text" || *b.Key != "" || b.Headers["h"] != "1" || string(c.ValueBytes()) != `{"n": 1}` || c.Key != nil || d.ValueBytes() != nil {
+		t.Errorf("read as %+v, %+v, %+v", b, c, d)
+	}
+	if code, text := askAdmin(t, s, "GET", "/schedule?list=crons&limit=7&after=x", "Authorization", "Bearer secret"); code != 200 || !strings.Contains(text, "true x 7") {
+		t.Errorf("list: %d %s", code, text)
+	}
+	if code, _ := askAdmin(t, s, "DELETE", "/schedule", "Authorization", "Bearer secret"); code != 405 {
+		t.Errorf("DELETE: %d", code)
+	}
+}
+
+func FuzzScheduleChange(f *testing.F) {
+	f.Add([]byte(`{"action":"REPLACE","requestId":"b","deliverTo":"out","deliverAt":"2030-01-01","key":"","value":"text","headers":{"h":"1"}}`))
+	f.Add([]byte(`{"action":"CANCEL","requestId":"a"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		c, wrong := parseChange(body)
+		if wrong == "" && (c.RequestID == "" || c.Action == "REPLACE" && (c.DeliverTo == "" || c.DeliverAt == "")) {
+			t.Errorf("accepted %s", body)
+		}
+		_ = c.ValueBytes()
+	})
+}
