@@ -143,7 +143,7 @@ func newAgent(app *App, p *plan.Agent) *agent {
 		noisy:         sampler{burst: 20, rate: 1},
 		print:         sampler{burst: 1000, rate: 100},
 		schemaWriter:  schemaWriter{app.registry, p.Schemas},
-		stopOnFailure: p.OnError.Attempts > 1 || p.OnError.Action == plan.Stop,
+		stopOnFailure: p.OnError.Blocks() || p.OnError.Action == plan.Stop,
 	}
 	if p.Task != nil {
 		a.component, a.log = "KasprTask/"+p.Name, app.log.With("task", p.Name)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"time"
 
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
@@ -55,7 +56,7 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	}
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.
-	v := judge(w.policy(a.plan.OnError), a.component, batch, &result)
+	v := judge(w.policy(a.plan.OnError), a.component, batch, &result, time.Now())
 	if batch.Tick {
 		v.consumed = 0 // its record is in no feed
 	}

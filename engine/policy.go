@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/scheduler"
 )
 
 // verdict is what becomes of one call's batch under an agent's failure policy. It is pure data; step acts on it.
@@ -30,7 +32,7 @@ type verdict struct {
 }
 
 // judge applies the policy to a call's failures. Records that did not fail keep their outputs, whatever befalls others.
-func judge(p plan.Policy, component string, b *record.Batch, res *record.Result) verdict {
+func judge(p plan.Policy, component string, b *record.Batch, res *record.Result, now time.Time) verdict {
 	v := verdict{consumed: res.Done, changes: res.Changes, wake: res.Wake, kept: res.Kept}
 	if len(res.Failures) == 0 {
 		v.outputs = res.Outputs
@@ -40,11 +42,13 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 	// With StopOnFailure the failed record is the last one done; without it every failure is final.
 	if last := &failures[len(failures)-1]; b.StopOnFailure {
 		r := &b.Records[last.Record]
-		if int(r.Attempt) < p.Attempts {
+		switch {
+		case later(&p, r):
+		case int(r.Attempt) < p.Attempts && p.RetryTopic == "":
 			v.consumed, v.retry, v.pause = int(last.Record), int(r.Attempt), p.Backoff(int(r.Attempt)+1)
 			v.retried = failures[len(failures)-1:]
 			failures = failures[:len(failures)-1]
-		} else if p.Action == plan.Stop {
+		case p.Action == plan.Stop:
 			v.consumed = int(last.Record)
 		}
 	}
@@ -55,10 +59,15 @@ func judge(p plan.Policy, component string, b *record.Batch, res *record.Result)
 		for len(outs) > 0 && outs[0].Record < fl.Record {
 			v.outputs, outs = append(v.outputs, outs[0]), outs[1:]
 		}
+		if later(&p, r) {
+			v.outputs = append(v.outputs, retryLater(&p, fl.Record, r, now))
+			v.retried = append(v.retried, *fl)
+			continue
+		}
 		v.failed = append(v.failed, *fl)
 		switch p.Action {
 		case plan.DeadLetter:
-			v.outputs = append(v.outputs, deadLetter(p.DeadLetterTopic, component, fl.Record, r, fl))
+			v.outputs = append(v.outputs, deadLetter(&p, component, fl.Record, r, fl))
 			v.dead++
 		case plan.Skip:
 			v.skipped++
@@ -131,10 +140,84 @@ const (
 	headerAttempt        = "kaspr-attempt"
 )
 
+// origin is where a record came from in the first place, and how often it was tried. One that the scheduler brought back says so in headers.
+type origin struct {
+	headers                             []record.Header // its own
+	topic, partition, offset, timestamp string
+	attempt                             int
+}
+
+func originOf(p *plan.Policy, r *record.Record) origin {
+	o := origin{r.Headers, r.Topic, strconv.Itoa(int(r.Partition)), strconv.FormatInt(r.Offset, 10), strconv.FormatInt(r.Timestamp, 10), int(r.Attempt)}
+	if p.RetryTopic == "" || r.Topic != p.RetryTopic {
+		return o
+	}
+	o.headers = make([]record.Header, 0, len(r.Headers))
+	for _, h := range r.Headers {
+		switch h.Key {
+		case headerTopic:
+			o.topic = string(h.Value)
+		case headerPartition:
+			o.partition = string(h.Value)
+		case headerOffset:
+			o.offset = string(h.Value)
+		case headerTimestamp:
+			o.timestamp = string(h.Value)
+		case headerAttempt:
+			if n, err := strconv.Atoi(string(h.Value)); err == nil && n > 0 {
+				o.attempt = n + 1
+			}
+		default:
+			o.headers = append(o.headers, h)
+		}
+	}
+	return o
+}
+
+// laterBytesMax bounds what the scheduler is asked to keep, below what it refuses: a record that is larger gets no further attempt.
+const laterBytesMax = 900 << 10
+
+// later tells whether a failed record is to come back by the scheduler.
+func later(p *plan.Policy, r *record.Record) bool {
+	if p.RetryTopic == "" || originOf(p, r).attempt >= p.Attempts {
+		return false
+	}
+	size := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		size += len(h.Key) + len(h.Value)
+	}
+	return size < laterBytesMax
+}
+
+// retryLater asks the scheduler to bring a record to the agent's retry topic. The scheduler's own headers would be taken for the request's.
+func retryLater(p *plan.Policy, index int32, r *record.Record, now time.Time) record.Output {
+	from := originOf(p, r)
+	h := make([]record.Header, 0, len(from.headers)+8)
+	for _, own := range from.headers {
+		switch {
+		case strings.HasPrefix(own.Key, "x-scheduler-"):
+		case own.Key == headerTopic, own.Key == headerPartition, own.Key == headerOffset, own.Key == headerTimestamp, own.Key == headerAttempt:
+		default:
+			h = append(h, own)
+		}
+	}
+	add := func(k, v string) { h = append(h, record.Header{Key: k, Value: []byte(v)}) }
+	add(headerTopic, from.topic)
+	add(headerPartition, from.partition)
+	add(headerOffset, from.offset)
+	add(headerTimestamp, from.timestamp)
+	add(headerAttempt, strconv.Itoa(from.attempt))
+	add(scheduler.HeaderAction, string(scheduler.Add))
+	add(scheduler.HeaderTo, p.RetryTopic)
+	add(scheduler.HeaderAt, now.Add(p.Backoff(from.attempt+1)).UTC().Format("2006-01-02T15:04:05.000Z07:00"))
+	return record.Output{Record: index, Topic: p.RequestTopic, Partition: record.PartitionByKey, Key: r.Key, Value: r.Value, Headers: h}
+}
+
 // deadLetter is the original record, byte for byte, with headers that say why it is here.
-func deadLetter(topic, component string, index int32, r *record.Record, f *record.Failure) record.Output {
-	h := make([]record.Header, 0, len(r.Headers)+11)
-	h = append(h, r.Headers...)
+func deadLetter(p *plan.Policy, component string, index int32, r *record.Record, f *record.Failure) record.Output {
+	from := originOf(p, r)
+	h := make([]record.Header, 0, len(from.headers)+11)
+	h = append(h, from.headers...)
 	add := func(k, v string) { h = append(h, record.Header{Key: k, Value: []byte(v)}) }
 	add(headerErrorKind, f.Kind.String())
 	add(headerErrorType, f.Type)
@@ -142,12 +225,12 @@ func deadLetter(topic, component string, index int32, r *record.Record, f *recor
 	add(headerErrorTraceback, f.Traceback)
 	add(headerComponent, component)
 	add(headerOperation, f.Operation)
-	add(headerTopic, r.Topic)
-	add(headerPartition, strconv.Itoa(int(r.Partition)))
-	add(headerOffset, strconv.FormatInt(r.Offset, 10))
-	add(headerTimestamp, strconv.FormatInt(r.Timestamp, 10))
-	add(headerAttempt, strconv.Itoa(int(r.Attempt)))
-	return record.Output{Record: index, Topic: topic, Partition: record.PartitionByKey, Key: r.Key, Value: r.Value, Headers: h}
+	add(headerTopic, from.topic)
+	add(headerPartition, from.partition)
+	add(headerOffset, from.offset)
+	add(headerTimestamp, from.timestamp)
+	add(headerAttempt, strconv.Itoa(from.attempt))
+	return record.Output{Record: index, Topic: p.DeadLetterTopic, Partition: record.PartitionByKey, Key: r.Key, Value: r.Value, Headers: h}
 }
 
 // trimmed is a dead letter without its long texts, for a broker that finds the whole one too large.
@@ -269,7 +352,7 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 		switch a.plan.OnError.Action {
 		case plan.DeadLetter:
 			a.stats.DeadLettered.Add(1)
-			letters = append(letters, deadLetter(a.plan.OnError.DeadLetterTopic, a.component, out.Record, rec, &f))
+			letters = append(letters, deadLetter(&a.plan.OnError, a.component, out.Record, rec, &f))
 		case plan.Skip:
 			a.stats.Skipped.Add(1)
 		case plan.Stop:

@@ -34,6 +34,7 @@ type RetryOptions struct {
 	InitialBackoff Value[time.Duration]
 	MaxBackoff     Value[time.Duration]
 	Multiplier     Value[float64]
+	Later          Value[bool] // the scheduler brings the record back; those behind it go on
 }
 
 func (c cursor) onError(dst **OnError) {
@@ -82,6 +83,7 @@ func (c cursor) retry(dst **RetryOptions) {
 		may("initialBackoff", func(c cursor) { c.duration(&r.InitialBackoff) }),
 		may("maxBackoff", func(c cursor) { c.duration(&r.MaxBackoff) }),
 		may("multiplier", func(c cursor) { c.float(&r.Multiplier, 1, 100) }),
+		may("later", func(c cursor) { c.boolean(&r.Later) }),
 	) == nil {
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kaspr.io/kaspr/engine/manifest"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // Action is what finally happens to a failed record.
@@ -25,6 +26,8 @@ type Policy struct {
 	Multiplier      float64
 	Action          Action
 	DeadLetterTopic string       // with DeadLetter
+	RetryTopic      string       // where the scheduler brings a record for its next attempt; empty: it waits in its place
+	RequestTopic    string       // of the scheduler, with RetryTopic
 	Pos             manifest.Pos // of the onError it comes from; zero for the built-in default
 }
 
@@ -35,6 +38,9 @@ const (
 	retryMax        = 10 * time.Second
 	retryMultiplier = 2.0
 )
+
+// Blocks tells whether a record that is tried again holds up those behind it.
+func (p Policy) Blocks() bool { return p.Attempts > 1 && p.RetryTopic == "" }
 
 // Backoff is the pause before the given attempt (2 is the first repeat).
 func (p Policy) Backoff(attempt int) time.Duration {
@@ -75,6 +81,9 @@ func (b *builder) policy(a *Agent, name manifest.Value[string], e *manifest.OnEr
 		}
 		if e.Policy.V == manifest.Retry {
 			b.retry(&p, e.Retry)
+			if r := e.Retry; r != nil && r.Later.V {
+				b.retryLater(a, name, &p, r.Later.Pos)
+			}
 		}
 	}
 	if p.Action != DeadLetter {
@@ -90,6 +99,34 @@ func (b *builder) policy(a *Agent, name manifest.Value[string], e *manifest.OnEr
 		b.warn(topic.Pos, manifest.NotDeclared, fmt.Sprintf("%s: its dead-letter topic %q is not created: topicAllowDeclare is false", a.Label, topic.V), "make sure that it exists")
 	}
 	return p
+}
+
+// RetryTopic is where records come back for another attempt of an agent.
+func RetryTopic(appID, agent string) string { return appID + "-" + agent + "-retry" }
+
+// retryLater makes the scheduler bring failed records back, by a topic of the agent's own. What depends on a record's partition or its
+// neighbours is not possible then.
+func (b *builder) retryLater(a *Agent, name manifest.Value[string], p *Policy, at manifest.Pos) {
+	refuse := func(why, hint string) {
+		b.fail(at, manifest.NotSupported, a.Label+": retry.later is not possible with "+why, hint)
+	}
+	switch {
+	case !b.cfg.Scheduler.Enabled:
+		b.fail(at, manifest.Contradiction, a.Label+": retry.later needs the message scheduler, which is off", "set schedulerEnabled: true in the app's config")
+		return
+	case a.Take != nil:
+		refuse("take: a list is no record", "leave later out, or take")
+		return
+	case len(a.Tables) > 0:
+		refuse("tables: the record may come back in another partition", "leave later out: the partition waits")
+		return
+	case len(a.Topics) == 0 || a.Program.Kind != manifest.KindAgent || a.Program.Input.KeySerializer == abi.Channel:
+		refuse("an input that is no named topic", "leave later out: the partition waits")
+		return
+	}
+	p.RequestTopic = ScheduleTopic(b.info.ID, "requests")
+	p.RetryTopic = b.own(RetryTopic(b.info.ID, name.V), a.Topics[0], a.Label+", retries", at)
+	a.Topics = append(slices.Clone(a.Topics), p.RetryTopic)
 }
 
 func (b *builder) retry(p *Policy, r *manifest.RetryOptions) {
