@@ -88,7 +88,7 @@ func newSchedule(a *App) *schedule {
 	}
 	s.AtLeastOnce = a.cfg.ProcessingGuarantee == config.AtLeastOnce
 	s.Replace, s.RejectPast = c.DuplicateID == config.DuplicateReplace, c.PastDue == config.PastDueReject
-	s.Horizon, s.Remember, s.Provenance = c.Horizon, c.JanitorHighwaterOffset, c.Provenance
+	s.Horizon, s.Remember, s.Provenance, s.Interleave = c.Horizon, c.JanitorHighwaterOffset, c.Provenance, c.Interleave
 	s.Cron, s.CronMinGap, s.CronGrace = c.CronEnabled, c.CronMinInterval, c.CronTickInterval
 	s.CronReplayBack = time.Duration(c.DispatcherLookbackDays) * 24 * time.Hour
 	return &schedule{app: a, log: a.log.With("component", "scheduler"), settings: s, clean: c.JanitorCleanInterval, parts: map[int32]*schedulePart{}}

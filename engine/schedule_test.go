@@ -373,3 +373,28 @@ func TestScheduleCrons(t *testing.T) {
 		}
 	})
 }
+
+// With schedulerInterleave a message that has just come due does not wait for all that are late; without it the order is that of the times.
+func TestScheduleInterleave(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		for _, interleave := range []bool{false, true} {
+			l := testSchedule(t, exactlyOnce, nil, func(c *config.Scheduler) { c.Interleave = interleave })
+			l.app.schedule.settings.BatchMessages = 4
+			f, _ := l.serve(t)
+			now := time.Now()
+			var rs []record.Record
+			for i := range 10 {
+				at := now.Add(-time.Minute)
+				if i == 9 {
+					at = now
+				}
+				rs = append(rs, scheduleRequest(int64(i), now, "deliver-to", "out", "deliver-at", fmt.Sprint(at.Unix()), "request-id", fmt.Sprint(i)))
+			}
+			l.feed(f, rs)
+			got, _ := l.settle(t, 5*time.Second)
+			if at := slices.Index(got, "9"); len(got) != 10 || interleave != (at < 4) || !interleave && at != 9 {
+				t.Errorf("interleave %v: delivered %v", interleave, got)
+			}
+		}
+	})
+}

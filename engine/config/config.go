@@ -254,6 +254,7 @@ type Scheduler struct {
 	PastDue                      string
 	DuplicateID                  string
 	Horizon                      time.Duration // 0: none
+	Interleave                   bool
 	Provenance                   bool
 	Results                      bool
 	Web                          bool

@@ -272,6 +272,8 @@ var settings = []setting{
 		[]string{DuplicateReject, DuplicateReplace}, func(c *Config) *string { return &c.Scheduler.DuplicateID }),
 	durationSetting("schedulerHorizon", "0s", "How far ahead a message may be scheduled; 0 is no limit.",
 		0, forever, func(c *Config) *time.Duration { return &c.Scheduler.Horizon }),
+	boolSetting("schedulerInterleave", "false", "While messages are late, half of what is delivered are those that have just come due: a hot second does not hold up all others, but messages do not leave in the order of their times then.",
+		func(c *Config) *bool { return &c.Scheduler.Interleave }),
 	boolSetting("schedulerProvenanceEnabled", "false", "Delivered messages have headers that tell their request, when they were due and when they left.",
 		func(c *Config) *bool { return &c.Scheduler.Provenance }),
 	boolSetting("schedulerResultsEnabled", "false", "What becomes of every request and message is written to `<id>-schedule-results`.",
