@@ -240,7 +240,7 @@ func (c console) topicParts() []topicPart {
 // Failures is apphttp.Console's.
 func (c console) Failures() any { return c.failures.last() }
 
-// scheduled is what waits in the message scheduler, of the partitions here.
+// scheduled is what waits in the message scheduler.
 type scheduled struct {
 	Messages []scheduledMessage `json:"messages"` // the next ones
 	Crons    []scheduledCron    `json:"crons"`
@@ -276,15 +276,14 @@ func (c console) Scheduled() (any, error) {
 	if c.App.schedule == nil {
 		return list, nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
 	table := c.App.schedule.table
 	for number := range c.counts[table] {
-		store, _ := c.tables.part(table, number).Store()
-		if store == nil {
-			continue
-		}
-		messages, _, _, err := scheduler.List(rows{store}, scheduler.Start, pageEntries)
-		if errors.Is(err, state.ErrClosed) {
-			continue // it has just left
+		owner := asked{c.App, ctx, table, number}
+		messages, _, _, err := scheduler.List(owner, scheduler.Start, pageEntries)
+		if errors.Is(err, wasmhost.ErrNotReady) {
+			continue // it moves, or is restored
 		}
 		if err != nil {
 			return nil, err
@@ -296,8 +295,8 @@ func (c console) Scheduled() (any, error) {
 			}
 			list.Messages = append(list.Messages, m)
 		}
-		crons, err := scheduler.Crons(rows{store}, "", pageEntries)
-		if err != nil && !errors.Is(err, state.ErrClosed) {
+		crons, err := scheduler.Crons(owner, "", pageEntries)
+		if err != nil && !errors.Is(err, wasmhost.ErrNotReady) {
 			return nil, err
 		}
 		for i := range crons {
