@@ -104,8 +104,8 @@ crash-test: pyguest ## Kill engines and the broker under load: make crash-test K
 schedule-test: pyguest ## Kill engines while messages wait, and measure the scheduler: make schedule-test KILLS=10 MESSAGES=1000000 OVER=60
 	@scripts/deps.sh build kafka
 	KASPR_SCHEDULE_KILLS=$(or $(KILLS),10) KASPR_SCHEDULE_MESSAGES=$(or $(MESSAGES),200000) KASPR_SCHEDULE_SECONDS=$(or $(OVER),60) \
-	KASPR_SCHEDULE_RATES=$(or $(MESSAGES),200000) $(if $(filter-out on,$(SEED)),KASPR_SCHEDULE_SEED=$(SEED)) \
-	$(GO) test -tags integration -count 1 -v -timeout 1h -run '^TestSchedule(Crash|Rates)$$' ./engine/cli
+	KASPR_SCHEDULE_RATES=$(or $(MESSAGES),200000) KASPR_SCHEDULE_IDLE=$(or $(MESSAGES),200000) $(if $(filter-out on,$(SEED)),KASPR_SCHEDULE_SEED=$(SEED)) \
+	$(GO) test -tags integration -count 1 -v -timeout 1h -run '^TestSchedule(Crash|Rates|Idle)$$' ./engine/cli
 
 .PHONY: sim
 sim: ## Simulate histories of commits, crashes and faults: make sim SEEDS=100000, or SEED=N for one

@@ -177,7 +177,8 @@ func TestScheduleCrash(t *testing.T) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	lost, twice := 0, 0
-	var all, outside []time.Duration
+	var all []time.Duration
+	outside := map[time.Duration][]time.Duration{}
 	for i, n := range d.times {
 		switch {
 		case n == 0:
@@ -187,19 +188,25 @@ func TestScheduleCrash(t *testing.T) {
 			twice++
 		}
 		all = append(all, d.late[i])
-		// The broker notices a dead process after its session of 6 s; then partitions move, and what was late is caught up.
-		if !slices.ContainsFunc(killed, func(at time.Time) bool {
-			return d.due[i].After(at.Add(-time.Second)) && d.due[i].Before(at.Add(restartWindow))
-		}) {
-			outside = append(outside, d.late[i])
+		for _, window := range restartWindows {
+			if !slices.ContainsFunc(killed, func(at time.Time) bool {
+				return d.due[i].After(at.Add(-time.Second)) && d.due[i].Before(at.Add(window))
+			}) {
+				outside[window] = append(outside[window], d.late[i])
+			}
 		}
 	}
-	t.Logf("lost %d, twice %d, early %d; late by, outside of %s after each kill (%d messages): p50 %s, p99 %s; all: p50 %s, p99 %s, most %s",
-		lost, twice, d.early, restartWindow, len(outside), quantile(outside, .5), quantile(outside, .99), quantile(all, .5), quantile(all, .99), quantile(all, 1))
+	t.Logf("lost %d, twice %d, early %d; late by: p50 %s, p90 %s, p99 %s, most %s",
+		lost, twice, d.early, quantile(all, .5), quantile(all, .9), quantile(all, .99), quantile(all, 1))
+	for _, window := range restartWindows {
+		late := outside[window]
+		t.Logf("due outside of %s after each kill (%d messages): p50 %s, p99 %s", window, len(late), quantile(late, .5), quantile(late, .99))
+	}
 	if lost > 0 || twice > 0 || d.early > 0 {
 		t.Errorf("of %d messages %d were lost, %d came more than once, %d before their time", total, lost, twice, d.early)
 	}
-	if p99 := quantile(outside, .99); len(outside) > 0 && p99 > time.Second {
+	last := outside[restartWindows[len(restartWindows)-1]]
+	if p99 := quantile(last, .99); len(last) > 0 && p99 > time.Second {
 		t.Errorf("outside of the restarts one in a hundred is later than %s", p99)
 	}
 	for i, p := range engines {
@@ -212,8 +219,10 @@ func TestScheduleCrash(t *testing.T) {
 	}
 }
 
-// restartWindow is how long after a kill messages may be late: the group's session of 6 s, then a rebalance and a restore.
-const restartWindow = 12 * time.Second
+// restartWindows are how long after a kill messages may be late, by several definitions: until the process is back and has its partitions
+// and their stores again; the last of them, which the test holds, until also what came due meanwhile is caught up, on a machine where
+// the broker, the clients and all processes share two cores.
+var restartWindows = []time.Duration{3 * time.Second, 6 * time.Second, 12 * time.Second}
 
 // cpu is the processor time a process has taken.
 func (p *process) cpu() time.Duration {
