@@ -126,7 +126,7 @@ type workKey struct{}
 
 // policy is the failure policy for this step: a failure that would only be repeated gets no second attempt, nor does a tick.
 func (w *work) policy(p plan.Policy) plan.Policy {
-	if w.known != nil || w.batch.Tick {
+	if w.known != nil && !w.known.later || w.batch.Tick {
 		p.Attempts = 1
 	}
 	return p

@@ -91,6 +91,7 @@ type chunk struct {
 type known struct {
 	failure record.Failure
 	trim    bool // its dead letter is too large with all its texts
+	later   bool // it has another attempt by the scheduler
 }
 
 func newLane(slot int, c *committer, in *intake, lim limits) *lane {
@@ -521,6 +522,13 @@ func (l *lane) again(f *feed, w *work, v *verdict) {
 		offset := w.batch.Records[failed.Record].Offset
 		failed.Record = 0
 		l.know(f, offset, known{failure: failed})
+	}
+	if v.retry == 0 {
+		for _, failed := range v.retried { // to come back later: or it would send, fail and be taken back for ever
+			offset := w.batch.Records[failed.Record].Offset
+			failed.Record = 0
+			l.know(f, offset, known{failure: failed, later: true})
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
