@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -284,22 +285,23 @@ func compareStores(t *testing.T, dirs []string, changelog []*kgo.Record, want ma
 // which may be a minute.
 func TestComesBackAtOnce(t *testing.T) {
 	k := newKafka(t, realkafka.Shared(t))
-	k.topic("crash-in", crashPartitions)
-	k.topic("crash-out", crashPartitions)
+	app := strings.ReplaceAll(crashApp, "crash", "back")
+	k.topic("back-in", crashPartitions)
+	k.topic("back-out", crashPartitions)
 	settings := map[string]string{"brokerSessionTimeout": "45s", "brokerHeartbeatInterval": "1s", "dataDir": t.TempDir(), "transactionTimeout": "60s"}
-	other := k.engine(crashApp, map[string]string{"brokerSessionTimeout": "45s", "brokerHeartbeatInterval": "1s"})
-	p := k.engine(crashApp, settings)
-	p.waitLog("partitions assigned")
-	other.waitLog("partitions revoked")
+	other := k.engine(app, map[string]string{"brokerSessionTimeout": "45s", "brokerHeartbeatInterval": "1s"})
+	other.waitLog("partitions assigned")
+	p := k.engine(app, settings)
+	p.waitLog("role=active") // of what the other one has given up
 	_ = p.cmd.Process.Kill()
 	<-p.done
 	killed := time.Now()
-	p = k.engine(crashApp, settings)
+	p = k.engine(app, settings)
 	for i := range 60 {
 		user := strconv.Itoa(i)
-		k.cl.Produce(t.Context(), &kgo.Record{Topic: "crash-in", Key: []byte(strconv.Quote(user)), Value: fmt.Appendf(nil, `{"user":%q,"i":%d}`, user, i)}, nil)
+		k.cl.Produce(t.Context(), &kgo.Record{Topic: "back-in", Key: []byte(strconv.Quote(user)), Value: fmt.Appendf(nil, `{"user":%q,"i":%d}`, user, i)}, nil)
 	}
-	if got := k.outputs(40*time.Second, count(60), "crash-out"); len(got) != 60 {
+	if got := k.outputs(40*time.Second, count(60), "back-out"); len(got) != 60 {
 		t.Errorf("%d of 60 records were processed within %s", len(got), time.Since(killed))
 	}
 	t.Logf("all partitions go on %s after the kill", time.Since(killed).Round(time.Millisecond))

@@ -494,7 +494,7 @@ func TestScheduleSteer(t *testing.T) {
 		change(fmt.Sprintf(`{"action":"CANCEL","requestId":"http-%d"}`, i))
 		becomes("cancelled", fmt.Sprintf("http-%d", i))
 	}
-	p.waitLog("msg=scheduler component=scheduler partition=") // schedulerDebugStatsEnabled
+	p.waitLog("msg=scheduler app=later-app component=scheduler partition=") // schedulerDebugStatsEnabled
 	if text, code := command("replace", "now", "--to", "later-out", "--at", "2020-01-01", "--key", "k", "--value", "v", "--header", "h=1"); code != 0 {
 		t.Fatal(text)
 	}
