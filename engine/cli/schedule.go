@@ -125,7 +125,7 @@ func (c *command) scheduleListCommand() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "Print a page of the messages that wait, or of the cron entries, in the partitions of one engine",
+		Short: "Print a page of the messages that wait, or of the cron entries",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			q := url.Values{"limit": {strconv.Itoa(limit)}, "after": {after}, "list": {"messages"}}
