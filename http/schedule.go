@@ -25,7 +25,11 @@ const (
 	ScheduleLimitMax = 1000
 )
 
-func (s *Server) schedule(ctx *fasthttp.RequestCtx) { showSchedule(ctx, s.opts.Schedule) }
+func (s *Server) schedule(ctx *fasthttp.RequestCtx) {
+	if s.views.admits(ctx) {
+		showSchedule(ctx, s.opts.Schedule)
+	}
+}
 
 func showSchedule(ctx *fasthttp.RequestCtx, show func(ScheduleQuery) (int, any)) {
 	args := ctx.QueryArgs()

@@ -8,6 +8,7 @@ import (
 	nethttp "net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 func (*fakeAdmin) Schedule(q ScheduleQuery) (int, any) { return 200, fmt.Sprint(q) }
@@ -79,6 +80,28 @@ func TestScheduleChange(t *testing.T) {
 	}
 	if code, _ := askAdmin(t, s, "DELETE", "/schedule", "Authorization", "Bearer secret"); code != 405 {
 		t.Errorf("DELETE: %d", code)
+	}
+}
+
+// What waits is data: on webPort it is told to those who may call views, and nothing of it to others.
+func TestScheduleAccess(t *testing.T) {
+	asked := 0
+	show := func(ScheduleQuery) (int, any) { asked++; return 200, "rem-77" }
+	for token, want := range map[string]int{"": 401, "wrong": 401, "secret": 200} {
+		s := serveViews(t, Options{Token: "secret", Schedule: show})
+		for _, path := range []string{"/schedule", "/schedule?id=rem-77", "/schedule?limit=no", "//schedule", "/a/../schedule"} {
+			asked = 0
+			code, body, err := AskAs(token, s.Addr(), path, 10*time.Second, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want == 401 && (code != 401 || asked > 0 || strings.Contains(string(body), "rem-77")) || want == 200 && code == 401 {
+				t.Errorf("%s with the token %q: %d %s", path, token, code, body)
+			}
+		}
+	}
+	if code, body, err := Ask(serveViews(t, Options{Schedule: show}).Addr(), "/schedule", 10*time.Second, nil); code != 200 || err != nil {
+		t.Errorf("where no token is asked for: %d %s %v", code, body, err)
 	}
 }
 

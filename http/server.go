@@ -35,8 +35,8 @@ type Options struct {
 	// Peer answers other processes of the app, who know PeerSecret; nil: nobody does.
 	Peer        func(question []byte) ([]byte, error)
 	PeerSecret  string
-	Token       string        // that requests to views must bear; empty: none
-	TLS         TLSFiles      // with authorities of clients, requests to views must come with a certificate of one
+	Token       string        // that requests to views and for the schedule must bear; empty: none
+	TLS         TLSFiles      // with authorities of clients, those requests must come with a certificate of one
 	BodyMax     int           // bytes of a request's body; 0: what the endpoints need, which take none
 	Connections int           // at a time; those beyond are answered with 503. 0: 256
 	Read, Write time.Duration // of a whole request, and of an answer; 0: 10 s and 30 s. Tests are shorter
@@ -44,7 +44,7 @@ type Options struct {
 	Registry    prometheus.Gatherer   // what /metrics tells
 	Own         prometheus.Registerer // of it: where the server's own series go
 	Log         *slog.Logger
-	// Schedule answers /schedule: a code, and a value for JSON; nil: there is no such path.
+	// Schedule answers /schedule to those who may call views: a code, and a value for JSON; nil: there is no such path.
 	Schedule func(ScheduleQuery) (int, any)
 	// OpenAPI describes the views, as JSON, to those who may call them; nil: nobody asked for it.
 	OpenAPI []byte
@@ -67,7 +67,7 @@ type Server struct {
 	opts   Options
 	routes map[string]func(*fasthttp.RequestCtx)
 	router *router
-	views  access // what requests to views must show
+	views  access // what requests for data must show: to views, for their description, for the schedule
 	stats  *stats
 	closed atomic.Bool
 	ended  chan struct{}
@@ -82,7 +82,7 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("HTTP server: %w", err)
 	}
-	// Probes have no certificate, so it is asked of requests to views, not of connections.
+	// Probes have no certificate, so it is asked of requests for data, not of connections.
 	served, err := secure(ln, o.TLS, tls.VerifyClientCertIfGiven, o.Log)
 	if err != nil {
 		_ = ln.Close() // nobody has come yet

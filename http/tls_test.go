@@ -149,7 +149,8 @@ func status(t *testing.T, c *nethttp.Client, url string, headers ...string) (int
 func TestTLS(t *testing.T) {
 	ours, others := newAuthority(t), newAuthority(t)
 	cert, key := ours.server(t)
-	o := Options{TLS: filesOf(t, cert, key, ours.pem()), Token: "secret", PeerSecret: "s", Peer: func(q []byte) ([]byte, error) { return q, nil }}
+	o := Options{TLS: filesOf(t, cert, key, ours.pem()), Token: "secret", PeerSecret: "s", Peer: func(q []byte) ([]byte, error) { return q, nil },
+		Schedule: func(ScheduleQuery) (int, any) { return 200, "rem-77" }}
 	s := serveViews(t, o, View{Method: "GET", Text: "/a", Serve: func(r *Request) Response {
 		return Response{Status: 200, Body: []byte(strings.Split(string(r.Head), "\n")[1])}
 	}})
@@ -165,6 +166,8 @@ func TestTLS(t *testing.T) {
 	}{
 		"probe": {good, "/healthz", "", 200}, "metrics": {good, "/metrics", "", 200}, "view without a certificate": {good, "/a", "secret", 403},
 		"view without the token": {with, "/a", "", 401}, "view": {with, "/a", "secret", 200}, "another's server": {foreign, "/healthz", "", 0},
+		"schedule without a certificate": {good, "/schedule", "secret", 403}, "schedule without the token": {with, "/schedule", "", 401},
+		"schedule": {with, "/schedule", "secret", 200},
 	} {
 		if code, text := status(t, c.client, base+c.path, "Authorization", "Bearer "+c.token); code != c.want {
 			t.Errorf("%s: %d %s, want %d", name, code, text, c.want)

@@ -74,7 +74,7 @@ func (c *command) askHealth(cfg config.Config, path string) error {
 		fmt.Fprintln(c.streams.Err, "no HTTP server: webPort is 0")
 		return nil
 	}
-	code, body, err := askEngine(cfg, "", path, healthTimeout)
+	code, body, err := askEngine(cfg, "", "", path, healthTimeout)
 	if err != nil {
 		return err
 	}
@@ -87,8 +87,9 @@ func (c *command) askHealth(cfg config.Config, path string) error {
 	return nil
 }
 
-// askEngine asks a running engine for a path: at an address, or the one on this machine that has these settings.
-func askEngine(cfg config.Config, address, path string, within time.Duration) (code int, body []byte, err error) {
+// askEngine asks a running engine for a path: at an address, or the one on this machine that has these settings. The token is for paths that
+// want one; empty: none.
+func askEngine(cfg config.Config, token, address, path string, within time.Duration) (code int, body []byte, err error) {
 	var trust *tls.Config
 	if cert := cfg.Web.TLS.CertFile; cert != "" {
 		if address == "" {
@@ -103,5 +104,5 @@ func askEngine(cfg config.Config, address, path string, within time.Duration) (c
 	if address == "" {
 		address = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Web.Port))
 	}
-	return apphttp.Ask(address, path, within, trust)
+	return apphttp.AskAs(token, address, path, within, trust)
 }

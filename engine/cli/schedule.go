@@ -25,7 +25,7 @@ func (c *command) scheduleCommand() *cobra.Command {
 		Short: "List, cancel, replace, pause and resume messages for later",
 		Long: "Changes are requests to the app's message scheduler: they need the app's settings and the rights of a client, and the app need not\n" +
 			"run. What becomes of them is told in <id>-schedule-rejections and, with schedulerResultsEnabled, <id>-schedule-results. Lists are asked\n" +
-			"of a running engine with schedulerWebEnabled.",
+			"of a running engine with schedulerWebEnabled, with the webToken that the same settings give.",
 	}
 	verb := func(use, short string, of, ofCron scheduler.Verb) *cobra.Command {
 		var file string
@@ -173,7 +173,7 @@ func (c *command) askSchedule(file, address string, q url.Values) error {
 	if address == "" && cfg.Web.Port == 0 {
 		return errors.New("there is no HTTP server to ask: webPort is 0")
 	}
-	code, body, err := askEngine(cfg, address, "/schedule?"+q.Encode(), 10*time.Second)
+	code, body, err := askEngine(cfg, cfg.Web.Token, address, "/schedule?"+q.Encode(), 10*time.Second)
 	if err != nil {
 		return err
 	}

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	apphttp "kaspr.io/kaspr/http"
 )
 
 // What waits must be seen page by page, each row once, and an id's end be told.
@@ -33,7 +36,7 @@ func TestScheduleShown(t *testing.T) {
 	ended := make(chan int, 1)
 	go func() {
 		ended <- Main(ctx, "test", []string{
-			"dev", dir, "--http", "--set", "webPort=" + port, "--set", "schedulerWebEnabled=true", "--input", "later-app-schedule-requests=" + input,
+			"dev", dir, "--http", "--set", "webPort=" + port, "--set", "schedulerWebEnabled=true", "--set", "webToken=secret-of-views", "--input", "later-app-schedule-requests=" + input,
 		}, Streams{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &bytes.Buffer{}})
 	}()
 	defer func() {
@@ -51,9 +54,10 @@ func TestScheduleShown(t *testing.T) {
 		}
 		Next, State string
 	}
+	token := "secret-of-views"
 	ask := func(want int, args ...string) (p page, text string) {
 		var out, errs bytes.Buffer
-		code := Main(t.Context(), "test", append(append([]string{"schedule"}, args...), "--address", "127.0.0.1:"+port), Streams{Out: &out, Err: &errs})
+		code := Main(t.Context(), "test", append(append([]string{"schedule"}, args...), "--address", "127.0.0.1:"+port, "--set", "webToken="+token), Streams{Out: &out, Err: &errs})
 		if code != want {
 			t.Fatalf("%v: exit code %d: %s", args, code, errs.String())
 		}
@@ -65,7 +69,8 @@ func TestScheduleShown(t *testing.T) {
 		return p, out.String()
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		if _, text := get(t, "http://127.0.0.1:"+port+"/schedule?limit=100"); strings.Count(text, "deliverAt") == 7 && strings.Contains(text, "yearly") {
+		_, body, err := apphttp.AskAs(token, "127.0.0.1:"+port, "/schedule?limit=100", 10*time.Second, nil)
+		if text := fmt.Sprint(string(body), err); strings.Count(text, "deliverAt") == 7 && strings.Contains(text, "yearly") {
 			break
 		} else if time.Since(began) > 30*time.Second {
 			t.Fatalf("after 30 s: %s", text)
@@ -103,4 +108,7 @@ func TestScheduleShown(t *testing.T) {
 	ask(1, "get", "nobody")
 	ask(1, "list", "--after", "nonsense")
 	ask(1, "list", "--limit", "100000")
+	token = "wrong"
+	ask(1, "list")
+	ask(1, "get", "b")
 }
