@@ -305,6 +305,56 @@ func TestScheduleSettings(t *testing.T) {
 	})
 }
 
+// How long an id is remembered, and how often the ones to be forgotten are looked for, is what the two settings of the janitor say: until
+// then a CANCEL of what was delivered is known for what it is.
+func TestScheduleJanitor(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		for _, c := range []struct {
+			name       string
+			change     func(*config.Scheduler)
+			kept, gone time.Duration // after the delivery: the id is remembered still, and not any more
+		}{
+			{name: "defaults", change: func(*config.Scheduler) {}, kept: 4*time.Hour - time.Second, gone: 4*time.Hour + 5*time.Second},
+			{name: "offset", change: func(c *config.Scheduler) { c.JanitorHighwaterOffset = 30 * time.Second }, kept: 29 * time.Second, gone: 35 * time.Second},
+			{name: "interval", change: func(c *config.Scheduler) {
+				c.JanitorHighwaterOffset, c.JanitorCleanInterval = 30*time.Second, 10*time.Minute
+			}, kept: 9 * time.Minute, gone: 11 * time.Minute},
+			{name: "no offset", change: func(c *config.Scheduler) { c.JanitorHighwaterOffset = 0 }, kept: 0, gone: 5 * time.Second},
+		} {
+			l := testSchedule(t, exactlyOnce, nil, c.change)
+			f, staged := l.serve(t)
+			began := time.Now()
+			l.feed(f, []record.Record{scheduleRequest(0, began, "deliver-to", "out", "deliver-at", fmt.Sprint(began.Unix()), "request-id", "a")})
+			stop := l.start()
+			known := func() string {
+				e, err := scheduler.Get(rows{staged}, "a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e == nil {
+					return "nothing"
+				}
+				return e.State
+			}
+			for _, at := range []struct {
+				after time.Duration
+				want  string
+			}{{c.kept + time.Second/2, "sent"}, {c.gone, "nothing"}} {
+				time.Sleep(time.Until(began.Add(at.after)))
+				if got := known(); got != at.want {
+					t.Errorf("%s: %s after the delivery the id is %s, want %s", c.name, at.after, got, at.want)
+				}
+			}
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.kafka.keys("out"); !slices.Equal(got, []string{"a"}) {
+				t.Errorf("%s: delivered %v", c.name, got)
+			}
+		}
+	})
+}
+
 // A CANCEL that overtakes the ADD it is about, which came by another partition of the requests, still cancels; an ADD that was made after
 // it does not suffer from it.
 func TestScheduleCancelOvertakes(t *testing.T) {
