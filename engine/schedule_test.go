@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -420,6 +422,79 @@ func TestScheduleCrons(t *testing.T) {
 		want("cancelled", 3, 6)
 		if err := stop(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// A cron with a zone fires by the clock on the wall there when that is changed: what the clock skips does not fire, what comes twice fires
+// twice, and the others keep their hour.
+func TestScheduleCronsOverChangeOfClocks(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		// In Europe/Berlin 2000-03-26 has no 02:30 (01:59:59 +01:00 is followed by 03:00:00 +02:00), and 2000-10-29 has two.
+		for _, night := range []struct {
+			begins, ends string
+			fires        map[string][]string // by id, in UTC
+		}{
+			{"2000-03-26T00:10:00Z", "2000-03-26T03:10:00Z", map[string][]string{
+				"half-past-two": nil,
+				"five":          {"2000-03-26T03:00:00Z"},
+				"hourly":        {"2000-03-26T01:00:00Z", "2000-03-26T02:00:00Z", "2000-03-26T03:00:00Z"},
+				"without-zone":  {"2000-03-26T02:30:00Z"},
+			}},
+			{"2000-10-28T23:10:00Z", "2000-10-29T04:10:00Z", map[string][]string{
+				"half-past-two": {"2000-10-29T00:30:00Z", "2000-10-29T01:30:00Z"},
+				"five":          {"2000-10-29T04:00:00Z"},
+				"hourly":        {"2000-10-29T00:00:00Z", "2000-10-29T01:00:00Z", "2000-10-29T02:00:00Z", "2000-10-29T03:00:00Z", "2000-10-29T04:00:00Z"},
+				"without-zone":  {"2000-10-29T02:30:00Z"},
+			}},
+		} {
+			until := func(text string) {
+				at, err := time.Parse(time.RFC3339, text)
+				if err != nil || time.Now().After(at) {
+					t.Fatalf("%s is over: the virtual clock is at %s (%v)", text, time.Now().UTC(), err)
+				}
+				time.Sleep(time.Until(at))
+			}
+			until(night.begins) // before anything runs, which would look at its clock all winter
+			var mu sync.Mutex
+			fired := map[string][]string{}
+			l := testSchedule(t, exactlyOnce, func(o *record.Output) error {
+				mu.Lock()
+				defer mu.Unlock()
+				for _, h := range o.Headers {
+					if h.Key != scheduler.HeaderFire {
+						continue
+					}
+					seconds, err := strconv.ParseInt(string(h.Value), 10, 64)
+					at := time.Unix(seconds, 0).UTC()
+					if late := time.Since(at); err != nil || late < 0 || late > time.Second {
+						t.Errorf("%s: fired for %q %s after it (%v)", o.Topic, h.Value, late, err)
+					}
+					fired[o.Topic] = append(fired[o.Topic], at.Format(time.RFC3339))
+				}
+				return nil
+			}, func(c *config.Scheduler) { c.CronEnabled = true })
+			f, _ := l.serve(t)
+			var rs []record.Record
+			for id, when := range map[string][]string{
+				"half-past-two": {"cron-expr", "30 2 * * *", "cron-zone", "Europe/Berlin"},
+				"five":          {"cron-expr", "0 5 * * *", "cron-zone", "Europe/Berlin"},
+				"hourly":        {"cron-expr", "0 * * * *", "cron-zone", "Europe/Berlin"},
+				"without-zone":  {"cron-expr", "30 2 * * *"},
+			} {
+				rs = append(rs, scheduleRequest(int64(len(rs)), time.Now(), append([]string{"action", "CRON_ADD", "request-id", id, "deliver-to", id}, when...)...))
+			}
+			l.feed(f, rs)
+			stop := l.start()
+			until(night.ends)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			for id, want := range night.fires {
+				if !slices.Equal(fired[id], want) {
+					t.Errorf("the night of %s, %s: fired for %v, want %v", night.ends, id, fired[id], want)
+				}
+			}
 		}
 	})
 }
