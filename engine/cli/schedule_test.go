@@ -5,12 +5,22 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"kaspr.io/kaspr/engine/dev"
+	"kaspr.io/kaspr/engine/enginetest"
+	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 )
 
@@ -111,4 +121,246 @@ func TestScheduleShown(t *testing.T) {
 	token = "wrong"
 	ask(1, "list")
 	ask(1, "get", "b")
+}
+
+// laterPartitions is in how many partitions the app of a laterKafka schedules.
+const laterPartitions = 6
+
+// laterKafka is an embedded broker with processes of one app that only schedules, and a client of it.
+type laterKafka struct {
+	t         *testing.T
+	broker    *dev.Broker
+	manifests string
+	cl        *kgo.Client // reads the deliveries
+}
+
+type laterProcess struct {
+	port  string
+	stop  func() int
+	errs  enginetest.Buffer
+	ended chan int
+}
+
+func newLaterKafka(t *testing.T) *laterKafka {
+	t.Helper()
+	b, err := dev.NewBroker(laterPartitions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	k := &laterKafka{t: t, broker: b, manifests: t.TempDir()}
+	app := fmt.Sprintf("apiVersion: kaspr.io/v1alpha1\nkind: KasprApp\nmetadata: {name: later}\nspec: {config: {schedulerEnabled: true, schedulerTopicPartitions: %d}}\n", laterPartitions)
+	if err := os.WriteFile(filepath.Join(k.manifests, "app.yaml"), []byte(app), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.cl, err = kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.AllowAutoTopicCreation(), kgo.ProducerLinger(0), kgo.ConsumeTopics("out"),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(20*time.Millisecond), kgo.MetadataMinAge(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.cl.Close)
+	return k
+}
+
+// engine starts a process.
+func (k *laterKafka) engine(settings ...string) *laterProcess {
+	k.t.Helper()
+	p := &laterProcess{port: freePort(k.t), ended: make(chan int, 1)}
+	args := []string{"run"}
+	for _, s := range append([]string{
+		"definitionsDir=" + k.manifests, "dataDir=" + k.t.TempDir(), "topicPartitions=" + strconv.Itoa(laterPartitions), "topicReplicationFactor=1",
+		"webPort=" + p.port, "adminListen=off", "kafkaBootstrapServers=" + strings.Join(k.broker.Addrs(), ","),
+	}, settings...) {
+		args = append(args, "--set", s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { p.ended <- Main(ctx, "test", args, Streams{Out: &enginetest.Buffer{}, Err: &p.errs}) }()
+	p.stop = sync.OnceValue(func() int {
+		cancel()
+		return <-p.ended
+	})
+	k.t.Cleanup(func() { p.stop() })
+	return p
+}
+
+// ready waits until the process does all of its work.
+func (p *laterProcess) ready(t *testing.T) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if code, _ := get(t, "http://127.0.0.1:"+p.port+"/readyz"); code == 200 {
+			return
+		} else if time.Since(began) > time.Minute {
+			t.Fatalf("not ready\n%s", &p.errs)
+		}
+	}
+}
+
+// lateDelivery is how late a message was there for readers of committed records, and how late it was sent.
+type lateDelivery struct {
+	id         string
+	late, sent time.Duration
+}
+
+// schedule asks for one message at each time, and reads them. Their ids are their numbers.
+func (k *laterKafka) schedule(times []time.Time) []lateDelivery {
+	k.t.Helper()
+	var rs []*kgo.Record
+	for i, at := range times {
+		id := []byte(strconv.Itoa(i))
+		rs = append(rs, &kgo.Record{Topic: "later-app-schedule-requests", Key: id, Value: id, Headers: []kgo.RecordHeader{
+			{Key: "x-scheduler-deliver-to", Value: []byte("out")}, {Key: "x-scheduler-request-id", Value: id},
+			{Key: "x-scheduler-deliver-at", Value: []byte(at.UTC().Format("2006-01-02T15:04:05.000Z07:00"))},
+		}})
+	}
+	if err := k.cl.ProduceSync(k.t.Context(), rs...).FirstErr(); err != nil {
+		k.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(k.t.Context(), time.Until(times[len(times)-1])+30*time.Second)
+	defer cancel()
+	var got []lateDelivery
+	seen := map[string]bool{}
+	for ctx.Err() == nil && len(seen) < len(times) {
+		fetches := k.cl.PollFetches(ctx)
+		now := time.Now()
+		fetches.EachRecord(func(r *kgo.Record) {
+			i, err := strconv.Atoi(string(r.Value))
+			if err != nil || i >= len(times) || seen[string(r.Value)] {
+				k.t.Errorf("delivered, or once more: %q", r.Value)
+				return
+			}
+			seen[string(r.Value)] = true
+			if r.Timestamp.Before(times[i]) || now.Before(times[i]) {
+				k.t.Errorf("message %d was delivered %s early", i, max(times[i].Sub(now), times[i].Sub(r.Timestamp)))
+			}
+			got = append(got, lateDelivery{string(r.Value), now.Sub(times[i]), r.Timestamp.Sub(times[i])})
+		})
+	}
+	if len(got) < len(times) {
+		k.t.Fatalf("%d of %d messages were delivered", len(got), len(times))
+	}
+	return got
+}
+
+// lateness is the median and the most of a list.
+func lateness(of []lateDelivery, late func(lateDelivery) time.Duration) (median, most time.Duration) {
+	var list []time.Duration
+	for _, d := range of {
+		list = append(list, late(d))
+	}
+	slices.Sort(list)
+	return list[len(list)/2], list[len(list)-1]
+}
+
+// Where nothing else is to do a message must leave when its time has come, to the millisecond, and not when somebody looks next: that is once
+// a second. The bounds are wide because other tests run beside this one; docs/scheduler.md has what was measured.
+func TestScheduleIdleLateness(t *testing.T) {
+	k := newLaterKafka(t)
+	for _, interval := range []string{"20ms", "100ms"} {
+		p := k.engine("commitInterval=" + interval)
+		p.ready(t)
+		var times []time.Time
+		at := time.Now().Add(time.Second).Truncate(time.Millisecond)
+		for range 20 {
+			at = at.Add(137 * time.Millisecond)
+			times = append(times, at)
+		}
+		got := k.schedule(times)
+		sent, sentMost := lateness(got, func(d lateDelivery) time.Duration { return d.sent })
+		seen, seenMost := lateness(got, func(d lateDelivery) time.Duration { return d.late })
+		t.Logf("commitInterval %s: sent %s after its time, half of them, and %s at most; there for readers of committed records %s, %s at most", interval, sent, sentMost, seen, seenMost)
+		if sent > 100*time.Millisecond || seen > 250*time.Millisecond {
+			t.Errorf("commitInterval %s: half of the messages left later than %s after their time, and were there %s after it", interval, sent, seen)
+		}
+		if code := p.stop(); code != exitOK {
+			t.Errorf("exit code %d\n%s", code, &p.errs)
+		}
+	}
+}
+
+// A move of partitions must not hold up the others: those that stay deliver on time while the group still waits for a member.
+func TestScheduleMove(t *testing.T) {
+	k := newLaterKafka(t)
+	stays := k.engine("brokerHeartbeatInterval=100ms", "brokerSessionTimeout=30s")
+	slow := k.engine("brokerHeartbeatInterval=5s", "brokerSessionTimeout=30s") // which the others wait for, in each round
+	var before map[int32]bool
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		before = stays.owns(t)
+		if others := slow.owns(t); len(before) == laterPartitions/2 && len(others) == laterPartitions/2 && len(intersection(before, others)) == 0 {
+			break
+		} else if time.Since(began) > time.Minute {
+			t.Fatalf("the two processes have the partitions %v and %v", before, others)
+		}
+	}
+	stays.ready(t)
+	slow.ready(t)
+	var times []time.Time
+	at := time.Now().Add(2 * time.Second).Truncate(time.Millisecond)
+	for range 500 {
+		at = at.Add(25 * time.Millisecond)
+		times = append(times, at)
+	}
+	third := k.engine("brokerHeartbeatInterval=100ms", "brokerSessionTimeout=30s")
+	got := k.schedule(times)
+	third.ready(t)
+	after := stays.owns(t)
+	if len(after) == 0 || len(after) >= len(before) || !maps.Equal(after, intersection(before, after)) {
+		t.Fatalf("the first process had the partitions %v, then %v", before, after)
+	}
+	var kept, others []lateDelivery
+	for _, d := range got {
+		if after[record.PartitionOf([]byte(d.id), laterPartitions)] {
+			kept = append(kept, d)
+		} else {
+			others = append(others, d)
+		}
+	}
+	late := func(d lateDelivery) time.Duration { return d.late }
+	median, most := lateness(kept, late)
+	_, othersMost := lateness(others, late)
+	t.Logf("of partitions that stayed %d messages, half of them %s late and %s at most; of all others %s at most", len(kept), median, most, othersMost)
+	if most > 2*time.Second {
+		t.Errorf("a message of a partition that did not move was %s late", most)
+	}
+	for n := range after {
+		if restored := strings.Count(stays.errs.String(), fmt.Sprintf("msg=\"table restored\" app=later-app table=schedule partition=%d role=active", n)); restored != 1 {
+			t.Errorf("partition %d stayed, and was restored %d times", n, restored)
+		}
+	}
+	for _, p := range []*laterProcess{third, slow, stays} {
+		if code := p.stop(); code != exitOK {
+			t.Errorf("exit code %d\n%s", code, &p.errs)
+		}
+	}
+}
+
+func intersection(a, b map[int32]bool) map[int32]bool {
+	both := maps.Clone(a)
+	maps.DeleteFunc(both, func(n int32, _ bool) bool { return !b[n] })
+	return both
+}
+
+var aMove = regexp.MustCompile(`msg="partitions (assigned|revoked)".* partitions="?\[([^\]]*)\]`)
+
+// owns is which partitions of the scheduler a process has, by its log.
+func (p *laterProcess) owns(t *testing.T) map[int32]bool {
+	t.Helper()
+	owned := map[int32]bool{}
+	for _, m := range aMove.FindAllStringSubmatch(p.errs.String(), -1) {
+		for _, name := range strings.Fields(m[2]) {
+			topic, number, _ := strings.Cut(name, "/")
+			if topic != "later-app-schedule-actions" {
+				continue
+			}
+			n, err := strconv.ParseInt(number, 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m[1] == "assigned" {
+				owned[int32(n)] = true
+			} else {
+				delete(owned, int32(n))
+			}
+		}
+	}
+	return owned
 }
