@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -330,6 +331,122 @@ func TestScheduleMove(t *testing.T) {
 		if code := p.stop(); code != exitOK {
 			t.Errorf("exit code %d\n%s", code, &p.errs)
 		}
+	}
+}
+
+// Who pauses, resumes or ends a cron entry, over HTTP or by the command line, must see it stop and go on: while it is paused nothing fires, and
+// with skip nothing of that time is made up.
+func TestScheduleCronSteered(t *testing.T) {
+	k := newLaterKafka(t)
+	admin := "127.0.0.1:" + freePort(t)
+	cron := []string{"schedulerCronEnabled=true", "schedulerCronMinIntervalSeconds=1"}
+	p := k.engine(append(cron, "adminListen="+admin, "adminToken=secret")...)
+	p.ready(t)
+	add := &kgo.Record{Topic: "later-app-schedule-requests", Key: []byte("tick"), Headers: []kgo.RecordHeader{
+		{Key: "x-scheduler-action", Value: []byte("CRON_ADD")}, {Key: "x-scheduler-deliver-to", Value: []byte("out")}, {Key: "x-scheduler-request-id", Value: []byte("tick")},
+		{Key: "x-scheduler-cron-expr", Value: []byte("* * * * * *")}, {Key: "x-scheduler-cron-missed-fire-policy", Value: []byte("skip")},
+	}}
+	if err := k.cl.ProduceSync(t.Context(), add).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	// fires reads firings: until there are n, or until the time is over.
+	fires := func(n int, within time.Duration) (list []int64) {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		for ctx.Err() == nil && len(list) < n {
+			k.cl.PollFetches(ctx).EachRecord(func(r *kgo.Record) {
+				for _, h := range r.Headers {
+					if h.Key == "x-scheduler-cron-fire-timestamp" {
+						at, err := strconv.ParseInt(string(h.Value), 10, 64)
+						if err != nil {
+							t.Error(err)
+						}
+						list = append(list, at)
+					}
+				}
+			})
+		}
+		return list
+	}
+	becomes := func(state string) {
+		t.Helper()
+		var body []byte
+		for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+			var page struct {
+				Crons []struct {
+					ID    string `json:"requestId"`
+					State string
+				}
+			}
+			var err error
+			_, body, err = apphttp.AskAs("secret", admin, "/schedule?list=crons", 10*time.Second, nil)
+			if err == nil {
+				err = json.Unmarshal(body, &page)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if state == "" && len(page.Crons) == 0 || len(page.Crons) == 1 && page.Crons[0].ID == "tick" && page.Crons[0].State == state {
+				return
+			}
+		}
+		t.Fatalf("the cron is not %q: %s", state, body)
+	}
+	overHTTP := func(action, _ string) {
+		t.Helper()
+		body := fmt.Sprintf(`{"action":%q,"requestId":"tick"}`, action)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+admin+"/schedule", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer secret")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("%s: %s", body, resp.Status)
+		}
+	}
+	byCommand := func(_, command string) {
+		t.Helper()
+		args := append([]string{"schedule"}, strings.Fields(command)...)
+		for _, s := range append(cron, "definitionsDir="+k.manifests, "kafkaBootstrapServers="+strings.Join(k.broker.Addrs(), ",")) {
+			args = append(args, "--set", s)
+		}
+		var out, errs bytes.Buffer
+		if code := Main(t.Context(), "test", append(args, "tick"), Streams{Out: &out, Err: &errs}); code != exitOK {
+			t.Fatalf("%v: exit code %d: %s", args, code, &errs)
+		}
+	}
+	if got := fires(2, 20*time.Second); len(got) < 2 {
+		t.Fatalf("fired %d times\n%s", len(got), &p.errs)
+	}
+	for _, change := range []func(action, command string){overHTTP, byCommand} {
+		change("CRON_PAUSE", "pause")
+		becomes("paused")
+		paused := time.Now().Unix()
+		fires(1000, 500*time.Millisecond) // of before
+		if got := fires(1000, 2500*time.Millisecond); len(got) > 0 {
+			t.Errorf("fired while paused: for %v", got)
+		}
+		resumed := time.Now().Unix()
+		change("CRON_RESUME", "resume")
+		becomes("active")
+		got := fires(2, 20*time.Second)
+		if len(got) < 2 || got[0] < resumed {
+			t.Errorf("paused at %d, resumed at %d, and fired for %v", paused, resumed, got)
+		}
+	}
+	overHTTP("CRON_CANCEL", "")
+	becomes("")
+	fires(1000, 500*time.Millisecond)
+	if got := fires(1000, 2500*time.Millisecond); len(got) > 0 {
+		t.Errorf("fired when cancelled: for %v", got)
+	}
+	if code := p.stop(); code != exitOK {
+		t.Errorf("exit code %d\n%s", code, &p.errs)
 	}
 }
 
