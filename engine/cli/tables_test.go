@@ -95,6 +95,14 @@ func TestTables(t *testing.T) {
 			t.Fatalf("no value\n%s", &errs)
 		}
 	}
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) { // what goes to other partitions is there later
+		if _, all, _ := ask("scan", "seen", "--limit", "0"); strings.Count(all, "\n") == 2501 {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("not all keys\n%s", &errs)
+		}
+	}
 	for _, c := range []struct {
 		args string
 		code int
