@@ -27,6 +27,7 @@ var onlyIn = map[string][]string{
 	"github.com/fsnotify/fsnotify":       {"engine/cli"},
 	"github.com/valyala/fasthttp":        {"http"},
 	"github.com/prometheus":              {"http", "engine"},
+	"go.opentelemetry.io":                {"engine"},
 	"github.com/linxGnu/grocksdb":        {"state"},
 	"github.com/robfig/cron":             {"engine/cron"},
 }

@@ -76,6 +76,7 @@ type App struct {
 	led       atomic.Bool    // the first assignment made this process the leader, and it still is
 	stalls    atomic.Int64   // partitions found standing still
 	failures  failures       // the last records that failed
+	tracer    *tracer        // nil: no spans are made
 	seen      observed
 }
 
@@ -115,6 +116,12 @@ func New(ctx context.Context, cfg config.Config, p *plan.Plan, rt *wasmhost.Runt
 	a.peers = apphttp.NewPeers(trust)
 	if err := a.openRegistry(); err != nil {
 		return nil, err
+	}
+	if cfg.Tracing == config.TracingExport {
+		if a.tracer, err = newTracer(ctx, a); err != nil {
+			a.Close()
+			return nil, fmt.Errorf("tracing: %w", err)
+		}
 	}
 	var problems error
 	for i := range p.Agents {
@@ -217,6 +224,9 @@ func (a *App) Close() {
 		}
 	}
 	a.peers.Close()
+	if a.tracer != nil {
+		a.tracer.close(a.stopsUntil())
+	}
 	if a.registry != nil {
 		a.registry.Close()
 	}
@@ -239,6 +249,13 @@ func (a *App) Close() {
 	if a.admin != nil {
 		a.admin.Close()
 	}
+}
+
+// stopsUntil is the end of the stop's time; zero before there is a stop.
+func (a *App) stopsUntil() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.until
 }
 
 // metadataMaxAge is how soon new topics and partitions are noticed.

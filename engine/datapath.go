@@ -33,6 +33,11 @@ type timed interface {
 func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 	a, batch := f.agent, &w.batch
 
+	var began time.Time
+	if a.app.tracer != nil {
+		began = time.Now()
+	}
+
 	// 1. One crossing into the sandbox for the whole batch. Records whose schema the registry does not give go back to the feed.
 	result, err := l.call(ctx, f, w)
 	if s, trouble := l.trouble(f, w); trouble != nil {
@@ -51,8 +56,12 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 
 	f.checkChanges(w.shares, &result)
 	a.app.wrap(a.plan.Channels, result.Outputs)
-	if a.app.cfg.Tracing == config.TracingPass && !batch.Tick {
-		passTrace(batch.Records, result.Outputs)
+	if a.app.cfg.Tracing != config.TracingOff && !batch.Tick {
+		if a.app.tracer != nil && w.known == nil {
+			a.app.tracer.records(a, batch, &result, began)
+		} else {
+			passTrace(batch.Records, result.Outputs)
+		}
 	}
 
 	// 2. Failed records: to the dead-letter topic, skipped, back to the feed for another attempt, or the end of the app.

@@ -105,6 +105,9 @@ var (
 	mViewRefused  = metric("view_refused_requests_total", "Requests answered with 503: queue (no room), timeout, not-ready (a table cannot be read).", "view", "reason")
 	mViewTime     = metric("view_latency", "Time from a request's arrival to its response, in milliseconds.", "view")
 
+	mSpans        = metric("trace_spans_exported_total", "Spans the collector took.")
+	mSpansDropped = metric("trace_spans_dropped_total", "Spans that were lost: queue (no room), collector (it did not take them).", "reason")
+
 	mLeft     = metric("table_restore_records_left", "Changelog records left to read, at most.", "table", "partition", "role")
 	mRate     = metric("table_restore_records_per_second", "Changelog records read a second while restoring.", "table", "partition", "role")
 	mPhase    = metric("table_partition_phase", "1 for what happens to the partition: waiting, restoring, active, copy, failed.", "table", "partition", "phase")
@@ -173,6 +176,11 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	if a.registry != nil {
 		c.gauge(mRegistryWait, a.registry.Waiting().Seconds())
 		c.counter(mRegistryAsk, a.registry.Requests())
+	}
+	if a.tracer != nil {
+		c.counter(mSpans, a.tracer.queue.exported.Load())
+		c.counter(mSpansDropped, a.tracer.queue.full.Load(), "queue")
+		c.counter(mSpansDropped, a.tracer.queue.failed.Load(), "collector")
 	}
 	if a.stores != nil {
 		c.disk(a.cfg.TableDir)

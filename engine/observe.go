@@ -68,7 +68,7 @@ func (a *App) listenWeb(ctx context.Context) error {
 	web, err := apphttp.Listen(ctx, apphttp.Options{
 		Schedule: waiting,
 		Addr:     a.opts.Listen, MetricsBase: a.cfg.Web.MetricsBasePath, App: observer{a}, Registry: metrics, Own: labeled, Log: a.log,
-		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerPeer, PeerSecret: a.secret, Token: a.cfg.Web.Token, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
+		BasePath: plan.BasePath(a.cfg.Web.BasePath), Views: a.routes(), Peer: a.answerTraced, PeerSecret: a.secret, Token: a.cfg.Web.Token, BodyMax: int(a.cfg.Web.BodyBytesMax), Connections: a.cfg.Web.ConnectionsMax,
 		TLS: tlsFiles(a.cfg.Web.TLS), OpenAPI: a.plan.OpenAPI(a.cfg, a.opts.Version),
 	})
 	if err != nil {

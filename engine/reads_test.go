@@ -122,7 +122,7 @@ func staleApp(t *testing.T, copies map[int32]string) *App {
 	a.seen.running.Store(true)
 	registry := prometheus.NewRegistry()
 	web, err := apphttp.Listen(t.Context(), apphttp.Options{
-		Addr: "127.0.0.1:0", App: observer{a}, Registry: registry, Own: registry, Log: a.log, Peer: a.answerPeer, PeerSecret: a.secret,
+		Addr: "127.0.0.1:0", App: observer{a}, Registry: registry, Own: registry, Log: a.log, Peer: a.answerTraced, PeerSecret: a.secret,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -55,6 +55,7 @@ type viewStats struct {
 // ask is a request that waits for its response.
 type ask struct {
 	req    *apphttp.Request
+	trace  traceContext // that what it makes gets
 	until  time.Time
 	answer chan apphttp.Response // capacity 1
 	timer  *time.Timer           // of the request's time; stopped between two requests
@@ -103,13 +104,23 @@ func (v *view) route() apphttp.View {
 // serve answers one request. It comes from a goroutine of the HTTP server.
 func (v *view) serve(req *apphttp.Request) apphttp.Response {
 	began := time.Now()
+	span, traced := v.app.traceRequest(v.plan, req, began)
+	r := v.ask(req, traced, began)
+	if span != nil {
+		endRequest(span, r.Status)
+	}
+	return r
+}
+
+// ask has a worker answer a request.
+func (v *view) ask(req *apphttp.Request, traced traceContext, began time.Time) apphttp.Response {
 	v.app.seen.asking.Add(1) // before the look at closing
 	defer v.app.seen.asking.Add(-1)
 	if !v.app.seen.running.Load() || v.app.seen.closing.Load() {
 		return v.notReady("the app is " + string(v.app.stateNow()))
 	}
 	a := v.asks.Get().(*ask)
-	a.req, a.until = req, began.Add(v.app.cfg.Web.Timeout)
+	a.req, a.trace, a.until = req, traced, began.Add(v.app.cfg.Web.Timeout)
 	select {
 	case v.queue <- a:
 	default:
@@ -215,6 +226,7 @@ type viewWorker struct {
 	*view
 	slot    int
 	asks    []*ask
+	calling []*ask // of the call that runs; those before them are answered, and may be others by now
 	records []record.Record
 	headers []record.Header // of all records
 }
@@ -248,7 +260,11 @@ func (w *viewWorker) run(ctx context.Context) {
 	}
 	w.records, w.headers = records, headers
 	defer w.forget()
+	if v.app.cfg.Tracing != config.TracingOff {
+		ctx = context.WithValue(ctx, askedKey{}, w)
+	}
 	for len(kept) > 0 {
+		w.calling = kept
 		res, err := v.code.Call(ctx, w.slot, &record.Batch{Records: records})
 		if res.Done > 0 {
 			v.cost.Store(int64(costAfter(time.Duration(v.cost.Load()), res.Done, res.Elapsed+res.Waited)))
@@ -270,6 +286,7 @@ func (w *viewWorker) run(ctx context.Context) {
 // forget lets go of the requests of the last call.
 func (w *viewWorker) forget() {
 	clear(w.asks)
+	w.calling = nil
 	clear(w.records)
 	clear(w.headers)
 }
@@ -287,6 +304,7 @@ func (v *view) settle(ctx context.Context, asks []*ask, res *record.Result) {
 			if outputs[0].Topic == abi.ResponseTopic {
 				r = v.response(&outputs[0])
 			} else {
+				a.trace.onto(&outputs[0])
 				sends = append(sends, outputs[0])
 			}
 		}
@@ -315,6 +333,8 @@ func (v *view) settle(ctx context.Context, asks []*ask, res *record.Result) {
 
 // write stores what a request wrote, and answers it then.
 func (v *view) write(ctx context.Context, a *ask, r apphttp.Response, sends []record.Output, writes []record.Change) {
+	trace := a.trace // an answered ask may be another one by now
+	ctx = trace.forward(ctx)
 	done := func(err error) {
 		var unready *notReadyError
 		switch {
@@ -330,6 +350,9 @@ func (v *view) write(ctx context.Context, a *ask, r apphttp.Response, sends []re
 		if err != nil {
 			done(err)
 			return
+		}
+		for i := range placed {
+			trace.onto(&placed[i])
 		}
 		v.app.outbox.post(&posting{outputs: append(sends, placed...), done: done})
 	}
@@ -416,6 +439,7 @@ func (v *view) Log(level int, text string) { guestLine(v.log, &v.print, level, t
 
 // Send is a topicSend with ack: it is committed by itself, before the code goes on.
 func (v *view) Send(ctx context.Context, out record.Output) ([]byte, error) {
+	runningContext(ctx).onto(&out)
 	p := &posting{outputs: []record.Output{out}, acked: true}
 	done := make(chan error, 1)
 	p.done = func(err error) { done <- err }

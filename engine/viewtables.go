@@ -182,12 +182,12 @@ func (t viewTables) TableInfo(table int) (partitions int32, active []int32, entr
 }
 
 func (t viewTables) TableFetch(ctx context.Context, table int, partition int32, key []byte) ([]byte, error) {
-	value, _, err := t.app.lookup(ctx, t.tables[table], partition, key)
+	value, _, err := t.app.lookup(runningContext(ctx).forward(ctx), t.tables[table], partition, key)
 	return value, err
 }
 
 func (t viewTables) TablePage(ctx context.Context, table int, partition int32, prefix, after []byte, most int) ([]wasmhost.TableEntry, bool, error) {
-	return t.app.page(ctx, t.tables[table], partition, prefix, after, most)
+	return t.app.page(runningContext(ctx).forward(ctx), t.tables[table], partition, prefix, after, most)
 }
 
 // place makes records of the tables' writes topics of changes of a request, or of a run. A change without a partition goes to the one that has the

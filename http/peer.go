@@ -27,7 +27,7 @@ func (s *Server) peer(ctx *fasthttp.RequestCtx) {
 	case !ctx.IsPost():
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only POST is answered here")
 	default:
-		answer, err := s.opts.Peer(ctx.Request.Body())
+		answer, err := s.opts.Peer(traceOf(&ctx.Request.Header), ctx.Request.Body())
 		if err != nil {
 			fail(ctx, fasthttp.StatusBadRequest, err.Error())
 			return
@@ -61,6 +61,7 @@ func (p *Peers) Read(ctx context.Context, address string, question []byte) ([]by
 	req.SetRequestURI(u.Scheme + "://" + u.Host + peerPath)
 	req.Header.SetMethod(fasthttp.MethodPost)
 	req.Header.Set("Authorization", "Bearer "+u.User.Username())
+	setTrace(ctx, &req.Header)
 	req.SetBodyRaw(question)
 	deadline, ok := ctx.Deadline()
 	if !ok {

@@ -33,7 +33,7 @@ type Options struct {
 	BasePath    string // before every view's path: "" or "/base"
 	Views       []View
 	// Peer answers other processes of the app, who know PeerSecret; nil: nobody does.
-	Peer        func(question []byte) ([]byte, error)
+	Peer        func(t Trace, question []byte) ([]byte, error)
 	PeerSecret  string
 	Token       string        // that requests to views and for the schedule must bear; empty: none
 	TLS         TLSFiles      // with authorities of clients, those requests must come with a certificate of one

@@ -30,6 +30,7 @@ type Request struct {
 	Head   []byte
 	Params [][]byte // percent-decoded, in the order of View.Params
 	Body   []byte   // nil: there is none
+	Trace  Trace
 }
 
 // Response is a view's answer.
@@ -147,7 +148,7 @@ func (s *Server) view(ctx *fasthttp.RequestCtx) bool {
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "Method "+method+" not allowed.")
 		return true
 	}
-	req := &Request{Params: make([][]byte, len(params))}
+	req := &Request{Params: make([][]byte, len(params)), Trace: traceOf(&ctx.Request.Header)}
 	for i, value := range params {
 		plain, err := url.PathUnescape(value)
 		if err != nil {

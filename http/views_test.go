@@ -155,11 +155,15 @@ func FuzzRequest(f *testing.F) {
 
 // What processes of the app ask of each other must stay among them: to anybody else there is nothing.
 func TestPeerSecret(t *testing.T) {
-	s := serveViews(t, Options{PeerSecret: "s3cret", Peer: func(q []byte) ([]byte, error) { return append([]byte("re:"), q...), nil }})
+	s := serveViews(t, Options{PeerSecret: "s3cret", Peer: func(t Trace, q []byte) ([]byte, error) { return append([]byte(t.Parent+t.State+"re:"), q...), nil }})
 	p := NewPeers(nil)
 	defer p.Close()
 	if answer, err := p.Read(t.Context(), "http://s3cret@"+s.Addr(), []byte("q")); err != nil || string(answer) != "re:q" {
 		t.Errorf("%q, %v", answer, err)
+	}
+	traced := WithTrace(t.Context(), Trace{"parent", "state"})
+	if answer, err := p.Read(traced, "http://s3cret@"+s.Addr(), []byte("q")); err != nil || string(answer) != "parentstatere:q" {
+		t.Errorf("the trace context does not come along: %q, %v", answer, err)
 	}
 	for _, address := range []string{"http://wrong@" + s.Addr(), "http://@" + s.Addr(), "http://" + s.Addr(), "http://s3cret@127.0.0.1:1"} {
 		if answer, err := p.Read(t.Context(), address, []byte("q")); err == nil {
@@ -169,7 +173,7 @@ func TestPeerSecret(t *testing.T) {
 	if got := ask(t, s, "POST", peerPath); got.code != 404 {
 		t.Errorf("without a secret: %d", got.code)
 	}
-	none := serveViews(t, Options{Peer: func([]byte) ([]byte, error) { return nil, nil }})
+	none := serveViews(t, Options{Peer: func(Trace, []byte) ([]byte, error) { return nil, nil }})
 	if _, err := p.Read(t.Context(), "http://x@"+none.Addr(), nil); err == nil {
 		t.Error("a server without a secret answers")
 	}

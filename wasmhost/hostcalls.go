@@ -276,12 +276,26 @@ const scanBytesMax = 1 << 20
 
 var le = binary.LittleEndian
 
+// runningKey is the context key of Running.
+type runningKey struct{}
+
+// Running is the record that code was working on when it asked its Host, or RemoteTables, for something that waits: of a take batch the
+// first one. Nil outside of records. It is the caller's own or a copy of it, which shares its bytes.
+func Running(ctx context.Context) *record.Record {
+	r, _ := ctx.Value(runningKey{}).(*record.Record)
+	return r
+}
+
 // wait runs something that waits for the world. It is not the guest's time.
 func (in *Instance) wait(f func(ctx context.Context)) {
 	begin := time.Now()
 	in.look(begin)
+	ctx := in.call.ctx
+	if unit := in.call.unit; int64(unit) < int64(len(in.call.records)) {
+		ctx = context.WithValue(ctx, runningKey{}, &in.call.records[unit])
+	}
 	in.pause(func() {
-		f(in.call.ctx)
+		f(ctx)
 		in.excuse(time.Since(begin))
 		in.call.outside += time.Since(begin)
 	})

@@ -59,7 +59,8 @@ type call struct {
 	waited    time.Duration // in this call: for turns, for the host, asleep
 	outside   time.Duration // of it, what was not for turns
 	units     int
-	hardAfter time.Duration // from since on, the guest is ended
+	records   []record.Record // of the batch, one for each unit but of a take batch
+	hardAfter time.Duration   // from since on, the guest is ended
 }
 
 // callsPerStack is after how many calls an instance gets a new stack for its compiled code. A stack grows (to 100 MB, for deep
@@ -107,7 +108,7 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 		return record.Result{}, &CallError{Err: err, Unit: -1, Operation: -1}
 	}
 	begin := time.Now()
-	in.call = call{ctx: ctx, deadline: in.program.Deadline, units: units, holding: true, since: begin, unit: abi.ProgressIdle}
+	in.call = call{ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, since: begin, unit: abi.ProgressIdle}
 	if in.calls++; in.calls%callsPerStack == 0 {
 		clear(in.functions)
 	}
@@ -116,7 +117,7 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 		in.own = b.Records[0].Partition
 	}
 	code, err := in.process(b, size)
-	in.own = -1
+	in.own, in.call.records = -1, nil
 	in.end()
 	res, err := in.answer(b, code, err)
 	res.Elapsed, res.Waited = time.Since(begin)-in.call.waited, in.call.outside

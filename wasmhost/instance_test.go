@@ -268,6 +268,23 @@ func TestHostCalls(t *testing.T) {
 	}
 }
 
+// Who answers code that waits must know which record it works on: else a trace goes on under the name of another one.
+func TestRunning(t *testing.T) {
+	var seen []string
+	host := &fakeHost{send: func(ctx context.Context, _ record.Output) ([]byte, error) {
+		r := Running(ctx)
+		seen = append(seen, string(r.Value))
+		return []byte("{}"), nil
+	}}
+	in := newTestInstance(t, newTestSnapshot(t, newTestRuntime(t, Config{}), Options{Host: host}))
+	if _, err := in.Call(t.Context(), batch("w0", "Sa", "w1", "Sb")); err != nil || !reflect.DeepEqual(seen, []string{"Sa", "Sb"}) {
+		t.Errorf("%q, %v", seen, err)
+	}
+	if Running(t.Context()) != nil {
+		t.Error("a record runs where none does")
+	}
+}
+
 // A broker that takes its time must not fail the record that waits for it.
 func TestWaitingForTheHostIsNotTheGuestsTime(t *testing.T) {
 	host := &fakeHost{send: func(context.Context, record.Output) ([]byte, error) {

@@ -44,7 +44,8 @@ type Config struct {
 
 	Sandbox   Sandbox
 	Log       Log
-	Tracing   string // TracingOff, TracingPass
+	Tracing   string // TracingOff, TracingPass, TracingExport
+	OTLP      OTLP
 	Web       Web
 	Scheduler Scheduler
 	Store     Store
@@ -65,8 +66,9 @@ const (
 
 // What becomes of trace contexts.
 const (
-	TracingOff  = "off"
-	TracingPass = "pass"
+	TracingOff    = "off"
+	TracingPass   = "pass"
+	TracingExport = "export"
 )
 
 // What to do when the records behind a stored position are gone.
@@ -183,6 +185,13 @@ type Sandbox struct {
 type Log struct {
 	Level  slog.Level
 	Format string // text, json
+}
+
+// OTLP is where spans go, with TracingExport.
+type OTLP struct {
+	Endpoint string // URL, to which /v1/traces is added
+	Headers  map[string]string
+	Ratio    float64 // of traces begun here, for what comes without one
 }
 
 // Web is the HTTP server.

@@ -90,8 +90,8 @@ func TestDefault(t *testing.T) {
 		ShutdownTimeout: 30 * time.Second, RecoveryDelay: 10 * time.Second, WaitEmpty: true, WorkerOrdinal: -1,
 		Sandbox: Sandbox{Deadline: 5 * time.Second, LoadDeadline: time.Minute, MemoryMax: 256 << 20, Tick: 5 * time.Millisecond},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
-		Tracing: TracingOff,
-		Web:     Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024, AdminListen: AdminListenDefault, Console: ConsoleLoopback},
+		Tracing: TracingOff, OTLP: OTLP{Endpoint: "http://localhost:4318", Headers: map[string]string{}},
+		Web: Web{Port: 6065, Deadline: 5 * time.Second, Instances: 2 * Processors, QueueMax: 1000, Timeout: 30 * time.Second, BodyBytesMax: 1 << 20, ConnectionsMax: 1024, AdminListen: AdminListenDefault, Console: ConsoleLoopback},
 		Scheduler: Scheduler{
 			TopicPartitions: 3, CheckpointSaveInterval: 1300 * time.Millisecond, DispatcherLookbackDays: 7, DispatcherCheckpointInterval: 10 * time.Second,
 			JanitorCheckpointInterval: 10 * time.Second, JanitorCleanInterval: 3 * time.Second, JanitorHighwaterOffset: 4 * time.Hour,
@@ -139,7 +139,7 @@ func TestTable(t *testing.T) {
 		}
 		// Some value other than the default changes the Config.
 		var changed Config
-		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "http://a", "RecordName", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, TracingPass, "debug", "500ms"} {
+		for _, value := range []string{"true", "false", "77", "7777", "77777777", "7s", "a:1", "http://a", "RecordName", "x=y", "text", "json", "raw", "SSL", OAuthBearer, AtLeastOnce, OffsetLatest, JSONOriginal, PastDueReject, DuplicateReplace, ConsoleAll, TracingPass, "0.5", "debug", "500ms"} {
 			before := changed
 			if s.set(&changed, value, given{}) == nil && !reflect.DeepEqual(before, changed) && s.format(&changed, "") != text {
 				changed = Config{}
@@ -231,15 +231,39 @@ func TestDotEnvSearch(t *testing.T) {
 	}
 }
 
+// Where spans go is found wrong at the start, not by a collector that never gets any; and what may be a secret is not repeated.
+func TestOTLPSettings(t *testing.T) {
+	for _, wrong := range []string{
+		"OTLP_ENDPOINT=collector:4318", "OTLP_ENDPOINT=grpc://collector:4317", "OTLP_ENDPOINT=http://", "OTLP_ENDPOINT=https://u:hunter2@collector",
+		"OTLP_ENDPOINT=http://collector/?key=hunter2", "OTLP_HEADERS=hunter2", "OTLP_HEADERS==hunter2", "OTLP_HEADERS=a b=hunter2", "OTLP_HEADERS=a=hunter2\r\nb: c",
+		"TRACING_SAMPLE_RATIO=1.1", "TRACING_SAMPLE_RATIO=-0.1", "TRACING_SAMPLE_RATIO=NaN", "TRACING_SAMPLE_RATIO=half", "TRACING=on",
+	} {
+		if _, problems := Read(Sources{Environ: []string{"KASPR_" + wrong}}).Config(nil); !problems.Fatal() || strings.Contains(fmt.Sprint(problems), "hunter2") {
+			t.Errorf("%q: %v", wrong, problems)
+		}
+	}
+	c, problems := Read(Sources{Environ: []string{
+		"KASPR_TRACING=Export", "KASPR_OTLP_ENDPOINT=https://collector/base/", "KASPR_OTLP_HEADERS=Authorization=Bearer a=b, x-team=one", "KASPR_TRACING_SAMPLE_RATIO=0.25",
+	}}).Config(nil)
+	want := OTLP{Endpoint: "https://collector/base/", Headers: map[string]string{"Authorization": "Bearer a=b", "x-team": "one"}, Ratio: 0.25}
+	if len(problems) > 0 || c.Tracing != TracingExport || !reflect.DeepEqual(c.OTLP, want) {
+		t.Errorf("%s, %+v, %v", c.Tracing, c.OTLP, problems)
+	}
+}
+
 // A password in a log line or in Code's conf is a password lost.
 func TestSecretsStayHidden(t *testing.T) {
 	var environ []string
 	for _, s := range settings {
 		if s.secret {
-			environ = append(environ, "KASPR_"+variableName(s.key)+"=hunter2")
+			value := "hunter2"
+			if s.pairs {
+				value = "x=hunter2"
+			}
+			environ = append(environ, "KASPR_"+variableName(s.key)+"="+value)
 		}
 	}
-	if len(environ) != 7 {
+	if len(environ) != 8 {
 		t.Errorf("%d secrets: is a new one marked?", len(environ))
 	}
 	c, problems := Read(Sources{Environ: append(environ, "K_KAFKA_SECURITY_PROTOCOL=SASL_SSL")}).Config(nil)
@@ -253,6 +277,9 @@ func TestSecretsStayHidden(t *testing.T) {
 	}
 	if c.Kafka.SASL.Password != "hunter2" || c.Redacted().Kafka.SASL.Password != "***" || Default().Redacted().Kafka.SASL.Password != "" {
 		t.Error("Redacted changes the original, or an empty secret, or nothing")
+	}
+	if c.OTLP.Headers["x"] != "hunter2" || c.Redacted().OTLP.Headers["x"] != "" || len(Default().Redacted().OTLP.Headers) != 0 {
+		t.Errorf("otlpHeaders %v, hidden as %v", c.OTLP.Headers, c.Redacted().OTLP.Headers)
 	}
 	for key := range c.Conf() {
 		if strings.HasPrefix(key, "kafka") {

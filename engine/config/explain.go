@@ -89,8 +89,12 @@ func (c Config) Getenv(name string) (string, bool) {
 // Redacted is the Config with every secret that is set replaced, for printing and logging.
 func (c Config) Redacted() Config {
 	for _, s := range settings {
-		if s.secret && s.get(&c) != "" {
-			must(s.set(&c, hidden, given{}))
+		if s.secret && s.format(&c, "") != "" {
+			mask := hidden
+			if s.pairs {
+				mask = hidden + "=" + hidden
+			}
+			must(s.set(&c, mask, given{}))
 		}
 	}
 	c.environ = nil

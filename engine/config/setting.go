@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -29,6 +30,7 @@ type setting struct {
 	// quiet suppresses the warning that an unused setting is set: the operator always sets it.
 	quiet  bool
 	secret bool
+	pairs  bool // the value is a list of name=value
 	// process settings are the engine's own: not of the app, so not in a KasprApp.
 	process bool
 }
@@ -125,6 +127,42 @@ func intSetting(key, text, doc string, lowest, highest int, field func(*Config) 
 		return nil
 	}
 	s.get = func(c *Config) any { return *field(c) }
+	return s
+}
+
+// ratioSetting is a share of a whole.
+func ratioSetting(key, text, doc string, field func(*Config) *float64, opts ...option) setting {
+	s := define(key, text, "number, 0 to 1", doc, opts)
+	s.set = func(c *Config, value string, _ given) error {
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return wrong("must be a number, not %q", "", value)
+		}
+		if !(n >= 0 && n <= 1) {
+			return outOfRange("must be from 0 to 1, not %s", value)
+		}
+		*field(c) = n
+		return nil
+	}
+	s.get = func(c *Config) any { return *field(c) }
+	return s
+}
+
+// urlSetting is an http or https URL. It has no user: that would be logged.
+func urlSetting(key, text, doc string, field func(*Config) *string, opts ...option) setting {
+	s := textSetting(key, text, doc, field, opts...)
+	s.what = "http or https URL"
+	s.set = func(c *Config, value string, _ given) error {
+		u, err := url.Parse(value)
+		if err == nil && u.User != nil {
+			return wrong("must be a URL without a user or password", "")
+		}
+		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" {
+			return wrong("must be an http or https URL without a query", "")
+		}
+		*field(c) = value
+		return nil
+	}
 	return s
 }
 

@@ -5,9 +5,11 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"kaspr.io/kaspr/engine/manifest"
 )
@@ -70,7 +72,8 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Kafka.SASL.OAuth.ClientSecretFile }, process()),
 	textSetting("kafkaOauthScope", "", "Scope asked of the token endpoint.",
 		func(c *Config) *string { return &c.Kafka.SASL.OAuth.Scope }, process()),
-	extensionsSetting(),
+	pairsSetting("kafkaOauthExtensions", "SASL extensions sent with the token.",
+		func(c *Config) *map[string]string { return &c.Kafka.SASL.OAuth.Extensions }, anyPair, process()),
 	pathSetting("kafkaTlsCaFile", "", "PEM file of the authorities to trust; the system's when no CA is given.",
 		func(c *Config) *string { return &c.Kafka.TLS.CAFile }, alias("kafkaAuthCafile"), process()),
 	pathSetting("kafkaTlsCaPath", "", "Directory of PEM files of authorities to trust.",
@@ -186,8 +189,14 @@ var settings = []setting{
 	wordSetting("logFormat", "text", "How log lines are written, to standard error.", []string{"text", "json"},
 		func(c *Config) *string { return &c.Log.Format }, process()),
 
-	wordSetting("tracing", TracingOff, "What becomes of W3C trace contexts (headers traceparent and tracestate of records): off, or pass them on, unchanged, to what agents make of the records.",
-		[]string{TracingOff, TracingPass}, func(c *Config) *string { return &c.Tracing }, process()),
+	wordSetting("tracing", TracingOff, "What becomes of W3C trace contexts (headers traceparent and tracestate of records): off, pass them on, unchanged, to what is made of the records, or export: make spans of records and requests whose traces are sampled, too, and send them to otlpEndpoint.",
+		[]string{TracingOff, TracingPass, TracingExport}, func(c *Config) *string { return &c.Tracing }, process()),
+	urlSetting("otlpEndpoint", "http://localhost:4318", "Collector of spans, which speaks OTLP over HTTP; they go to /v1/traces below it.",
+		func(c *Config) *string { return &c.OTLP.Endpoint }, process()),
+	pairsSetting("otlpHeaders", "HTTP headers sent with spans, such as a token.",
+		func(c *Config) *map[string]string { return &c.OTLP.Headers }, httpHeader, secret(), process()),
+	ratioSetting("tracingSampleRatio", "0", "Share of records and requests that come without a trace context for which a trace is begun. With 0 only traces are continued that others have begun.",
+		func(c *Config) *float64 { return &c.OTLP.Ratio }, process()),
 
 	group("HTTP"),
 	textSetting("webHost", "", "Host name under which other workers reach this one; the machine's when empty.",
@@ -345,31 +354,51 @@ func levelSetting() setting {
 	return s
 }
 
-func extensionsSetting() setting {
-	s := define("kafkaOauthExtensions", "", "list of name=value", "SASL extensions sent with the token.", []option{process()})
+// pairsSetting is a list of names with their values; check says what is wrong with one of them.
+func pairsSetting(key, doc string, field func(*Config) *map[string]string, check func(name, text string) error, opts ...option) setting {
+	s := define(key, "", "list of name=value", doc, opts)
+	s.pairs = true
 	s.set = func(c *Config, value string, _ given) error {
-		extensions := map[string]string{}
+		pairs := map[string]string{}
 		for _, item := range strings.Split(value, ",") {
 			if item = strings.TrimSpace(item); item == "" {
 				continue
 			}
 			name, text, ok := strings.Cut(item, "=")
 			if !ok || name == "" {
+				if s.secret {
+					return wrong("must be a list of name=value", "")
+				}
 				return wrong("must be a list of name=value, not %q", "", value)
 			}
-			extensions[name] = text
+			if err := check(name, text); err != nil {
+				return err
+			}
+			pairs[name] = text
 		}
-		c.Kafka.SASL.OAuth.Extensions = extensions
+		*field(c) = pairs
 		return nil
 	}
 	s.get = func(c *Config) any {
 		var items []string
-		for _, name := range sortedKeys(c.Kafka.SASL.OAuth.Extensions) {
-			items = append(items, name+"="+c.Kafka.SASL.OAuth.Extensions[name])
+		for _, name := range sortedKeys(*field(c)) {
+			items = append(items, name+"="+(*field(c))[name])
 		}
 		return items
 	}
 	return s
+}
+
+func anyPair(string, string) error { return nil }
+
+var headerName = regexp.MustCompile("^[-!#$%&'*+.^_`|~0-9A-Za-z]+$")
+
+// httpHeader does not repeat what it refuses: it may be a secret.
+func httpHeader(name, text string) error {
+	if !headerName.MatchString(name) || strings.ContainsFunc(text, unicode.IsControl) {
+		return wrong("must be a list of name=value, with names of HTTP headers and no control characters", "")
+	}
+	return nil
 }
 
 func anyName(string) error { return nil }
