@@ -69,7 +69,7 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 		return 503, map[string]string{"error": "the app is starting"}
 	}
 	if q.ID != "" {
-		return s.showID(q.ID)
+		return s.showID(q.ID, q.Crons)
 	}
 	number, from, after, err := s.cursor(q)
 	if err != nil {
@@ -99,12 +99,8 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 			if err != nil {
 				return 500, map[string]string{"error": err.Error()}
 			}
-			for _, c := range list {
-				state := "active"
-				if c.Paused {
-					state = "paused"
-				}
-				page.Crons = append(page.Crons, shownCron{n, c.ID, state, c.Expression, c.Zone, c.Topic, shownTime(c.Next), shownTime(c.Last)})
+			for i := range list {
+				page.Crons = append(page.Crons, shownCronOf(n, &list[i]))
 			}
 			if left -= len(list); left == 0 {
 				page.Next = fmt.Sprintf("%d:%s", n, list[len(list)-1].ID)
@@ -135,22 +131,44 @@ func (s *schedule) Schedule(q apphttp.ScheduleQuery) (int, any) {
 	return 200, page
 }
 
-func (s *schedule) showID(id string) (int, any) {
+func shownCronOf(partition int32, c *scheduler.CronEntry) shownCron {
+	state := "active"
+	if c.Paused {
+		state = "paused"
+	}
+	return shownCron{partition, c.ID, state, c.Expression, c.Zone, c.Topic, shownTime(c.Next), shownTime(c.Last)}
+}
+
+// showID answers what an id stands for: a message, or a cron entry.
+func (s *schedule) showID(id string, cron bool) (int, any) {
 	n := record.PartitionOf([]byte(id), s.settings.Partitions)
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
-	e, err := scheduler.Get(asked{s.app, ctx, s.table, n}, id)
+	table := asked{s.app, ctx, s.table, n}
+	var shown any
+	var err error
+	if cron {
+		var c *scheduler.CronEntry
+		if c, err = scheduler.Cron(table, id); c != nil {
+			shown = shownCronOf(n, c)
+		}
+	} else {
+		var e *scheduler.Entry
+		if e, err = scheduler.Get(table, id); e != nil {
+			x := shownID{Partition: n, ID: id, State: e.State, DeliverAt: shownTime(e.Due), Since: shownTime(e.Since)}
+			if e.Message != nil {
+				x.DeliverTo = e.Message.Topic
+			}
+			shown = x
+		}
+	}
 	switch {
 	case errors.Is(err, wasmhost.ErrNotReady):
 		return 503, map[string]any{"error": err.Error(), "missing": []int32{n}}
 	case err != nil:
 		return 500, map[string]string{"error": err.Error()}
-	case e == nil:
+	case shown == nil:
 		return 404, map[string]string{"error": "nothing is known of this request id, or not any more"}
-	}
-	shown := shownID{Partition: n, ID: id, State: e.State, DeliverAt: shownTime(e.Due), Since: shownTime(e.Since)}
-	if e.Message != nil {
-		shown.DeliverTo = e.Message.Topic
 	}
 	return 200, shown
 }

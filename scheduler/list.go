@@ -85,12 +85,29 @@ func Crons(r Reader, after string, limit int) (list []CronEntry, err error) {
 		if c.State >= gone {
 			continue
 		}
-		list = append(list, CronEntry{
-			ID: string(it.Key()[1:]), Paused: c.State == paused, Expression: c.Expression, Zone: c.Zone, Skip: c.Skip,
-			Topic: c.Topic, Next: c.Next, Last: c.Last, Since: c.Since, Source: c.Source,
-		})
+		list = append(list, *c.entry(string(it.Key()[1:])))
 	}
 	return list, nil
+}
+
+// Cron is the cron entry of an id; nil when there is none.
+func Cron(r Reader, id string) (*CronEntry, error) {
+	b, err := r.Get(cronKey(id))
+	if b == nil || err != nil {
+		return nil, err
+	}
+	c, err := decodeCron(b)
+	if err != nil || c.State >= gone {
+		return nil, err
+	}
+	return c.entry(id), nil
+}
+
+func (c *cronRow) entry(id string) *CronEntry {
+	return &CronEntry{
+		ID: id, Paused: c.State == paused, Expression: c.Expression, Zone: c.Zone, Skip: c.Skip,
+		Topic: c.Topic, Next: c.Next, Last: c.Last, Since: c.Since, Source: c.Source,
+	}
 }
 
 func (s status) String() string {

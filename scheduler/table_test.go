@@ -299,6 +299,16 @@ func TestList(t *testing.T) {
 	if err1 != nil || err2 != nil || len(first) != 1 || first[0].ID != "c1" || first[0].Next == 0 || len(rest) != 1 || !rest[0].Paused || rest[0].ID != "c3" {
 		t.Errorf("%+v %+v %v %v", first, rest, err1, err2)
 	}
+	for id, paused := range map[string]bool{"c1": false, "c3": true} {
+		if c, err := Cron(h.table, id); err != nil || c == nil || c.ID != id || c.Paused != paused || c.Expression != "0 0 1 1 *" {
+			t.Errorf("%s: %+v, %v", id, c, err)
+		}
+	}
+	for _, id := range []string{"c2", "a", "c"} { // cancelled, a message, nothing
+		if c, err := Cron(h.table, id); c != nil || err != nil {
+			t.Errorf("%s: %+v, %v", id, c, err)
+		}
+	}
 	stats, err := Look(h.table, someDay.Add(40*time.Minute))
 	if err != nil || stats.Messages != 3 || stats.Crons != 2 || stats.Lag != 10*time.Minute {
 		t.Errorf("%+v, %v", stats, err)
