@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"kaspr.io/kaspr/engine/broker"
@@ -47,14 +49,16 @@ type overview struct {
 
 // viewPart is a web view with what became of its requests.
 type viewPart struct {
-	View     string  `json:"view"`
-	Method   string  `json:"method"`
-	Path     string  `json:"path"`
-	Requests int64   `json:"requests"`
-	Failed   int64   `json:"failed"`
-	Refused  int64   `json:"refused"` // with 503: no room, too late, a table not ready
-	Answered int64   `json:"answered"`
-	Seconds  float64 `json:"seconds"` // from arrival to response, of all answered
+	View     string   `json:"view"`
+	Method   string   `json:"method"`
+	Path     string   `json:"path"`
+	Requests int64    `json:"requests"`
+	Failed   int64    `json:"failed"`
+	Refused  int64    `json:"refused"` // with 503: no room, too late, a table not ready
+	Answered int64    `json:"answered"`
+	Seconds  float64  `json:"seconds"` // from arrival to response, of all answered
+	Tables   []string `json:"tables"`
+	Outputs  []string `json:"outputTopics"`
 }
 
 // agentPart is an agent in the topology, with what its code did.
@@ -121,15 +125,7 @@ func (c console) Overview() any {
 		o.Parts = append(o.Parts, c.part(ag, o.Agents[i]))
 	}
 	for _, v := range c.views {
-		n := &v.stats
-		p := viewPart{
-			View: v.plan.Name, Method: v.plan.Method, Path: v.plan.Path, Requests: n.Requests.Load(),
-			Refused: n.Refused.Load() + n.Late.Load() + n.NotReady.Load(), Answered: int64(n.Took.count()), Seconds: float64(n.Took.d.micros.Load()) / 1e9,
-		}
-		for kind := range n.FailedBy {
-			p.Failed += n.FailedBy[kind].Load()
-		}
-		o.Views = append(o.Views, p)
+		o.Views = append(o.Views, c.viewPart(v))
 	}
 	if !c.seen.running.Load() {
 		return o
@@ -191,6 +187,27 @@ func (c console) part(ag *agent, s agentStatus) agentPart {
 	return p
 }
 
+func (c console) viewPart(v *view) viewPart {
+	n := &v.stats
+	p := viewPart{
+		View: v.plan.Name, Method: v.plan.Method, Path: v.plan.Path, Tables: []string{}, Outputs: []string{}, Requests: n.Requests.Load(),
+		Refused: n.Refused.Load() + n.Late.Load() + n.NotReady.Load(), Answered: int64(n.Took.count()), Seconds: float64(n.Took.d.micros.Load()) / 1e9,
+	}
+	for _, t := range v.tables {
+		p.Tables = append(p.Tables, c.plan.Tables[t].Name)
+	}
+	outputs := map[string]int64{}
+	n.Sent.addTo(outputs) // topics that code chose
+	for _, t := range v.plan.OutputTopics {
+		outputs[t] += 0
+	}
+	p.Outputs = append(p.Outputs, slices.Sorted(maps.Keys(outputs))...)
+	for kind := range n.FailedBy {
+		p.Failed += n.FailedBy[kind].Load()
+	}
+	return p
+}
+
 // topicParts is every topic the app reads or writes, by name.
 func (c console) topicParts() []topicPart {
 	parts := map[string]*topicPart{}
@@ -213,6 +230,14 @@ func (c console) topicParts() []topicPart {
 			part(topic).Sent += n
 		}
 		for _, topic := range ag.plan.OutputTopics {
+			part(topic)
+		}
+	}
+	for _, v := range c.views {
+		for topic, n := range v.stats.Sent.all() {
+			part(topic).Sent += n
+		}
+		for _, topic := range v.plan.OutputTopics {
 			part(topic)
 		}
 	}
@@ -240,15 +265,18 @@ func (c console) topicParts() []topicPart {
 // Failures is apphttp.Console's.
 func (c console) Failures() any { return c.failures.last() }
 
-// scheduled is what waits in the message scheduler.
-type scheduled struct {
-	Messages []scheduledMessage `json:"messages"` // the next ones
-	Crons    []scheduledCron    `json:"crons"`
+// scheduledPage is a page of what waits in the message scheduler, of all partitions: messages by time, or crons by id.
+type scheduledPage struct {
+	Messages []scheduledMessage `json:"messages,omitzero"`
+	Crons    []scheduledCron    `json:"crons,omitzero"`
+	Next     string             `json:"next,omitempty"` // where the next page begins; empty at the end
+	Missing  []int32            `json:"missing"`        // partitions that nobody can be asked for now
 }
 
 type scheduledMessage struct {
 	Partition int32         `json:"partition"`
-	Due       int64         `json:"due"` // milliseconds
+	Due       int64         `json:"due"`   // milliseconds
+	Place     string        `json:"place"` // among all messages; no other has it
 	ID        string        `json:"id"`
 	Cron      string        `json:"cron"` // of a cron's next firing
 	Topic     string        `json:"topic"`
@@ -267,46 +295,141 @@ type scheduledCron struct {
 	Last       int64  `json:"last"`
 }
 
-// Scheduled is apphttp.Console's: the next messages and crons, at most pageEntries of each; nil: there is no scheduler.
-func (c console) Scheduled() (any, error) {
+// Scheduled is apphttp.Console's: at most pageEntries messages, or crons, behind a place that a page before gave as next.
+func (c console) Scheduled(crons bool, after string) (any, error) {
 	if !c.seen.running.Load() {
 		return nil, apphttp.ErrNotReady
 	}
-	list := scheduled{Messages: []scheduledMessage{}, Crons: []scheduledCron{}}
-	if c.App.schedule == nil {
-		return list, nil
+	s := c.App.schedule
+	if s == nil {
+		return scheduledPage{Missing: []int32{}}, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
-	table := c.App.schedule.table
-	for number := range c.counts[table] {
-		owner := asked{c.App, ctx, table, number}
-		messages, _, _, err := scheduler.List(owner, scheduler.Start, pageEntries)
+	table := func(number int32) scheduler.Reader { return asked{c.App, ctx, s.table, number} }
+	if crons {
+		return cronsPage(s.settings.Partitions, table, after)
+	}
+	return messagesPage(s.settings.Partitions, table, after)
+}
+
+// place is where a message stands among those of all partitions: by time, then partition, then order in it.
+type place struct {
+	due    int64
+	number int32
+	seq    uint64
+}
+
+func (p place) compare(q place) int {
+	return cmp.Or(cmp.Compare(p.due, q.due), cmp.Compare(p.number, q.number), cmp.Compare(p.seq, q.seq))
+}
+
+// behind is where what follows p begins in a partition.
+func (p place) behind(number int32) scheduler.Location {
+	switch at := (scheduler.Location{Due: p.due}); {
+	case number == p.number:
+		at.Seq = p.seq + 1
+		return at
+	case number < p.number:
+		at.Due++
+		return at
+	default:
+		return at
+	}
+}
+
+func (p place) String() string { return fmt.Sprintf("%d:%d:%d", p.due, p.number, p.seq) }
+
+func parsePlace(text string) (place, error) {
+	due, rest, _ := strings.Cut(text, ":")
+	number, seq, _ := strings.Cut(rest, ":")
+	d, err1 := strconv.ParseInt(due, 10, 64)
+	n, err2 := strconv.ParseInt(number, 10, 32)
+	q, err3 := strconv.ParseUint(seq, 10, 64)
+	if errors.Join(err1, err2, err3) != nil || n < 0 {
+		return place{}, fmt.Errorf("after is no place among the messages: %w", apphttp.ErrBadRequest)
+	}
+	return place{d, int32(n), q}, nil
+}
+
+func messagesPage(partitions int32, table func(int32) scheduler.Reader, after string) (any, error) {
+	page := scheduledPage{Messages: []scheduledMessage{}, Missing: []int32{}}
+	var behind place
+	if after != "" {
+		var err error
+		if behind, err = parsePlace(after); err != nil {
+			return nil, err
+		}
+	}
+	type row struct {
+		at place
+		scheduler.Scheduled
+	}
+	var rows []row
+	var unread *place // the first that was not read: what is behind it has to wait for the next page
+	for number := range partitions {
+		from := scheduler.Start
+		if after != "" {
+			from = behind.behind(number)
+		}
+		list, next, done, err := scheduler.List(table(number), from, pageEntries) // bounded in bytes, too
 		if errors.Is(err, wasmhost.ErrNotReady) {
-			continue // it moves, or is restored
+			page.Missing = append(page.Missing, number)
+			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		for i := range messages {
-			m := scheduledMessage{Partition: number, Due: messages[i].At.Due, Cron: shownText(messages[i].Cron)}
-			if x := messages[i].Message; x != nil {
-				m.ID, m.Topic, m.Key, m.Value = shownText(x.ID), x.Topic, shownOf(x.Key), shownOf(x.Value)
-			}
-			list.Messages = append(list.Messages, m)
+		for _, x := range list {
+			rows = append(rows, row{place{x.At.Due, number, x.At.Seq}, x})
 		}
-		crons, err := scheduler.Crons(owner, "", pageEntries)
-		if err != nil && !errors.Is(err, wasmhost.ErrNotReady) {
-			return nil, err
-		}
-		for i := range crons {
-			x := &crons[i]
-			list.Crons = append(list.Crons, scheduledCron{number, shownText(x.ID), x.Paused, x.Expression, x.Zone, x.Topic, x.Next, x.Last})
+		if at := (place{next.Due, number, next.Seq}); !done && (unread == nil || at.compare(*unread) < 0) {
+			unread = &at
 		}
 	}
-	slices.SortStableFunc(list.Messages, func(a, b scheduledMessage) int { return cmp.Compare(a.Due, b.Due) })
-	list.Messages, list.Crons = list.Messages[:min(len(list.Messages), pageEntries)], list.Crons[:min(len(list.Crons), pageEntries)]
-	return list, nil
+	slices.SortFunc(rows, func(a, b row) int { return a.at.compare(b.at) })
+	for i := range rows {
+		x := &rows[i]
+		if len(page.Messages) == pageEntries || unread != nil && x.at.compare(*unread) >= 0 {
+			break
+		}
+		m := scheduledMessage{Partition: x.at.number, Due: x.at.due, Place: x.at.String(), Cron: shownText(x.Cron)}
+		if x := x.Message; x != nil {
+			m.ID, m.Topic, m.Key, m.Value = shownText(x.ID), x.Topic, shownOf(x.Key), shownOf(x.Value)
+		}
+		page.Messages = append(page.Messages, m)
+	}
+	if n := len(page.Messages); n > 0 && (n < len(rows) || unread != nil) {
+		page.Next = page.Messages[n-1].Place
+	}
+	return page, nil
+}
+
+func cronsPage(partitions int32, table func(int32) scheduler.Reader, after string) (any, error) {
+	page := scheduledPage{Crons: []scheduledCron{}, Missing: []int32{}}
+	for number := range partitions {
+		list, err := scheduler.Crons(table(number), after, pageEntries+1)
+		if errors.Is(err, wasmhost.ErrNotReady) {
+			page.Missing = append(page.Missing, number)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for i := range list {
+			x := &list[i]
+			page.Crons = append(page.Crons, scheduledCron{number, x.ID, x.Paused, x.Expression, x.Zone, x.Topic, x.Next, x.Last})
+		}
+	}
+	slices.SortFunc(page.Crons, func(a, b scheduledCron) int { return cmp.Compare(a.ID, b.ID) })
+	if len(page.Crons) > pageEntries {
+		page.Crons = page.Crons[:pageEntries]
+		page.Next = page.Crons[pageEntries-1].ID
+	}
+	for i := range page.Crons {
+		page.Crons[i].ID = shownText(page.Crons[i].ID)
+	}
+	return page, nil
 }
 
 // tablePage is some entries of a table, in the order of partitions and keys.

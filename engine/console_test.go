@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,10 @@ import (
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
+	"kaspr.io/kaspr/scheduler"
+	"kaspr.io/kaspr/state"
+	"kaspr.io/kaspr/state/mem"
+	"kaspr.io/kaspr/wasmhost"
 )
 
 // A flood of failures with large records must not fill the memory, and the last ones must be the ones that are shown.
@@ -110,6 +115,127 @@ func TestTablePages(t *testing.T) {
 		}
 		if got, err := c.Table(t.Context(), "users", "", cursor(1<<30, nil)); err != nil || len(got.(tablePage).Entries) != 0 {
 			t.Errorf("a partition that is not there: %v %v", got, err)
+		}
+	})
+}
+
+// unready is a partition that moves.
+type unready struct{ scheduler.Reader }
+
+func (unready) Get([]byte) ([]byte, error) { return nil, wasmhost.ErrNotReady }
+func (unready) Scan([]byte, []byte) scheduler.Iterator {
+	return &askedIterator{err: wasmhost.ErrNotReady}
+}
+
+// People page through what waits: every message comes once, in the order of times over all partitions, also where some are so large that one
+// look does not get as many, and every cron once by its id. A partition that nobody can be asked for is named.
+func TestScheduledPages(t *testing.T) {
+	const partitions = 3
+	settings := scheduler.Defaults("app")
+	settings.Cron = true
+	now := time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
+	tables := []scheduler.Reader{}
+	offset := int64(0)
+	var want, crons []string
+	for range partitions {
+		store, err := mem.New().Open(plan.ScheduleTable, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables = append(tables, rows{state.NewStaged(store)})
+	}
+	request := func(number int, value []byte, headers ...string) {
+		t.Helper()
+		r := scheduleRequest(offset, now, append(headers, "source", fmt.Sprintf("0@%d@%d", offset, now.UnixMilli()))...)
+		r.Value = value
+		offset++
+		staged := tables[number].(rows).Reader.(*state.Staged)
+		st, err := settings.Intake(rows{staged}, []record.Record{r}, now)
+		if err != nil || len(st.Outcomes) != 1 || st.Outcomes[0].Verdict != scheduler.Accepted {
+			t.Fatalf("%+v, %v", st.Outcomes, err)
+		}
+		for _, c := range st.Changes {
+			staged.Stage([]state.Change{{Key: c.Key, Value: c.Value}})
+		}
+	}
+	for i := range 170 { // three at each time, in partitions that have nothing to do with the order
+		id, value := fmt.Sprintf("m%03d", i), []byte("v")
+		if i >= 20 && i < 24 {
+			value = make([]byte, 600<<10)
+		}
+		due := now.Add(time.Hour + time.Duration(i/3)*time.Second)
+		request((i*i+i/7)%partitions, value, "action", "ADD", "deliver-to", "out", "deliver-at", fmt.Sprint(due.Unix()), "request-id", id)
+		want = append(want, fmt.Sprintf("%d/%d", due.UnixMilli(), (i*i+i/7)%partitions))
+	}
+	for i := range 120 {
+		crons = append(crons, fmt.Sprintf("c%03d", i))
+		request(i*7%partitions, nil, "action", "CRON_ADD", "deliver-to", "out", "request-id", crons[i], "cron-expr", "0 0 1 1 *")
+		want = append(want, fmt.Sprintf("%d/%d", time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli(), i*7%partitions))
+	}
+	slices.Sort(want)
+	table := func(number int32) scheduler.Reader { return tables[number] }
+	pages := func(page func(int32, func(int32) scheduler.Reader, string) (any, error)) (all []scheduledPage) {
+		for after := ""; len(all) == 0 || after != ""; {
+			got, err := page(partitions, table, after)
+			if err != nil || len(all) > 100 {
+				t.Fatal(len(all), err)
+			}
+			p := got.(scheduledPage)
+			all, after = append(all, p), p.Next
+		}
+		return all
+	}
+	var times, ids []string
+	seen := map[string]bool{}
+	for _, p := range pages(messagesPage) {
+		if len(p.Messages) > pageEntries || len(p.Messages) == 0 || len(p.Missing) > 0 {
+			t.Errorf("a page has %d messages, misses %v", len(p.Messages), p.Missing)
+		}
+		for _, m := range p.Messages {
+			times = append(times, fmt.Sprintf("%d/%d", m.Due, m.Partition))
+			if what := m.ID + "," + m.Cron; seen[what] || seen[m.Place] || what == "," {
+				t.Errorf("%s at %s is there twice", what, m.Place)
+			} else {
+				seen[what], seen[m.Place] = true, true
+			}
+		}
+	}
+	if !slices.Equal(times, want) {
+		t.Errorf("messages:\n%v\nwant\n%v", times, want)
+	}
+	list := pages(cronsPage)
+	for _, p := range list {
+		for _, c := range p.Crons {
+			ids = append(ids, c.ID)
+		}
+	}
+	if !slices.Equal(ids, crons) || len(list) != 3 || len(list[0].Crons) != pageEntries {
+		t.Errorf("crons in %d pages: %v", len(list), ids)
+	}
+	tables[1] = unready{}
+	for _, page := range []func(int32, func(int32) scheduler.Reader, string) (any, error){messagesPage, cronsPage} {
+		got, err := page(partitions, table, "")
+		if p, _ := got.(scheduledPage); err != nil || len(p.Messages)+len(p.Crons) == 0 || !slices.Equal(p.Missing, []int32{1}) {
+			t.Errorf("while a partition moves: %+v, %v", p.Missing, err)
+		}
+	}
+	if _, err := messagesPage(partitions, table, "1:2"); !errors.Is(err, apphttp.ErrBadRequest) {
+		t.Errorf("no place: %v", err)
+	}
+}
+
+// A place among messages comes from outside.
+func FuzzPlace(f *testing.F) {
+	f.Add("1772352000000:2:7")
+	f.Add("-1:0:18446744073709551615")
+	f.Add("1:-1:0")
+	f.Fuzz(func(t *testing.T, text string) {
+		p, err := parsePlace(text)
+		if err != nil {
+			return
+		}
+		if again, err := parsePlace(p.String()); err != nil || again != p || p.number < 0 {
+			t.Errorf("%q comes back as %+v, %v", text, again, err)
 		}
 	})
 }

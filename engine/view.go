@@ -50,6 +50,7 @@ type viewStats struct {
 	FailedBy                [failureKinds]atomic.Int64 // by record.FailureKind
 	NotReady                atomic.Int64               // read a table that could not be read
 	Took                    durations                  // from arrival to response
+	Sent                    counts                     // outputs that were stored, by topic
 }
 
 // ask is a request that waits for its response.
@@ -343,6 +344,12 @@ func (v *view) write(ctx context.Context, a *ask, r apphttp.Response, sends []re
 		case err != nil:
 			v.log.Warn("what a request wrote was not stored", "err", err)
 			r = unstored(err)
+		default:
+			sent := map[string]int64{}
+			for i := range sends {
+				sent[sends[i].Topic]++
+			}
+			v.stats.Sent.add(sent)
 		}
 		a.answer <- r
 	}

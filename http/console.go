@@ -19,8 +19,8 @@ type Console interface {
 	Overview() any
 	// Failures are the last records that failed, with their records.
 	Failures() any
-	// Scheduled is what waits in the message scheduler.
-	Scheduled() (any, error)
+	// Scheduled is a page of the messages that wait in the message scheduler, by time, or of its crons, behind a place that a page before gave.
+	Scheduled(crons bool, after string) (any, error)
 	// Table is a page of a table's entries that have the text of search, from a place of an earlier page on.
 	Table(ctx context.Context, name, search, from string) (any, error)
 	// Topic is records of a topic from offsets on, by partition; without offsets the last ones.
@@ -72,8 +72,14 @@ func (s *AdminServer) routeConsole() {
 	s.asked["/console/api/overview"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Overview()) })
 	s.asked["/console/api/failures"] = s.guarded(func(ctx *fasthttp.RequestCtx) { reply(ctx, fasthttp.StatusOK, c.Failures()) })
 	s.asked["/console/api/scheduled"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
-		list, err := c.Scheduled()
-		s.tell(ctx, list, err)
+		q := ctx.QueryArgs()
+		list := string(q.Peek("list"))
+		if list != "messages" && list != "crons" {
+			fail(ctx, fasthttp.StatusBadRequest, "list is messages or crons")
+			return
+		}
+		page, err := c.Scheduled(list == "crons", string(q.Peek("after")))
+		s.tell(ctx, page, err)
 	})
 	s.asked["/console/api/table"] = s.guarded(func(ctx *fasthttp.RequestCtx) {
 		q := ctx.QueryArgs()

@@ -19,8 +19,14 @@ type fakeConsole struct{}
 func (fakeConsole) Overview() any {
 	return map[string]string{"app": "</script><script>alert(1)</script>"}
 }
-func (fakeConsole) Failures() any           { return []int{} }
-func (fakeConsole) Scheduled() (any, error) { return nil, ErrNotReady }
+func (fakeConsole) Failures() any { return []int{} }
+
+func (fakeConsole) Scheduled(crons bool, after string) (any, error) {
+	if after == "early" {
+		return nil, ErrNotReady
+	}
+	return []any{crons, after}, nil
+}
 
 func (fakeConsole) Table(_ context.Context, name, search, from string) (any, error) {
 	if name != "users" {
@@ -58,7 +64,10 @@ func TestConsole(t *testing.T) {
 		"/console/app.css":       {200, `light-dark(`},
 		"/console/api/overview":  {200, `\u003c/script\u003e`},
 		"/console/api/failures":  {200, `[]`},
-		"/console/api/scheduled": {503, `starting`},
+		"/console/api/scheduled": {400, `messages or crons`},
+		"/console/api/scheduled?list=messages&after=early":  {503, `starting`},
+		"/console/api/scheduled?list=messages":              {200, `[false,""]`},
+		"/console/api/scheduled?list=crons&after=a%26b":     {200, `[true,"a\u0026b"]`},
 		"/console/api/table?name=users&search=a%26b&from=x": {200, `["a\u0026b","x"]`},
 		"/console/api/table?name=other":                     {404, `table \"other\"`},
 		"/console/api/topic?name=t&from=0:5,3:7":            {200, `{"0":5,"3":7}`},
@@ -129,7 +138,7 @@ func TestConsoleToken(t *testing.T) {
 	s := serveConsole(t, "all", "secret")
 	for path, want := range map[string]int{
 		"/console/": 200, "/console/app.js": 200, "/console/app.css": 200,
-		"/console/api/overview": 401, "/console/api/failures": 401, "/console/api/scheduled": 401, "/console/api/table?name=users": 401,
+		"/console/api/overview": 401, "/console/api/failures": 401, "/console/api/scheduled?list=crons": 401, "/console/api/table?name=users": 401,
 		"/console/api/topic?name=t": 401, "/status": 401, "/console/api/": 401,
 	} {
 		if got := ask(t, s, "GET", path); got.code != want {

@@ -105,6 +105,46 @@ func TestScheduleAccess(t *testing.T) {
 	}
 }
 
+// The buttons of the console change the schedule; a page of elsewhere, or whoever has no token, must not.
+func TestScheduleFromThePage(t *testing.T) {
+	for _, token := range []string{"", "secret"} {
+		s, admin := serveAdmin(t, token)
+		own := "http://" + s.Addr()
+		for _, c := range []struct {
+			origin, host, token string
+			code                int
+		}{
+			{own, "", token, 202},
+			{"", "", token, 202}, // no browser
+			{"http://evil.example", "", token, 403}, {"null", "", token, 403}, {own + ".evil.example", "", token, 403}, {"https://" + s.Addr(), "", token, 403},
+			{"http://evil.example", "evil.example", "", map[string]int{"": 403, "secret": 401}[token]}, // a name that was made to resolve to here
+			{own, "", "wrong", map[string]int{"": 202, "secret": 401}[token]},
+			{own, "", "", map[string]int{"": 202, "secret": 401}[token]},
+		} {
+			req, err := nethttp.NewRequestWithContext(t.Context(), "POST", own+"/schedule", strings.NewReader(`{"action":"CRON_PAUSE","requestId":"daily"}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.origin != "" {
+				req.Header.Set("Origin", c.origin)
+			}
+			if c.token != "" {
+				req.Header.Set("Authorization", "Bearer "+c.token)
+			}
+			req.Host = c.host
+			before := len(admin.changes)
+			resp, err := nethttp.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if done := len(admin.changes) - before; resp.StatusCode != c.code || done != map[bool]int{true: 1}[c.code == 202] {
+				t.Errorf("token %q: %+v: %d, %d changes", token, c, resp.StatusCode, done)
+			}
+		}
+	}
+}
+
 func FuzzScheduleChange(f *testing.F) {
 	f.Add([]byte(`{"action":"REPLACE","requestId":"b","deliverTo":"out","deliverAt":"2030-01-01","key":"","value":"text","headers":{"h":"1"}}`))
 	f.Add([]byte(`{"action":"CANCEL","requestId":"a"}`))

@@ -169,11 +169,11 @@ func TestHTTP(t *testing.T) {
 	for path, parts := range map[string][]string{
 		"overview": {`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
 			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"","global":false,"windowed":false,"keys":1}]`, `"errors":1`},
-		"failures":            {`"operation":"operation \"add\", map","kind":"code","type":"TypeError"`, `app.yaml:20, in add`, `"offset":2`, `"value":{"text":"\"three\"","size":7}`},
-		"table?name=totals":   {`"entries":[{"partition":0,"key":{"text":"\"all\"","size":5},"value":{"text":"7","size":1}}],"looked":1}`},
-		"topic?name=sums":     {`"offset":0`, `"value":{"text":"7","size":1}`, `"next":{"0":`},
-		"topic?name=not-ours": {`none of the app's`},
-		"scheduled":           {`{"messages":[],"crons":[]}`},
+		"failures":             {`"operation":"operation \"add\", map","kind":"code","type":"TypeError"`, `app.yaml:20, in add`, `"offset":2`, `"value":{"text":"\"three\"","size":7}`},
+		"table?name=totals":    {`"entries":[{"partition":0,"key":{"text":"\"all\"","size":5},"value":{"text":"7","size":1}}],"looked":1}`},
+		"topic?name=sums":      {`"offset":0`, `"value":{"text":"7","size":1}`, `"next":{"0":`},
+		"topic?name=not-ours":  {`none of the app's`},
+		"scheduled?list=crons": {`{"missing":[]}`},
 	} {
 		if code, _ := get(t, base+"/console/api/"+path); code != http.StatusNotFound {
 			t.Errorf("/console/api/%s is answered on the views' port: %d", path, code)

@@ -20,18 +20,20 @@ function keepToken(text) {
   } catch { /* as above */ }
 }
 
-async function ask(path, signal) {
+async function send(path, init) {
   const headers = { Accept: "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
-  const resp = await fetch(`api/${path}`, { signal, headers });
+  const resp = await fetch(path, { headers, ...init });
   const body = await resp.json().catch(() => ({}));
   wanted(resp.status === 401);
-  if (!resp.ok) throw new Error(body.error ?? `the app answered ${resp.status}`);
+  if (!resp.ok) throw Object.assign(new Error(body.error ?? `the app answered ${resp.status}`), { status: resp.status });
   return body;
 }
 
-// usePoll asks again and again while the page is in sight; it keeps the last two answers.
+const ask = (path, signal) => send(`api/${path}`, { signal });
+
+// usePoll asks again and again while the page is in sight; it keeps the last two answers, and to which path the last one is.
 function usePoll(path, every = pollEvery) {
-  const [state, set] = useState({ now: null, before: null, error: null });
+  const [state, set] = useState({ now: null, before: null, error: null, of: null });
   useEffect(() => {
     const stop = new AbortController();
     let timer;
@@ -39,7 +41,7 @@ function usePoll(path, every = pollEvery) {
       if (!document.hidden) {
         try {
           const now = await ask(path, stop.signal);
-          set((s) => ({ now, before: s.now, error: null }));
+          set((s) => ({ now, before: s.now, error: null, of: path }));
         } catch (error) {
           if (!stop.signal.aborted) set((s) => ({ ...s, error: error.message }));
         }
@@ -162,8 +164,8 @@ function Theme() {
   );
 }
 
-// Grid is a table of rows; numbers says which columns hold some.
-function Grid({ caption, head, rows, numbers = [], none }) {
+// Grid is a table of rows; numbers says which columns hold some. With keys a row stays the same one, with the focus in it, when others come and go.
+function Grid({ caption, head, rows, keys, numbers = [], none }) {
   if (rows.length === 0) return <p class="soft">{none}</p>;
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label={caption}>
@@ -171,7 +173,7 @@ function Grid({ caption, head, rows, numbers = [], none }) {
         <caption class="hidden">{caption}</caption>
         <thead><tr>{head.map((h, i) => <th key={h} scope="col" class={numbers.includes(i) ? "n" : ""}>{h}</th>)}</tr></thead>
         <tbody>
-          {rows.map((r, at) => <tr key={at}>{r.map((c, i) => <td key={i} class={numbers.includes(i) ? "n" : ""}>{c}</td>)}</tr>)}
+          {rows.map((r, at) => <tr key={keys ? keys[at] : at}>{r.map((c, i) => <td key={i} class={numbers.includes(i) ? "n" : ""}>{c}</td>)}</tr>)}
         </tbody>
       </table>
     </div>
@@ -225,6 +227,8 @@ function Overview({ o, before }) {
 }
 
 const box = { width: 210, height: 46, right: 90, below: 18, margin: 12 };
+const kinds = { view: "web view" };
+const kindOf = (n) => kinds[n.kind] ?? n.kind;
 const short = (text) => (text.length > 26 ? `${text.slice(0, 25)}…` : text);
 
 function Topology({ o, before }) {
@@ -233,6 +237,7 @@ function Topology({ o, before }) {
   const y = (n) => box.margin + n.row * (box.height + box.below);
   const label = (n) => {
     if (n.kind === "agent") return perSecond(rateOf(o, before, "parts", "agent", n.name, "records"));
+    if (n.kind === "view") return perSecond(rateOf(o, before, "views", "view", n.name, "requests"));
     if (n.kind === "table") return `${count(find(o.tableList, "name", n.name)?.keys ?? 0)} keys`;
     const [read, sent] = ["received", "sent"].map((m) => rateOf(o, before, "topics", "name", n.name, m));
     return g.edges.some((e) => e.from === n) ? `read ${perSecond(read)}` : `sent ${perSecond(sent)}`;
@@ -248,17 +253,17 @@ function Topology({ o, before }) {
           })}
           {g.nodes.map((n) => (
             <g key={n.id} data-node={n.id}>
-              <title>{`${n.kind} ${n.name}`}</title>
+              <title>{`${kindOf(n)} ${n.name}`}</title>
               <rect class={n.kind} x={x(n)} y={y(n)} width={box.width} height={box.height} rx={n.kind === "topic" ? 23 : 6} />
               <text x={x(n) + 14} y={y(n) + 19}>{short(n.name)}</text>
-              <text class="soft" x={x(n) + 14} y={y(n) + 37}>{n.kind} · {label(n)}</text>
+              <text class="soft" x={x(n) + 14} y={y(n) + 37}>{kindOf(n)} · {label(n)}</text>
             </g>
           ))}
         </svg>
       </div>
       <details>
         <summary>The same as a list</summary>
-        <ul>{g.edges.map(({ from, to }) => <li key={from.id + to.id}>{from.kind} {from.name} → {to.kind} {to.name}</li>)}</ul>
+        <ul>{g.edges.map(({ from, to }) => <li key={from.id + to.id}>{kindOf(from)} {from.name} → {kindOf(to)} {to.name}</li>)}</ul>
       </details>
     </>
   );
@@ -399,22 +404,128 @@ function Tables({ o }) {
   );
 }
 
+// usePages is one page of a list of what waits, kept up to date, and the ways to its other pages.
+function usePages(list) {
+  const [starts, set] = useState([""]); // where each page up to this one begins
+  const path = `scheduled?${new URLSearchParams({ list, after: starts.at(-1) })}`;
+  const { now, error, of } = usePoll(path, 2000);
+  const next = of === path && now.next; // an answer to the page before says nothing of this one's end
+  return { now, error, number: starts.length, next, back: () => set((s) => s.slice(0, Math.max(1, s.length - 1))), on: () => next && set((s) => [...s, next]) };
+}
+
+// Turn turns pages. Its buttons are never taken away nor disabled while somebody is on them: the focus would be lost.
+function Turn({ what, page }) {
+  if (page.number === 1 && !page.next) return null;
+  return (
+    <div class="bar" role="group" aria-label={`Pages of ${what}`}>
+      <button aria-disabled={page.number === 1} aria-label={`Previous page of ${what}`} onClick={page.back}>Previous</button>
+      <span class="soft" role="status">Page {page.number}</span>
+      <button aria-disabled={!page.next} aria-label={`Next page of ${what}`} onClick={page.on}>Next</button>
+    </div>
+  );
+}
+
+function Missing({ of }) {
+  if (!of?.missing.length) return null;
+  return <p class="warn">Not shown: partitions {of.missing.join(", ")}, which move or are restored.</p>;
+}
+
+// What can be done to what waits: which state of it says that it was done, or that something else came first.
+const changes = {
+  CANCEL: { name: "Cancel", sure: (id) => `Cancel message ${id}? It will not be delivered. This cannot be taken back.`, keep: "Keep the message", yes: "Cancel the message",
+    became: { cancelled: "is cancelled", sent: "had been delivered already", failed: "had failed already", gone: "is not known any more" } },
+  CRON_PAUSE: { name: "Pause", became: { paused: "is paused", gone: "does not exist any more" } },
+  CRON_RESUME: { name: "Resume", became: { active: "goes on", gone: "does not exist any more" } },
+  CRON_CANCEL: { name: "Cancel", sure: (id) => `Cancel cron ${id}? It will not fire any more. This cannot be taken back.`, keep: "Keep the cron", yes: "Cancel the cron",
+    became: { gone: "is cancelled" } },
+};
+const thing = (action) => (action === "CANCEL" ? "message" : "cron");
+const settleTries = 30;
+
+// steer asks the scheduler for a change, which is a record in Kafka, and waits until the scheduler has come to it. It returns what became of it.
+async function steer(action, id) {
+  const { request } = await send("../schedule", { method: "POST", body: JSON.stringify({ action, requestId: id }) });
+  const path = `../schedule?${new URLSearchParams({ id, list: action === "CANCEL" ? "messages" : "crons" })}`;
+  for (let i = 0; i < settleTries; i++) {
+    await new Promise((r) => setTimeout(r, 300));
+    const state = await send(path).then((e) => e.state, (e) => (e.status === 404 ? "gone" : ""));
+    const became = changes[action].became[state];
+    if (became) return `The ${thing(action)} ${id} ${became}.`;
+  }
+  return `The scheduler has not done this yet, or has rejected it: the request is ${request}, rejections are in the app's topic of rejections.`;
+}
+
+// Confirm asks before something that cannot be taken back. Escape is no.
+function Confirm({ change, id, answer }) {
+  const box = useRef();
+  useEffect(() => box.current.showModal(), []);
+  return (
+    <dialog ref={box} aria-labelledby="sure" onClose={() => answer(box.current.returnValue === "yes")}>
+      <p id="sure">{change.sure(id)}</p>
+      <div class="bar">
+        <button autofocus onClick={() => box.current.close("no")}>{change.keep}</button>
+        <button class="bad" onClick={() => box.current.close("yes")}>{change.yes}</button>
+      </div>
+    </dialog>
+  );
+}
+
 function Scheduled({ o }) {
-  const { now, error } = usePoll("scheduled", 2000);
   if (!o.scheduler) return <p class="soft">This app has no message scheduler (schedulerEnabled).</p>;
+  return <Waiting />;
+}
+
+function Waiting() {
+  const messages = usePages("messages");
+  const crons = usePages("crons");
+  const [asked, setAsked] = useState(null); // a change that needs a yes
+  const [told, tell] = useState({ text: "", bad: false });
+  const notice = useRef();
+  const change = async (action, id) => {
+    tell({ text: `${changes[action].name} ${thing(action)} ${id}: asked for…`, bad: false });
+    try {
+      tell({ text: await steer(action, id), bad: false });
+    } catch (e) {
+      tell({ text: `The change of ${thing(action)} ${id} failed: ${e.message}`, bad: true });
+    }
+  };
+  const button = (action, id) => (
+    <button aria-label={`${changes[action].name} ${thing(action)} ${id}`} onClick={() => (changes[action].sure ? setAsked({ action, id }) : change(action, id))}>{changes[action].name}</button>
+  );
   return (
     <>
-      {error && <p class="alert" role="alert">{error}</p>}
-      {now && (
-        <>
-          <h2>Next messages</h2>
-          <Grid caption="Messages that wait" numbers={[1]} none="No message waits." head={["Due", "Partition", "Id", "Topic", "Key", "Value"]}
-            rows={now.messages.map((m) => [time(m.due), m.partition, m.cron ? `cron ${m.cron}` : m.id, m.topic || "–", m.topic ? <Data of={m.key} /> : "–", m.topic ? <Data of={m.value} /> : "–"])} />
-          <h2>Crons</h2>
-          <Grid caption="Crons" numbers={[1]} none="No crons." head={["Id", "Partition", "Expression", "Zone", "Topic", "State", "Next", "Last"]}
-            rows={now.crons.map((c) => [c.id, c.partition, c.expression, c.zone, c.topic, c.paused ? "paused" : "active", c.next ? time(c.next) : "–", c.last ? time(c.last) : "–"])} />
-        </>
+      {[...new Set([messages.error, crons.error])].map((error) => error && <p key={error} class="alert" role="alert">{error}</p>)}
+      <p ref={notice} class={`notice ${told.bad ? "bad" : ""}`} role="status" aria-label="What became of the change" tabIndex={-1}>{told.text}</p>
+      {asked && (
+        <Confirm change={changes[asked.action]} id={asked.id} answer={(yes) => {
+          setAsked(null);
+          if (!yes) return; // the focus is on the button again
+          notice.current.focus(); // the button goes, with its row
+          change(asked.action, asked.id);
+        }} />
       )}
+      <h2>Next messages</h2>
+      <Missing of={messages.now} />
+      {messages.now && (
+        <Grid caption="Messages that wait" numbers={[1]} none={messages.number > 1 ? "No message waits any more on this page." : "No message waits."}
+          head={["Due", "Partition", "Id", "Topic", "Key", "Value", "Change"]} keys={messages.now.messages.map((m) => m.place)}
+          rows={messages.now.messages.map((m) => [
+            time(m.due), m.partition, m.cron ? `cron ${m.cron}` : m.id || "–", m.topic || "–", m.topic ? <Data of={m.key} /> : "–", m.topic ? <Data of={m.value} /> : "–",
+            m.id && !m.cron ? button("CANCEL", m.id) : "–",
+          ])} />
+      )}
+      <Turn what="messages" page={messages} />
+      <h2>Crons</h2>
+      <Missing of={crons.now} />
+      {crons.now && (
+        <Grid caption="Crons" numbers={[1]} none={crons.number > 1 ? "No more crons on this page." : "No crons."}
+          head={["Id", "Partition", "Expression", "Zone", "Topic", "State", "Next", "Last", "Change"]} keys={crons.now.crons.map((c) => c.id)}
+          rows={crons.now.crons.map((c) => [
+            c.id, c.partition, c.expression, c.zone, c.topic, c.paused ? "paused" : "active", c.next ? time(c.next) : "–", c.last ? time(c.last) : "–",
+            <div class="pair">{button(c.paused ? "CRON_RESUME" : "CRON_PAUSE", c.id)}{button("CRON_CANCEL", c.id)}</div>,
+          ])} />
+      )}
+      <Turn what="crons" page={crons} />
     </>
   );
 }

@@ -1,4 +1,4 @@
-// The app as a graph: topics, agents and tables, each in a column right of all it comes from.
+// The app as a graph: topics, agents, web views and tables, each in a column right of all it comes from.
 
 export function graph(overview) {
   const nodes = new Map();
@@ -18,6 +18,11 @@ export function graph(overview) {
       if (internal.has(t) && !overview.parts.some((p) => !p.writer && p.inputs.includes(t))) continue; // writes of tables
       edges.push([agent, node("topic", t)]);
     }
+  }
+  for (const v of overview.views) {
+    const view = node("view", v.view);
+    for (const t of v.tables) edges.push([view, node("table", t)]);
+    for (const t of v.outputTopics) edges.push([view, node("topic", t)]);
   }
   for (const t of overview.tableList) node("table", t.name);
   // Longest way from the left. An edge that closes a circle counts for nothing.

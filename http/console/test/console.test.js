@@ -11,6 +11,7 @@ import { chromium } from "playwright-core";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const shots = process.env.KASPR_CONSOLE_SHOTS; // a folder for screenshots; unset: none are taken
+const waitMore = 70; // messages that wait beside the two that tests name
 const evil = '<script>window.harmed=1</script><img src=x onerror="window.harmed=1">';
 
 let engine, browser, page, web, base; // base is the admin server's
@@ -40,7 +41,11 @@ before(async () => {
   web = `http://127.0.0.1:${port}`;
   const later = new Date(Date.now() + 86_400_000).toISOString();
   const requests = join(mkdtempSync(join(tmpdir(), "console-")), "requests.jsonl");
-  writeFileSync(requests, `${JSON.stringify({ key: "k", value: { note: evil }, headers: { "x-scheduler-deliver-to": "rich", "x-scheduler-deliver-at": later, "x-scheduler-request-id": "tomorrow" } })}\n`);
+  const message = (id, at, note) => ({ key: "k", value: { note }, headers: { "x-scheduler-deliver-to": "rich", "x-scheduler-deliver-at": at, "x-scheduler-request-id": id } });
+  const cron = (id) => ({ key: id, value: null, headers: { "x-scheduler-action": "CRON_ADD", "x-scheduler-deliver-to": "rich", "x-scheduler-cron-expr": "0 0 1 1 *", "x-scheduler-request-id": id } });
+  const all = [message("tomorrow", later, evil), message(evil, later, "hostile id"), cron("yearly"), cron("other")];
+  for (let i = 0; i < waitMore; i++) all.push(message(`later-${i}`, new Date(Date.now() + 90_000_000 + i * 1000).toISOString(), i));
+  writeFileSync(requests, all.map((r) => `${JSON.stringify(r)}\n`).join(""));
   engine = spawn(process.env.KASPR_BINARY, ["dev", `${here}app.yaml`, "--http", "--input", "orders=-", "--input", `shop-app-schedule-requests=${requests}`, "--set", `webPort=${port}`, "--set", `adminListen=127.0.0.1:${admin}`, "--log-level", "warn"], { stdio: ["pipe", "pipe", "pipe"] });
   for (const s of [engine.stdout, engine.stderr]) s.on("data", (d) => { log = (log + d).slice(-20_000); });
   await until("readiness", async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok);
@@ -60,9 +65,11 @@ beforeEach(async () => {
   await page?.close();
   page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
   page.setDefaultTimeout(30_000);
-  page.on("console", (m) => { if (m.type() === "error") violations.push(m.text()); });
+  // That there is no such cron any more is an answer, which browsers tell of as an error.
+  const gone = (m) => m.location().url.startsWith(`${base}/schedule?`) && m.text().includes("404");
+  page.on("console", (m) => { if (m.type() === "error" && !gone(m)) violations.push(m.text()); });
   page.on("pageerror", (e) => violations.push(String(e)));
-  page.on("request", (r) => { if (!r.url().startsWith(`${base}/console/`)) violations.push(`a request to ${r.url()}`); });
+  page.on("request", (r) => { if (!r.url().startsWith(`${base}/console/`) && r.url().split("?")[0] !== `${base}/schedule`) violations.push(`a request to ${r.url()}`); });
   violations.length = 0;
   await page.goto(`${base}/console/`);
   await page.getByRole("heading", { name: "shop-app" }).waitFor();
@@ -76,6 +83,7 @@ const open = async (name) => {
 const shot = async (name) => {
   if (!shots) return;
   mkdirSync(shots, { recursive: true });
+  await page.evaluate(() => scrollTo(0, 0));
   await page.screenshot({ path: `${shots}/${name}.png` });
 };
 // Nothing that users wrote may have run, and nothing may have been asked elsewhere or broken a policy.
@@ -85,12 +93,12 @@ const unharmed = async () => {
 };
 
 test("the topology shows topics, agents and tables with their rates", async () => {
-  for (const node of ["topic:orders", "agent:orders", "table:totals", "topic:totals-changed", "agent:audit", "topic:rich"]) {
+  for (const node of ["topic:orders", "agent:orders", "table:totals", "topic:totals-changed", "agent:audit", "topic:rich", "view:total", "view:place"]) {
     await page.locator(`[data-node="${node}"]`).waitFor();
   }
   await page.getByText("The same as a list").click();
   const ways = await page.locator("main li").allTextContents();
-  for (const way of ["topic orders → agent orders", "agent orders → table totals", "agent orders → topic totals-changed", "topic totals-changed → agent audit", "agent audit → topic rich"]) {
+  for (const way of ["topic orders → agent orders", "agent orders → table totals", "agent orders → topic totals-changed", "topic totals-changed → agent audit", "agent audit → topic rich", "web view total → table totals", "web view place → topic orders"]) {
     assert.ok(ways.includes(way), `${way} in ${ways}`);
   }
   await until("a rate in the graph", async () => /read \d[\d.,]*\/s/.test(await page.locator('[data-node="topic:orders"]').textContent()));
@@ -98,6 +106,7 @@ test("the topology shows topics, agents and tables with their rates", async () =
   engine.stdin.write(order("later", 1));
   await until("the counter to go up", async () => Number(await page.locator('tr:has(td:text-is("orders")) td').nth(1).textContent()) > Number(before));
   assert.match(await page.getByRole("status").first().textContent(), /running/);
+  await page.getByText("The same as a list").click();
   await shot("overview");
   await unharmed();
 });
@@ -107,6 +116,8 @@ test("web views show their requests", async () => {
   const [requests, failed] = [Number(await cell(3)), Number(await cell(5))];
   assert.equal(await (await fetch(`${web}/totals/needle`)).text(), "1000");
   assert.equal((await fetch(`${web}/totals/nobody`)).status, 500);
+  assert.equal((await fetch(`${web}/orders`, { method: "POST", body: JSON.stringify({ customer: "by-web", amount: 3 }) })).status, 200);
+  await until("the order in its topic", async () => (await (await fetch(`${base}/console/api/overview`)).json()).topics.find((t) => t.name === "orders").sent === 1);
   await until("the counts to go up", async () => Number(await cell(3)) === requests + 2 && Number(await cell(5)) === failed + 1);
   await unharmed();
 });
@@ -173,14 +184,103 @@ test("tables are searched and paged", async () => {
   await unharmed();
 });
 
-test("scheduled messages are listed", async () => {
+const waiting = () => page.getByRole("region", { name: "Messages that wait" }).locator("tbody tr");
+const notice = () => page.getByRole("status", { name: "What became of the change" });
+const ids = async () => (await waiting().locator("td:nth-child(3)").allTextContents());
+
+test("scheduled messages are listed, page after page", async () => {
   await open("Scheduled");
-  const row = page.getByRole("region", { name: "Messages that wait" }).locator("tbody tr");
-  await until("the message", async () => (await row.count()) === 1);
-  const text = await row.textContent();
-  assert.ok(text.includes("tomorrow") && text.includes("rich") && text.includes(JSON.stringify(evil).slice(1, -1)), text);
-  await page.getByText("No crons.").waitFor();
+  await until("a page", async () => (await waiting().count()) === 50);
+  const text = await waiting().filter({ hasText: "tomorrow" }).textContent();
+  assert.ok(text.includes("rich") && text.includes(JSON.stringify(evil).slice(1, -1)), text);
+  const first = await ids();
+  const [next, back] = ["Next", "Previous"].map((name) => page.getByRole("button", { name: `${name} page of messages` }));
+  assert.equal(await back.getAttribute("aria-disabled"), "true");
+  await next.focus();
+  await page.keyboard.press("Enter");
+  await until("the rest", async () => (await waiting().count()) === waitMore + 4 - 50); // two crons fire next year
+  assert.equal(await next.getAttribute("aria-disabled"), "true");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Next");
+  await page.keyboard.press("Enter"); // there is no page behind
+  await page.getByRole("group", { name: "Pages of messages" }).getByText("Page 2").waitFor();
+  const all = [...first, ...(await ids())];
+  assert.equal(new Set(all).size, all.length);
+  assert.deepEqual(all.filter((id) => id.startsWith("later-")), Array.from({ length: waitMore }, (_, i) => `later-${i}`));
+  assert.deepEqual(all.slice(-2).sort(), ["cron other", "cron yearly"]);
+  await back.click();
+  await until("the first page", async () => (await ids()).join() === first.join());
+  await shot("scheduled");
   await unharmed();
+});
+
+test("a message is cancelled, by the keyboard and after a question", async () => {
+  await open("Scheduled");
+  const button = page.getByRole("button", { name: "Cancel message later-3", exact: true });
+  await button.focus();
+  await page.keyboard.press("Enter");
+  const dialog = page.getByRole("dialog", { name: "Cancel message later-3?" });
+  await dialog.waitFor();
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Keep the message");
+  await page.keyboard.press("Escape");
+  await dialog.waitFor({ state: "detached" });
+  assert.equal(await page.evaluate(() => document.activeElement.getAttribute("aria-label")), "Cancel message later-3");
+  await page.keyboard.press("Enter");
+  await dialog.waitFor();
+  await page.keyboard.press("Enter"); // keeps it
+  await dialog.waitFor({ state: "detached" });
+  assert.equal((await (await fetch(`${base}/schedule?id=later-3`)).json()).state, "pending");
+  await page.keyboard.press("Enter");
+  await dialog.waitFor();
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  await notice().filter({ hasText: "The message later-3 is cancelled." }).waitFor();
+  assert.equal(await notice().evaluate((e) => document.activeElement === e), true);
+  assert.equal((await (await fetch(`${base}/schedule?id=later-3`)).json()).state, "cancelled");
+  await until("the row to go", async () => (await button.count()) === 0 && (await ids()).includes("later-4"));
+  await unharmed();
+});
+
+test("a message with a hostile id is cancelled, and its id is text", async () => {
+  await open("Scheduled");
+  await waiting().filter({ hasText: "hostile id" }).getByRole("button").click();
+  await page.getByRole("dialog").filter({ hasText: evil }).waitFor();
+  assert.equal(await page.locator("main img, main script").count(), 0);
+  await page.getByRole("button", { name: "Cancel the message" }).click();
+  await notice().filter({ hasText: `The message ${evil} is cancelled.` }).waitFor();
+  await unharmed();
+});
+
+test("a cron is paused, resumed and cancelled", async () => {
+  await open("Scheduled");
+  const row = page.getByRole("region", { name: "Crons" }).locator('tr:has(td:text-is("yearly"))');
+  const state = (text) => until(text, async () => (await row.locator("td").nth(5).textContent()) === text);
+  await state("active");
+  await page.getByRole("button", { name: "Pause cron yearly" }).click();
+  await notice().filter({ hasText: "The cron yearly is paused." }).waitFor();
+  assert.ok(await notice().evaluate((e) => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom <= innerHeight), "it is told out of sight");
+  await state("paused");
+  await page.keyboard.press("Enter"); // the focus is where it was: the button says Resume now
+  await notice().filter({ hasText: "The cron yearly goes on." }).waitFor();
+  await state("active");
+  await page.getByRole("button", { name: "Cancel cron yearly" }).click();
+  await page.getByRole("button", { name: "Cancel the cron" }).click();
+  await notice().filter({ hasText: "The cron yearly is cancelled." }).waitFor();
+  await until("the row to go", async () => (await row.count()) === 0);
+  assert.deepEqual((await (await fetch(`${base}/schedule?list=crons`)).json()).crons.map((c) => [c.requestId, c.state]), [["other", "active"]]);
+  await unharmed();
+});
+
+test("what cannot be changed is said", async () => {
+  await page.route(`${base}/schedule`, (r) => r.fulfill({ status: 503, json: { error: "no broker <b>here</b>" } }));
+  await open("Scheduled");
+  await page.getByRole("button", { name: "Pause cron other" }).click();
+  await notice().filter({ hasText: "The change of cron other failed: no broker <b>here</b>" }).waitFor();
+  await page.unroute(`${base}/schedule`);
+  await page.route(`${base}/schedule?*`, (r) => r.fulfill({ json: { state: "sent" } })); // it leaves before the request comes
+  await page.route(`${base}/schedule`, (r) => r.fulfill({ status: 202, json: { request: "requests/0@1" } }));
+  await page.getByRole("button", { name: "Cancel message later-5", exact: true }).click();
+  await page.getByRole("button", { name: "Cancel the message" }).click();
+  await notice().filter({ hasText: "The message later-5 had been delivered already." }).waitFor();
 });
 
 test("a topic is followed live, and paused", async () => {
