@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -54,9 +55,13 @@ func TestGatherMakesFewRequestsOfATrickle(t *testing.T) {
 	}
 	fetches, produces := c.requests(kmsg.Fetch), c.requests(kmsg.Produce)
 	began := time.Now()
+	var sending sync.WaitGroup // a record is read before its sender is told, who would be closed then
+	sending.Add(records)
+	defer sending.Wait()
 	go func() {
 		for range records {
 			producer.Send(c.ctx, []record.Output{{Topic: "log", Value: []byte("x")}}, func(failed []SendFailure) {
+				defer sending.Done()
 				for _, f := range failed {
 					t.Error(f.Err)
 				}
