@@ -888,6 +888,15 @@ class Interruption(Case):
             [p] = g.load(program([("map", "def f(v): pass")], init={"python": "\nwhile True: pass", "line": 7}))
             self.assertEqual((p["type"], p["line"]), ("DeadlineExceeded", 8))
 
+    def test_a_deadline_in_the_event_loop_is_a_deadline(self):
+        imports = "import asyncio\nfrom kaspr import DeadlineExceeded\n"
+        in_a_callback = "async def f(v):\n  loop = asyncio.get_running_loop()\n  wake = loop.create_future()\n  def late():\n    if v: raise DeadlineExceeded\n    wake.set_result(v)\n  loop.call_soon(late)\n  return await wake"
+        between_callbacks = "async def f(v):\n  task = asyncio.create_task(g(v))\n  if v:\n    ready = asyncio.get_running_loop()._ready\n    ready.pop()\n    ready.append(Late())\n  return (await asyncio.gather(task))[0]\nasync def g(v): return v\nclass Late:\n  @property\n  def _cancelled(self): raise DeadlineExceeded"
+        for source in in_a_callback, between_callbacks:
+            r = self.guest([("map", imports + source)]).process(js(0, 1, 0))
+            self.assertEqual([(f.unit, f.kind) for f in r.failures], [(1, "deadline")], source)
+            self.assertEqual([o.value for o in r.outputs], [b"0", b"0"], source)
+
     @unittest.skipIf(WASM, "needs the loop checks of the host's rewriter")
     def test_ticks_at_any_moment_do_no_harm(self):
         source = "import asyncio, json, re\nasync def g(v):\n  await asyncio.sleep(0)\n  return json.loads(json.dumps({'a': [v] * 50}))\nasync def f(v):\n  out = await asyncio.gather(g(v), g(v))\n  for x in range(20): yield {**out[0], 'x': x}"
