@@ -16,6 +16,20 @@ import (
 // inspectTimeout bounds a look at Kafka from outside of a running app.
 const inspectTimeout = 30 * time.Second
 
+// inspect connects to Kafka for a purpose, and asks which topics there are with how many partitions. The caller closes the client.
+func inspect(ctx context.Context, cfg config.Config, p *plan.Plan, log *slog.Logger, purpose string) (*broker.Admin, map[string]int32, error) {
+	_, admin, err := clientOf(cfg, p, log, purpose)
+	if err != nil {
+		return nil, nil, err
+	}
+	exist, err := admin.Topics(ctx)
+	if err != nil {
+		admin.Close()
+		return nil, nil, err
+	}
+	return admin, exist, nil
+}
+
 // TopicUse is a topic of an app as Kafka has it.
 type TopicUse struct {
 	Topic      string   `json:"topic"`
@@ -29,15 +43,11 @@ type TopicUse struct {
 func Topics(ctx context.Context, cfg config.Config, p *plan.Plan, log *slog.Logger) ([]TopicUse, error) {
 	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
-	_, admin, err := clientOf(cfg, p, log, "topics")
+	admin, exist, err := inspect(ctx, cfg, p, log, "topics")
 	if err != nil {
 		return nil, err
 	}
 	defer admin.Close()
-	exist, err := admin.Topics(ctx)
-	if err != nil {
-		return nil, err
-	}
 	uses := p.TopicUses(exist)
 	var there []string
 	for topic := range uses {
@@ -84,15 +94,11 @@ type PartitionLag struct {
 func Lag(ctx context.Context, cfg config.Config, p *plan.Plan, log *slog.Logger) ([]PartitionLag, error) {
 	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
-	_, admin, err := clientOf(cfg, p, log, "lag")
+	admin, exist, err := inspect(ctx, cfg, p, log, "lag")
 	if err != nil {
 		return nil, err
 	}
 	defer admin.Close()
-	exist, err := admin.Topics(ctx)
-	if err != nil {
-		return nil, err
-	}
 	topics := p.Read(exist)
 	for _, topic := range topics {
 		if _, ok := exist[topic]; !ok {
