@@ -9,7 +9,6 @@ import (
 	nethttp "net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 type fakeAdmin struct {
@@ -70,13 +69,7 @@ func serveAdmin(t *testing.T, token string) (*AdminServer, *fakeAdmin) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Close(ctx); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	closeAtEnd(t, s)
 	return s, admin
 }
 

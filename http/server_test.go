@@ -26,6 +26,20 @@ func (a *fakeApp) Ready() (bool, any) {
 
 func (a *fakeApp) Status() any { return map[string]string{"app": "shop"} }
 
+// closeAtEnd closes a server when the test is over, which must go well.
+func closeAtEnd(t *testing.T, s interface {
+	Close(ctx context.Context) error
+}) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+}
+
 // serve starts a server on a free port.
 func serve(t *testing.T, base string) (*Server, *fakeApp) {
 	t.Helper()
@@ -40,13 +54,7 @@ func serve(t *testing.T, base string) (*Server, *fakeApp) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Close(ctx); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	closeAtEnd(t, s)
 	return s, app
 }
 

@@ -1,13 +1,11 @@
 package http
 
 import (
-	"context"
 	"log/slog"
 	nethttp "net/http"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -22,13 +20,7 @@ func serveViews(t *testing.T, o Options, views ...View) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Close(ctx); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	closeAtEnd(t, s)
 	return s
 }
 
