@@ -1160,10 +1160,11 @@ func (a *App) tablesReady(number int32) {
 
 // shareFailed takes a share away from its lane until it is restored.
 func (a *App) shareFailed(s *share, err error) {
+	a.tables.Failed(s.table, s.changelog.Number, err) // first, or a lane could take the same share again
 	for _, l := range a.allLanes() {
 		l.hold(s)
 	}
-	a.tables.Failed(s.table, s.changelog.Number, err)
+	a.tablesReady(s.changelog.Number) // it may have been restored meanwhile, while the lane held it still
 }
 
 // Revoked finishes the steps under way, commits, and forgets the partitions. It takes no longer than the rebalance timeout

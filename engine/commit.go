@@ -37,7 +37,7 @@ type committer struct {
 	sending     context.Context   // of everything that is sent: it outlives the lanes
 	feeds       func() []laneFeed // of assigned partitions
 	lanes       func() []*lane
-	shareFailed func(s *share, err error) // its store cannot be used any more; nothing is staged over it
+	shareFailed func(s *share, err error) // its store cannot be used any more; nothing is staged over it. cut is held for writing
 	fail        func(error)               // stops the app
 	released    func()                    // outputs go out again: lanes that waited for it go on
 	log         *slog.Logger
@@ -598,7 +598,7 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 			err = c.broken
 		}
 		if err != nil { // what went out is out and will be repeated; changes are made anew
-			c.undo(e)
+			c.undo(e, nil)
 			c.release()
 			return err
 		}
@@ -620,7 +620,7 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, c.rollBack(c.sending, e))
+		return errors.Join(err, c.rollBack(c.sending, e, nil))
 	}
 	c.done(cl)
 	c.applyChanges(cl)
@@ -668,10 +668,7 @@ func (c *committer) applyChanges(cl *closing) {
 		}
 	}
 	if len(failed) > 0 {
-		c.undo(nil)
-	}
-	for s, err := range failed {
-		c.shareFailed(s, err)
+		c.undo(nil, failed)
 	}
 	if len(failed) > 0 && !c.exactlyOnce {
 		c.release()
@@ -687,13 +684,13 @@ func (c *committer) giveUp(ctx context.Context, l *lane, s *share, why error) {
 	if !slices.Contains(l.owned(), s) {
 		return // somebody has seen to it
 	}
+	failed := map[*share]error{s: why}
 	if c.exactlyOnce {
-		c.tryRollBack(ctx)
+		c.tryRollBack(ctx, failed)
 	} else {
-		c.undo(nil)
+		c.undo(nil, failed)
 		c.release()
 	}
-	c.shareFailed(s, why)
 }
 
 // store commits the positions without a transaction, of what is still assigned: a commit for another member's partition could
@@ -797,9 +794,9 @@ func (c *committer) blame(refused []refusal) error {
 	return why
 }
 
-// rollBack drops the closed epoch, if any, and the current one, and starts a new transaction. running is held.
-func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
-	c.undo(closed)
+// rollBack drops the closed epoch, if any, and the current one, and starts a new transaction. failed is undo's. running is held.
+func (c *committer) rollBack(ctx context.Context, closed *epoch, failed map[*share]error) error {
+	c.undo(closed, failed)
 	if err := c.producer.Abort(ctx); err != nil {
 		c.log.Warn("abort failed, starting a new producer session", "err", err)
 		if err := c.open(ctx); err != nil {
@@ -809,16 +806,19 @@ func (c *committer) rollBack(ctx context.Context, closed *epoch) error {
 	return c.begin(ctx)
 }
 
-// tryRollBack drops the current epoch; a failure is the log's, as the next commit meets it again. running is held.
-func (c *committer) tryRollBack(ctx context.Context) {
-	if err := c.rollBack(ctx, nil); err != nil && ctx.Err() == nil {
+// tryRollBack drops the current epoch; a failure is the log's, as the next commit meets it again. failed is undo's. running is held.
+func (c *committer) tryRollBack(ctx context.Context, failed map[*share]error) {
+	if err := c.rollBack(ctx, nil, failed); err != nil && ctx.Err() == nil {
 		c.log.Warn("roll back", "err", err)
 	}
 }
 
 // undo takes back what steps have applied since the last commit. When it returns, nothing of it is being sent any more and
 // steps under way can neither send nor apply. running is held.
-func (c *committer) undo(closed *epoch) {
+//
+// Shares whose stores failed end at the same moment: a step that began over one in between would read nothing there, and apply
+// what it made of that.
+func (c *committer) undo(closed *epoch, failed map[*share]error) {
 	c.stats.Rollbacks.Add(1)
 	c.cut.Lock()
 	c.since.Store(0)
@@ -832,6 +832,9 @@ func (c *committer) undo(closed *epoch) {
 	}
 	for _, l := range c.lanes() {
 		l.takeBack()
+	}
+	for s, err := range failed {
+		c.shareFailed(s, err)
 	}
 	c.cut.Unlock()
 	for _, e := range []*epoch{closed, dropped} {
@@ -884,7 +887,7 @@ func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error
 		}
 	}
 	if len(ask) == 0 || stored[ask[0]] != cl.positions[ask[0]] {
-		c.undo(cl.epoch)
+		c.undo(cl.epoch, nil)
 		return errors.Join(cause, c.begin(ctx))
 	}
 	c.producer.Committed()
@@ -948,7 +951,7 @@ func (c *committer) discard(ctx context.Context, e *epoch) {
 	if c.epoch() != e {
 		return
 	}
-	c.tryRollBack(ctx)
+	c.tryRollBack(ctx, nil)
 }
 
 // poison keeps an epoch from being committed, and says whether it is the first to do so.

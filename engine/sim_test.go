@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -256,10 +257,16 @@ func startSim(t *testing.T, g *rand.Rand, k *simKafka, stores *mem.Stores) *simP
 	var sending context.Context
 	sending, p.kill = context.WithCancel(context.Background())
 	a.commits = &committer{
-		exactlyOnce: true, producer: ends, member: simGroup{ends}, sending: sending, feeds: a.assigned, lanes: a.allLanes, shareFailed: a.shareFailed,
+		exactlyOnce: true, producer: ends, member: simGroup{ends}, sending: sending, feeds: a.assigned, lanes: a.allLanes,
 		fail: func(err error) { p.failed.CompareAndSwap(nil, &err) }, released: a.signal, log: a.log,
 		running: make(chan struct{}, 1), committed: map[record.Partition]broker.Position{}, now: make(chan struct{}, 1), every: 1 << 40,
 		current: newEpoch(sending, false),
+	}
+	a.commits.shareFailed = func(s *share, err error) {
+		for range 100 { // steps begin meanwhile, if they can
+			runtime.Gosched()
+		}
+		a.shareFailed(s, err)
 	}
 	a.tables.Start([]int32{simPartitions})
 	ag := newAgent(a, &plan.Agent{Name: "count", Tables: []plan.TableUse{{Declared: true}}, OnError: plan.Policy{Attempts: 1, Action: plan.Skip}})
