@@ -36,13 +36,13 @@ type InputTopic struct {
 	TopicOptions
 }
 
-// Channel names a channel that a join or another agent of the app sends to.
+// Channel names a channel that a join, a task or another agent of the app sends to.
 type Channel struct {
 	Pos  Pos
 	Name Value[string]
 }
 
-// ChannelOutput is one channel an agent sends to, for other agents of the app: an extension of ours. Values stay Python
+// ChannelOutput is one channel an agent or a task sends to, for other agents of the app: an extension of ours. Values stay Python
 // values, as if no codec were there.
 type ChannelOutput struct {
 	Pos             Pos
@@ -65,12 +65,7 @@ func (c cursor) agent(a *Agent) {
 		may("description", func(c cursor) { c.text(&a.Description) }),
 		may("isolatedPartitions", func(c cursor) { c.boolean(&a.IsolatedPartitions) }),
 		must("input", func(c cursor) { c.input(&a.Input) }),
-		may("output", func(c cursor) {
-			c.object(
-				may("topics", func(c cursor) { c.outputs(&a.Outputs) }),
-				may("channels", func(c cursor) { c.list(func(c cursor) { c.channelOutput(a) }) }),
-			)
-		}),
+		may("output", func(c cursor) { c.finals(&a.Outputs, &a.Channels) }),
 		must("processors", func(c cursor) { c.processors(&a.Processors, agentPipeline, true) }),
 		may("onError", func(c cursor) { c.onError(&a.OnError) }),
 	)...)
@@ -110,20 +105,6 @@ func (c cursor) input(in *Input) {
 		c.warnAt(in.Declare.Pos, NoEffect, "declare of "+c.name()+" has no effect on a pattern", "name the topics to create them")
 	case !in.Declare.V:
 		in.Topic.useless(c, "without declare: true")
-	}
-}
-
-func (c cursor) channelOutput(a *Agent) {
-	o := &ChannelOutput{Pos: c.at}
-	if c.object(
-		must("name", func(c cursor) { c.named(&o.Name) }),
-		may("keySelector", func(c cursor) { c.code(&o.KeySelector) }),
-		may("valueSelector", func(c cursor) { c.code(&o.ValueSelector) }),
-		may("headersSelector", func(c cursor) { c.code(&o.HeadersSelector) }),
-		may("predicate", func(c cursor) { c.code(&o.Predicate) }),
-		old("headerSelector", "headersSelector"),
-	) != nil {
-		a.Channels = append(a.Channels, o)
 	}
 }
 

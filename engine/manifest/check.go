@@ -53,13 +53,11 @@ func (s *Set) check(problems *Errors) {
 			unread(&j.Meta, at, j.Channel())
 		}
 	}
-	for _, a := range s.Agents {
-		for _, o := range a.Channels {
-			if o.Name.Set() {
-				unread(&a.Meta, o.Name.Pos, o.Name.V)
-			}
+	s.sends(func(by *Meta, channel Value[string]) {
+		if channel.Set() {
+			unread(by, channel.Pos, channel.V)
 		}
-	}
+	})
 }
 
 // checkNames finds components of one kind and app with one name, and labels of apps that are not there.

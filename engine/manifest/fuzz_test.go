@@ -98,12 +98,12 @@ func complete(t *testing.T, set *Set) {
 		if a.Input.Topic != nil && (len(a.Input.Topic.Names) == 0) == !a.Input.Topic.Pattern.Set() {
 			missing(&a.Meta, "exactly one of name and pattern")
 		}
-		for _, o := range a.Channels {
-			if !o.Name.Set() {
-				missing(&a.Meta, "a channel's name")
-			}
-		}
 	}
+	set.sends(func(by *Meta, channel Value[string]) {
+		if !channel.Set() {
+			missing(by, "a channel's name")
+		}
+	})
 	for _, w := range set.WebViews {
 		pipeline(&w.Meta, &w.Processors, false)
 		if !w.Method.Set() || w.Route == nil || w.Route.Match == nil {

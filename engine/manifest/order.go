@@ -14,7 +14,7 @@ type namesakes struct {
 
 func (n *namesakes) add(m *Meta) {
 	switch {
-	case len(n.all) > 0 && n.all[len(n.all)-1] == m: // an agent may name a channel twice
+	case len(n.all) > 0 && n.all[len(n.all)-1] == m: // one may name a channel twice
 		return
 	case m.Definition:
 		n.definitions = append(n.definitions, m)
@@ -85,11 +85,7 @@ func (s *Set) graph() *graph {
 	for _, j := range s.Joins {
 		g.channels.add(j.Channel(), &j.Meta)
 	}
-	for _, a := range s.Agents {
-		for _, o := range a.Channels {
-			g.channels.add(o.Name.V, &a.Meta)
-		}
-	}
+	s.sends(func(by *Meta, channel Value[string]) { g.channels.add(channel.V, by) })
 	refer := func(from *Meta, ref reference) {
 		if ref.name.Set() {
 			g.refs[from] = append(g.refs[from], ref)
@@ -108,7 +104,7 @@ func (s *Set) graph() *graph {
 	for _, a := range s.Agents {
 		if a.Input.Channel != nil {
 			name := a.Input.Channel.Name
-			refer(&a.Meta, reference{by: a.Label() + ": ", what: "channel", name: name, to: g.channels[name.V], missing: "is not the output of any join or agent"})
+			refer(&a.Meta, reference{by: a.Label() + ": ", what: "channel", name: name, to: g.channels[name.V], missing: "is not the output of any join, agent or task"})
 			g.readers.add(name.V, &a.Meta)
 		}
 		operations(&a.Meta, &a.Processors)
@@ -124,6 +120,20 @@ func (s *Set) graph() *graph {
 		table(&j.Meta, j.RightTable)
 	}
 	return g
+}
+
+// sends tells of every channel that an output of an agent or a task names.
+func (s *Set) sends(each func(by *Meta, channel Value[string])) {
+	for _, a := range s.Agents {
+		for _, o := range a.Channels {
+			each(&a.Meta, o.Name)
+		}
+	}
+	for _, t := range s.Tasks {
+		for _, o := range t.Channels {
+			each(&t.Meta, o.Name)
+		}
+	}
 }
 
 // alternatives are the names that a reference of from could have meant.
@@ -182,7 +192,7 @@ func (g *graph) ordered(cycle func(path []*Meta, closing reference)) []*Meta {
 }
 
 // Ordered are the components of an app, each after those it refers to: tables before joins and operations that use them,
-// joins and agents before the agents that read their channels. File order decides the rest, whatever the files' order.
+// joins, agents and tasks before the agents that read their channels. File order decides the rest, whatever the files' order.
 func (s *Set) Ordered(app string) []*Meta {
 	var list []*Meta
 	for _, m := range s.graph().ordered(func([]*Meta, reference) {}) { // check reports circles

@@ -104,11 +104,37 @@ func (c cursor) scheduled(o *Output) {
 	}
 }
 
-// outputs reads the topics that final values go to.
-func (c cursor) outputs(list *[]*Output) {
-	c.list(func(c cursor) {
-		if output := c.output(outputTopic); output != nil {
-			*list = append(*list, output)
-		}
-	})
+// finals reads where an agent's or a task's final values go.
+func (c cursor) finals(topics *[]*Output, channels *[]*ChannelOutput) {
+	c.object(
+		may("topics", func(c cursor) {
+			c.list(func(c cursor) {
+				if o := c.output(outputTopic); o != nil {
+					*topics = append(*topics, o)
+				}
+			})
+		}),
+		may("channels", func(c cursor) {
+			c.list(func(c cursor) {
+				if o := c.channelOutput(); o != nil {
+					*channels = append(*channels, o)
+				}
+			})
+		}),
+	)
+}
+
+func (c cursor) channelOutput() *ChannelOutput {
+	o := &ChannelOutput{Pos: c.at}
+	if c.object(
+		must("name", func(c cursor) { c.named(&o.Name) }),
+		may("keySelector", func(c cursor) { c.code(&o.KeySelector) }),
+		may("valueSelector", func(c cursor) { c.code(&o.ValueSelector) }),
+		may("headersSelector", func(c cursor) { c.code(&o.HeadersSelector) }),
+		may("predicate", func(c cursor) { c.code(&o.Predicate) }),
+		old("headerSelector", "headersSelector"),
+	) == nil {
+		return nil
+	}
+	return o
 }

@@ -15,7 +15,8 @@ type Task struct {
 	OnLeader    Value[bool]
 	Schedule    *Schedule // nil: once at start-up
 	Processors  Processors
-	Outputs     []*Output // of its final values
+	Outputs     []*Output        // of its final values
+	Channels    []*ChannelOutput // after Outputs
 }
 
 // Schedule says when a task runs: exactly one of Interval and Cron.
@@ -54,9 +55,7 @@ func (c cursor) task(t *Task) {
 		may("onLeader", func(c cursor) { c.boolean(&t.OnLeader) }),
 		may("schedule", func(c cursor) { c.schedule(&t.Schedule) }),
 		must("processors", func(c cursor) { c.processors(&t.Processors, otherPipeline, true) }),
-		may("output", func(c cursor) {
-			c.object(may("topics", func(c cursor) { c.outputs(&t.Outputs) }))
-		}),
+		may("output", func(c cursor) { c.finals(&t.Outputs, &t.Channels) }),
 	)...)
 }
 

@@ -20,13 +20,7 @@ func Blocks(set *manifest.Set, app string) []abi.Program {
 	for _, a := range set.Agents {
 		b := ofProcessors(&a.Processors)
 		b.outputs(a.Outputs)
-		for _, o := range a.Channels {
-			where := fmt.Sprintf("channel %q, ", o.Name.V)
-			b.add(where, "keySelector", o.KeySelector)
-			b.add(where, "valueSelector", o.ValueSelector)
-			b.add(where, "headersSelector", o.HeadersSelector)
-			b.add(where, "predicate", o.Predicate)
-		}
+		b.channels(a.Channels)
 		add(&a.Meta, a.Processors.Init, b)
 	}
 	for _, t := range set.Tables {
@@ -47,6 +41,7 @@ func Blocks(set *manifest.Set, app string) []abi.Program {
 	for _, t := range set.Tasks {
 		b := ofProcessors(&t.Processors)
 		b.outputs(t.Outputs)
+		b.channels(t.Channels)
 		add(&t.Meta, t.Processors.Init, b)
 	}
 	for _, j := range set.Joins {
@@ -82,6 +77,16 @@ func ofProcessors(p *manifest.Processors) blocks {
 func (b *blocks) outputs(list []*manifest.Output) {
 	for i, o := range list {
 		b.output(outputName(o, i)+", ", o)
+	}
+}
+
+func (b *blocks) channels(list []*manifest.ChannelOutput) {
+	for _, o := range list {
+		where := fmt.Sprintf("channel %q, ", o.Name.V)
+		b.add(where, "keySelector", o.KeySelector)
+		b.add(where, "valueSelector", o.ValueSelector)
+		b.add(where, "headersSelector", o.HeadersSelector)
+		b.add(where, "predicate", o.Predicate)
 	}
 }
 

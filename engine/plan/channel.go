@@ -15,7 +15,8 @@ import (
 type Own struct {
 	Topic
 	Public bool
-	// Like is the topic that has as many partitions; empty: as many as the largest input of the agents that send to it.
+	// Like is the topic that has as many partitions; empty: as many as the largest input of the agents that send to it, or as the settings
+	// say when only tasks do.
 	Like string
 }
 
@@ -74,12 +75,12 @@ func (p *Plan) distinct() manifest.Errors {
 	return problems
 }
 
-// channel makes an agent send every result to a channel.
+// channel makes an agent, or a task, send every result to a channel. A run of a task is no record: there is nothing to carry on.
 func (b *builder) channel(a *Agent, m *manifest.ChannelOutput) abi.Output {
 	where := "channel " + strconv.Quote(m.Name.V)
 	o := abi.Output{
 		Topic: b.own(ChannelTopic(b.info.ID, m.Name.V), "", where, m.Name.Pos), KeySerializer: abi.Channel, ValueSerializer: abi.Channel,
-		Carry: true, Label: where,
+		Carry: a.Task == nil, Label: where,
 		KeySelector:     code(m.KeySelector, where+", keySelector"),
 		ValueSelector:   code(m.ValueSelector, where+", valueSelector"),
 		HeadersSelector: code(m.HeadersSelector, where+", headersSelector"),

@@ -160,10 +160,11 @@ func (p *Plan) asSenders(o *Own, known map[string]int32) (count int32, sure bool
 	}
 	sure = true
 	for i := range p.Agents {
-		if !slices.Contains(p.Agents[i].Channels, o.Name) {
-			continue
+		a := &p.Agents[i]
+		if a.Task != nil || !slices.Contains(a.Channels, o.Name) {
+			continue // what a task reads, if anything, is the leader's topic
 		}
-		for _, topic := range p.inputs(&p.Agents[i], known) {
+		for _, topic := range p.inputs(a, known) {
 			n, ok := known[topic]
 			sure = sure && ok
 			count = max(count, n)

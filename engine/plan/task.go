@@ -56,6 +56,9 @@ func (b *builder) task(m *manifest.Task) Agent {
 	for i, o := range m.Outputs {
 		a.Program.Outputs = append(a.Program.Outputs, b.output(&a, o, outputName(o, i)))
 	}
+	for _, o := range m.Channels {
+		a.Program.Outputs = append(a.Program.Outputs, b.channel(&a, o))
+	}
 	b.use(&a, &m.Processors)
 	a.Task.Tables, a.Tables = a.Tables, nil
 	for _, u := range a.Task.Tables {
