@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -43,10 +44,13 @@ func (a *Admin) Ping(ctx context.Context) error {
 // Left is the members of a group that clients with an id have left in it: those of a process that ended without leaving are members
 // until their session is over. Static members are not among them, since who takes their name takes their place.
 func (a *Admin) Left(ctx context.Context, group, clientID string) ([]string, error) {
-	described, err := a.adm.DescribeGroups(ctx, group)
-	if err == nil {
-		err = described[group].Err
-	}
+	var described kadm.DescribedGroups
+	err := askCoordinator(ctx, func() (err error) {
+		if described, err = a.adm.DescribeGroups(ctx, group); err == nil {
+			err = described[group].Err
+		}
+		return err
+	})
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		return nil, fmt.Errorf("describe group %s: %w", group, err)
 	}
@@ -230,7 +234,11 @@ func (a *Admin) DeleteRecords(ctx context.Context, below map[record.Partition]in
 
 // Committed is the group's committed offsets; none of one that does not exist.
 func (a *Admin) Committed(ctx context.Context, group string) (map[string]map[int32]int64, error) {
-	resp, err := a.adm.FetchOffsets(ctx, group)
+	var resp kadm.OffsetResponses
+	err := askCoordinator(ctx, func() (err error) {
+		resp, err = a.adm.FetchOffsets(ctx, group)
+		return err
+	})
 	if errors.Is(err, kerr.GroupIDNotFound) {
 		return nil, nil
 	}
@@ -247,4 +255,22 @@ func (a *Admin) Committed(ctx context.Context, group string) (map[string]map[int
 		}
 	})
 	return offsets, nil
+}
+
+// A group's coordinator is waited for so long, and asked so often. A broker that has never had a group makes the topic of groups for the
+// first that is asked for, and one that has started reads it; the client takes what brokers say meanwhile for an answer.
+const (
+	coordinatorWait  = 15 * time.Second
+	coordinatorPause = 100 * time.Millisecond
+)
+
+// askCoordinator asks again as long as the answer is that there is no coordinator at the moment.
+func askCoordinator(ctx context.Context, ask func() error) error {
+	for began := time.Now(); ; {
+		err := ask()
+		later := errors.Is(err, kerr.CoordinatorNotAvailable) || errors.Is(err, kerr.CoordinatorLoadInProgress) || errors.Is(err, kerr.NotCoordinator)
+		if !later || time.Since(began) > coordinatorWait || !sleep(ctx, coordinatorPause) {
+			return err
+		}
+	}
 }

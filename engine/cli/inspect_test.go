@@ -21,26 +21,23 @@ func TestTopicsAndLag(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer kafka.Close()
+	topicsAndLag(t, kafka.Addrs())
+}
+
+// topicsAndLag is the test on a broker that knows nothing of the app yet. What it leaves: settings that name the app, which has ended with five
+// records in its input, three of them processed.
+func topicsAndLag(t *testing.T, addrs []string) (settings string) {
 	dir := t.TempDir()
-	settings := filepath.Join(dir, "settings")
+	settings = filepath.Join(dir, "settings")
 	for file, text := range map[string]string{
 		"app.yaml": copying("one", "topicPartitions: 1, topicReplicationFactor: 1, webPort: 0"),
-		"settings": "definitionsDir: " + dir + "\ndataDir: " + dir + "\nkafkaBootstrapServers: " + strings.Join(kafka.Addrs(), ",") + "\n",
+		"settings": "definitionsDir: " + dir + "\ndataDir: " + dir + "\nkafkaBootstrapServers: " + strings.Join(addrs, ",") + "\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	ask := func(into any, args ...string) {
-		t.Helper()
-		code, out, stderr := kaspr(t, dir, nil, append(args, "--config", settings, "--json")...)
-		if code != exitOK {
-			t.Fatalf("kaspr %v: exit code %d\n%s", args, code, stderr)
-		}
-		if err := json.Unmarshal([]byte(out), into); err != nil {
-			t.Fatalf("kaspr %v: %v\n%s", args, err, out)
-		}
-	}
+	ask := func(into any, what string) { inspected(t, into, what, settings) }
 	type topic struct {
 		App, Topic string
 		Partitions int
@@ -67,11 +64,7 @@ func TestTopicsAndLag(t *testing.T) {
 	if got := topics(); got != want(0, "0", "0") {
 		t.Errorf("before the app has run:\n%s", got)
 	}
-	var lag []struct {
-		Topic               string
-		Partition           int32
-		Committed, End, Lag int64
-	}
+	var lag []lagRow
 	if ask(&lag, "lag"); len(lag) != 0 {
 		t.Errorf("lag of topics that do not exist: %+v", lag)
 	}
@@ -85,7 +78,7 @@ func TestTopicsAndLag(t *testing.T) {
 	}()
 	feed := func(lines string) {
 		t.Helper()
-		if err := dev.Feed(kafka.Addrs(), nil, []dev.Input{{Topic: "one-in", File: "-"}}, strings.NewReader(lines)); err != nil {
+		if err := dev.Feed(addrs, nil, []dev.Input{{Topic: "one-in", File: "-"}}, strings.NewReader(lines)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -124,5 +117,25 @@ func TestTopicsAndLag(t *testing.T) {
 	code, out, _ = kaspr(t, dir, nil, "topics", "--config", settings)
 	if code != exitOK || !strings.HasPrefix(out, "APP ") || !strings.Contains(out, `read by agent "divide"`) {
 		t.Errorf("exit code %d, as a table:\n%s", code, out)
+	}
+	return settings
+}
+
+// lagRow is a line of `kaspr lag --json`.
+type lagRow struct {
+	Topic               string
+	Partition           int32
+	Committed, End, Lag int64
+}
+
+// inspected reads what `kaspr topics` or `kaspr lag` says.
+func inspected(t *testing.T, into any, what, settings string) {
+	t.Helper()
+	code, out, stderr := kaspr(t, t.TempDir(), nil, what, "--config", settings, "--json")
+	if code != exitOK {
+		t.Fatalf("kaspr %s: exit code %d\n%s", what, code, stderr)
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		t.Fatalf("kaspr %s: %v\n%s", what, err, out)
 	}
 }

@@ -1,0 +1,39 @@
+package broker
+
+import (
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// A broker that has just started, or never had a group, has no coordinator for a moment: whoever asks then for a group's offsets, or for what a
+// process left in it, waits for the answer instead of being told an error.
+func TestCoordinatorIsNotThereYet(t *testing.T) {
+	c := newCluster(t, 1)
+	admin, err := NewAdmin(c.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	refused := 0
+	for _, code := range []int16{kerr.CoordinatorNotAvailable.Code, kerr.CoordinatorLoadInProgress.Code, kerr.CoordinatorNotAvailable.Code, kerr.NotCoordinator.Code} {
+		c.fake.ControlKey(int16(kmsg.FindCoordinator), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+			req := kreq.(*kmsg.FindCoordinatorRequest)
+			resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
+			for _, key := range req.CoordinatorKeys {
+				one := kmsg.NewFindCoordinatorResponseCoordinator()
+				one.Key, one.NodeID, one.ErrorCode = key, -1, code
+				resp.Coordinators = append(resp.Coordinators, one)
+			}
+			refused++
+			return resp, nil, true
+		})
+	}
+	if at, err := admin.Committed(c.ctx, "nobody"); err != nil || len(at) != 0 || refused < 2 {
+		t.Errorf("offsets: %v, %v, after %d refusals", at, err, refused)
+	}
+	if members, err := admin.Left(c.ctx, "nobody else", "client"); err != nil || len(members) != 0 || refused != 4 {
+		t.Errorf("members: %v, %v, after %d refusals", members, err, refused)
+	}
+}
