@@ -8,6 +8,7 @@ import inspect
 import logging
 from datetime import datetime, timedelta, timezone
 from json import dumps as _dumps, loads as _loads
+from types import CodeType, FunctionType
 
 import _kaspr
 import kaspr_tables
@@ -117,20 +118,45 @@ def _control(action, request_id, **others):
     return [("x-scheduler-action", action), *(("x-scheduler-" + name, text) for name, text in others.items())]
 
 
-def scheduled(topic, replace, functions, own):
+def _raise(error): raise error  # in one line, since it stands for one
+
+
+def _at(function, file, line):
+    """A function that raises an error in the place of a user's function, whose result is wrong: tracebacks have the user's lines only."""
+    code, name = getattr(function, "__code__", None), "result"
+    if type(code) is CodeType and code.co_filename == file:
+        line, name = code.co_firstlineno, code.co_name
+    return FunctionType(_raise.__code__.replace(co_filename=file, co_firstlineno=line, co_name=name, co_qualname=name), {})
+
+
+def scheduled(topic, replace, selectors):
     """The headersSelector of an output with a schedule: the request's headers, behind those that the output's own selector gives.
 
-    functions has nameSelector, deliverAt, delay and requestId; None where there is none.
+    selectors has headersSelector, nameSelector, deliverAt, delay and requestId: each with the file and line of its block, or None.
     """
     action = "REPLACE" if replace else "ADD"
-    name, at, delay, request_id = (functions[key] for key in ("nameSelector", "deliverAt", "delay", "requestId"))
+    own, name, at, delay, request_id = (
+        selectors[key] and selectors[key][0] for key in ("headersSelector", "nameSelector", "deliverAt", "delay", "requestId"))
+    blame = {key: _at(*selector) for key, selector in selectors.items() if selector}
+    when = "delay" if at is None else "deliverAt"
 
     def request(headers, topic, due, id):
-        if due is None or id is None and request_id is not None:
-            raise TypeError(f"{'delay' if at is None else 'deliverAt'} returned None" if due is None else "requestId returned None")
-        due = _due(None, due) if at is None else _due(due, None)
-        headers = [] if headers is None else headers.items() if hasattr(headers, "items") else headers
-        return [*headers, *_control(action, id, **{"deliver-to": topic, "deliver-at": due})]
+        which = when
+        try:
+            if due is None:
+                raise TypeError(f"{when} returned None")
+            due = _due(None, due) if at is None else _due(due, None)
+            which = "requestId"
+            if id is None and request_id is not None:
+                raise TypeError("requestId returned None")
+            control = _control(action, id, **{"deliver-to": topic, "deliver-at": due})
+            which = "nameSelector"
+            if not isinstance(topic, str):
+                raise TypeError(f"a topic's name is a str, not {type(topic).__name__}")
+            which = "headersSelector"
+            return [*(() if headers is None else headers.items() if hasattr(headers, "items") else headers), *control]
+        except Exception as exc:
+            blame[which](exc)
 
     def headers(value):
         given = [None if f is None else f(value) for f in (own, name, at or delay, request_id)]

@@ -495,10 +495,12 @@ class _Program:
             codes = {name: code(o, name) for name in self._selectors}
             later = o.get("schedule")
             if later:
-                parts = {name: code(later, name) for name in self._scheduled}
-                functions_of = {name: part and part[0] for name, part in parts.items()}
-                headers = kaspr_app.scheduled(later.get("topic"), bool(later.get("replace")), functions_of, codes["headersSelector"] and codes["headersSelector"][0])
-                codes["headersSelector"] = (headers, f"{label}, schedule")
+                selectors = {"headersSelector": codes["headersSelector"], **{name: code(later, name) for name in self._scheduled}}
+                for name, selector in selectors.items():
+                    if selector:
+                        block = self._block((later if name in later else o)[name])
+                        selectors[name] = (selector[0], block.file, block.line)
+                codes["headersSelector"] = (kaspr_app.scheduled(later.get("topic"), bool(later.get("replace")), selectors), f"{label}, schedule")
             declare = o.get("declare")
             return (
                 index, o.get("topic") or None, _program_codecs[o.get("keySerializer") or "raw"], _program_codecs[o.get("valueSerializer") or "json"],
