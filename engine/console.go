@@ -121,8 +121,8 @@ func (c console) Overview() any {
 	c.failures.mu.Lock()
 	o.Errors = c.failures.n
 	c.failures.mu.Unlock()
-	for i, ag := range c.agents {
-		o.Parts = append(o.Parts, c.part(ag, o.Agents[i]))
+	for _, ag := range c.agents { // tasks, too, which the status has elsewhere
+		o.Parts = append(o.Parts, c.part(ag))
 	}
 	for _, v := range c.views {
 		o.Views = append(o.Views, c.viewPart(v))
@@ -146,16 +146,16 @@ func (c console) Overview() any {
 	return o
 }
 
-func (c console) part(ag *agent, s agentStatus) agentPart {
-	p := agentPart{agentStatus: s, Inputs: []string{}, Outputs: []string{}, Tables: []string{}, Writer: ag.plan.Writer, Operations: []operationPart{}}
+func (c console) part(ag *agent) agentPart {
+	p := agentPart{agentStatus: ag.status(), Inputs: []string{}, Outputs: []string{}, Tables: []string{}, Writer: ag.plan.Writer, Operations: []operationPart{}}
 	c.mu.Lock()
 	for topic, readers := range c.readers {
-		if slices.Contains(readers, ag) {
+		if slices.Contains(readers, ag) && ag.plan.Task == nil { // whose topic only says where it runs
 			p.Inputs = append(p.Inputs, topic)
 		}
 	}
 	c.mu.Unlock()
-	if len(p.Inputs) == 0 {
+	if len(p.Inputs) == 0 && ag.plan.Task == nil {
 		p.Inputs = append(p.Inputs, ag.plan.Topics...) // it has not subscribed yet
 	}
 	slices.Sort(p.Inputs)
@@ -172,7 +172,7 @@ func (c console) part(ag *agent, s agentStatus) agentPart {
 		p.Tables = append(p.Tables, c.plan.Tables[t].Name)
 	}
 	failed := ag.stats.FailedAt.all()
-	if code, ok := ag.code.(*wasmhost.Component); ok {
+	if code := ag.guest(); code != nil {
 		n := code.Stats()
 		p.Calls, p.Seconds, p.Instances, p.Memory, p.Restores = n.Calls.Load(), n.WasmTime().Seconds(), n.Instances.Load(), n.MemoryBytes.Load(), n.Restores.Load()
 		p.Limits = limitHits{n.Deadlines.Load(), n.MemoryHits.Load(), n.Traps.Load()}

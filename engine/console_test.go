@@ -257,3 +257,21 @@ func FuzzCursor(f *testing.F) {
 		}
 	})
 }
+
+// A task must not take the place of an agent in what the console shows, nor end the process that is looked at.
+func TestOverviewOfTasks(t *testing.T) {
+	b := testLane(t, nil, plan.Agent{}, limits{}, true)
+	for _, p := range []plan.Agent{{Name: "nightly", Task: &plan.Task{}, Topics: []string{"leader"}}, {Name: "orders", Topics: []string{"in"}}} {
+		ag := newAgent(b.app, &p)
+		ag.stats.Records.Add(int64(len(b.app.agents) + 3))
+		b.app.agents = append(b.app.agents, ag)
+	}
+	o := newConsole(b.app).Overview().(overview)
+	got := ""
+	for _, p := range o.Parts {
+		got += fmt.Sprintln(p.Agent, p.Records, p.Inputs)
+	}
+	if want := "KasprTask/nightly 3 []\norders 4 [in]\n"; got != want {
+		t.Errorf("parts:\n%s\nwant\n%s", got, want)
+	}
+}

@@ -447,10 +447,14 @@ func (a observer) Status() any {
 		if ag.plan.Task != nil {
 			continue
 		}
-		n := &ag.stats
-		s.Agents = append(s.Agents, agentStatus{
-			ag.shown(), n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),
-		})
+		s.Agents = append(s.Agents, ag.status())
 	}
 	return s
+}
+
+func (a *agent) status() agentStatus {
+	n := &a.stats
+	return agentStatus{
+		a.shown(), n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),
+	}
 }
