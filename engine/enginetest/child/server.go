@@ -32,11 +32,11 @@ type Server struct {
 	Command func() *exec.Cmd // made anew for each start
 	// Ready tells, given what was logged since the start, whether it serves requests.
 	Ready   func(log string) bool
-	process *process // nil while stopped
+	process *Process // nil while stopped
 }
 
 // PID is the running server's process.
-func (s *Server) PID() int { return s.process.cmd.Process.Pid }
+func (s *Server) PID() int { return s.process.Cmd.Process.Pid }
 
 // Restart starts a new, stopped or killed server, and waits until it serves requests.
 func (s *Server) Restart(ctx context.Context) error {
@@ -54,8 +54,8 @@ func (s *Server) Restart(ctx context.Context) error {
 	}
 	cmd := s.Command()
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Path, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if s.process, err = startProcess(cmd); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if s.process, err = Start(cmd); err != nil {
 		return err
 	}
 	if err := s.wait(ctx, from); err != nil {
@@ -75,8 +75,8 @@ func (s *Server) wait(ctx context.Context, from int64) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w", s.Name, context.Cause(ctx))
-		case <-s.process.done:
-			return fmt.Errorf("%s ended at start: %w", s.Name, s.process.err)
+		case <-s.process.Done:
+			return fmt.Errorf("%s ended at start: %w", s.Name, s.process.Err)
 		case <-tick.C:
 		}
 		text, err := os.ReadFile(s.logFile())
@@ -96,14 +96,14 @@ func (s *Server) Stop() error {
 		return nil
 	}
 	s.process = nil
-	_ = p.cmd.Process.Signal(syscall.SIGCONT)
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.Cmd.Process.Signal(syscall.SIGCONT)
+	_ = p.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-p.done:
+	case <-p.Done:
 		return nil
 	case <-time.After(stopTimeout):
-		_ = p.cmd.Process.Kill()
-		<-p.done
+		_ = p.Cmd.Process.Kill()
+		<-p.Done
 		return fmt.Errorf("%s did not stop by itself and was killed", s.Name)
 	}
 }
@@ -115,8 +115,8 @@ func (s *Server) Kill() {
 		return
 	}
 	s.process = nil
-	_ = p.cmd.Process.Kill()
-	<-p.done
+	_ = p.Cmd.Process.Kill()
+	<-p.Done
 }
 
 // Pause freezes the server (SIGSTOP): connections stay up and nothing is answered, as in a long pause of its JVM.
@@ -129,7 +129,7 @@ func (s *Server) signal(sig syscall.Signal) {
 	if s.process == nil {
 		panic("BUG: " + s.Name + " does not run")
 	}
-	_ = s.process.cmd.Process.Signal(sig)
+	_ = s.process.Cmd.Process.Signal(sig)
 }
 
 // Close kills the server and removes everything it wrote. It may be called twice.
@@ -157,28 +157,32 @@ func (s *Server) Log(lines int) string {
 
 func (s *Server) logFile() string { return s.File("server.log") }
 
-// process is a child that is waited for. done is closed when it has ended, err is set before.
-type process struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error
+// Process is a child that is waited for. Done is closed when it has ended, Err is set before.
+type Process struct {
+	Cmd  *exec.Cmd
+	Done chan struct{}
+	Err  error
 }
 
-// startProcess starts cmd from a thread that lives as long as the child: Pdeathsig fires when the thread ends, not the
-// process.
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, done: make(chan struct{})}
+// Start starts cmd so that it is killed when the test binary ends, however that ends. That takes a thread that lives as long as the
+// child: Pdeathsig fires when the thread ends, not the process.
+func Start(cmd *exec.Cmd) (*Process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	p := &Process{Cmd: cmd, Done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		defer close(p.done)
+		defer close(p.Done)
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			p.err = cmd.Wait()
-			if p.err == nil {
-				p.err = errors.New("exit status 0")
+			p.Err = cmd.Wait()
+			if p.Err == nil {
+				p.Err = errors.New("exit status 0")
 			}
 		}
 	}()
