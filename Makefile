@@ -34,7 +34,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT       := mvdan.cc/gofumpt@v0.12.0
 
 # What is built and tested here has the patches of wasmhost/wazero; the bare go command takes the released wazero.
-WITH_PATCHES := build unit conformance integration crash-test schedule-test sim test-guest race fuzz bench bench-http bench-guest bench-peers bench-growth lint
+WITH_PATCHES := build unit conformance integration crash-test schedule-test sim test-guest race fuzz bench bench-http bench-guest bench-peers bench-growth flame lint
 $(WITH_PATCHES): export GOFLAGS := $(GOFLAGS) -modfile=$(CURDIR)/bin/wazero.mod
 $(WITH_PATCHES): export KASPR_PATCHED := 1
 $(WITH_PATCHES): wazero
@@ -143,13 +143,22 @@ bench-guest: pyguest ## The guest beside native CPython of its version: make ben
 bench-peers: build ## Kaspr beside Kafka Streams, Quix, Bytewax, Faust: make bench-peers REPS=3 SYSTEMS=kaspr,quix RESULTS=file.json
 	@scripts/deps.sh build kafka peers
 	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^($(or $(TEST),TestPeers|TestLatency))$$' ./bench/peers \
-	  -reps $(or $(REPS),3) -systems '$(SYSTEMS)' $(if $(RESULTS),-results $(abspath $(RESULTS)))
+	  -reps $(or $(REPS),3) -systems '$(SYSTEMS)' -variants '$(VARIANTS)' $(if $(RECORDS),-records $(RECORDS)) $(if $(RESULTS),-results $(abspath $(RESULTS)))
 
 .PHONY: bench-growth
 bench-growth: build ## What the engine costs as one thing grows: make bench-growth GROWTH=partitions (bytes, processes, agents, keys) RESULTS=file.json
 	@scripts/deps.sh build kafka peers
 	KASPR_BINARY=$(CURDIR)/bin/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 4h -run '^TestGrowth$$$(if $(GROWTH),/^$(GROWTH)$$)' ./bench/peers \
-	  -reps $(or $(REPS),1) $(if $(RESULTS),-results $(abspath $(RESULTS)))
+	  -reps $(or $(REPS),1) $(if $(RECORDS),-records $(RECORDS)) $(if $(RESULTS),-results $(abspath $(RESULTS)))
+
+.PHONY: flame
+flame: pyguest ## Draw where the engine's time goes: docs/flame-w1.svg and flame-w2.svg (perf needs to see the process: root, or perf_event_paranoid of 1)
+	@scripts/deps.sh build kafka peers flame
+	@GUEST_NAMES=1 pyguest/build.sh --out bin/named
+	@printf '{"Replace":{"%s":"%s","%s":"%s"}}' $(foreach f,kaspr-python.wasm BUILD_ID,$(CURDIR)/pyguest/build/$(f) $(CURDIR)/bin/named/$(f)) >bin/named/overlay.json
+	$(GO) build -tags perfmap -overlay bin/named/overlay.json -o bin/named/kaspr .
+	KASPR_BINARY=$(CURDIR)/bin/named/kaspr $(GO) test -tags 'peers integration' -count 1 -v -timeout 30m -run '^TestFlame$$' ./bench/peers \
+	  -flames $(CURDIR)/docs -records $(or $(RECORDS),1500000)
 
 .PHONY: lint
 lint: pyguest ## Go linters and the C code's warnings

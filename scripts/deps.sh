@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages the Makefile's targets need; does nothing, quickly, when all is there.
 #
-#   deps.sh GROUP...           install what is missing of the groups build, kafka, peers, node, browser, image
+#   deps.sh GROUP...           install what is missing of the groups build, kafka, peers, flame, node, browser, image
 #   deps.sh --check GROUP...   only say what is missing; exit 1 when something is
 #
 # A need is a command or a file, so a tool that came from elsewhere (a JDK of one's own, say) is as good as Debian's package.
@@ -24,6 +24,7 @@ kafka  mvn                                  maven                     their prog
 peers  javac                                openjdk-17-jdk-headless  compiles the Kafka Streams peer
 peers  python3                              python3                   the Python peers
 peers  /usr/share/doc/python3-venv            python3-venv              their packages
+flame  perf                                 linux-perf                samples the engine for the flame graphs
 node   node                                 nodejs                    builds and tests the page of the console
 node   npm                                  npm                       its packages
 browser /usr/bin/chromium                   chromium                  clicks through it

@@ -38,19 +38,15 @@ type latency struct {
 	Load    float64 `json:"loadAverage"`
 }
 
-// withLatency are the systems that have a guarantee worth comparing. Kafka Streams' commit interval under
-// exactly_once_v2 is 100 ms by default, as ours.
-var withLatency = []string{"kaspr", "kaspr-at-least-once", "kafka-streams", "kafka-streams-exactly-once"}
-
 // How long it takes from the moment a record is handed to the producer until a reader of committed records has what came of it, at a
 // steady pace: W1.
 func TestLatency(t *testing.T) {
 	env := start(t)
 	env.warm(t)
-	rep := newReport()
+	rep := newReport(t)
 	for i := range *reps {
-		for _, s := range systems {
-			if !slices.Contains(withLatency, s.name) || !chosen(s.name) {
+		for _, s := range chosen() {
+			if !s.latency {
 				continue
 			}
 			l, err := env.latency(t, s, i)
@@ -60,10 +56,10 @@ func TestLatency(t *testing.T) {
 			}
 			t.Logf("%+v", l)
 			rep.Latencies = append(rep.Latencies, l)
+			rep.write(t)
 		}
 	}
 	fmt.Println(latencyTable(rep.Latencies))
-	rep.write(t)
 }
 
 // warm has the broker compile what it runs all the time: unmeasured runs on a backlog, in transactions and without.
@@ -84,15 +80,16 @@ func (e *environment) warm(t *testing.T) {
 // latencyTable is medians, and the spread of what the goals are about, as Markdown.
 func latencyTable(all []latency) string {
 	by := map[string][]latency{}
+	var names []string
 	for _, l := range all {
+		if by[l.System] == nil {
+			names = append(names, l.System)
+		}
 		by[l.System] = append(by[l.System], l)
 	}
 	out := "| System | Runs | p50 ms | p90 ms | p99 ms | Spread | p99.9 ms | Max ms | Cores | Broker's |\n|---|--:|--:|--:|--:|---|--:|--:|--:|--:|\n"
-	for _, name := range withLatency {
+	for _, name := range names {
 		rs := by[name]
-		if len(rs) == 0 {
-			continue
-		}
 		median := func(of func(latency) float64) float64 { _, m, _ := spread(rs, of); return m }
 		low, p99, high := spread(rs, func(l latency) float64 { return l.P99 })
 		out += fmt.Sprintf("| %s | %d | %.1f | %.1f | %.1f | %.1f–%.1f | %.1f | %.1f | %.2f | %.2f |\n", name, len(rs),
@@ -106,7 +103,7 @@ func latencyTable(all []latency) string {
 func (e *environment) latency(t *testing.T, s system, count int) (l latency, err error) {
 	ctx := t.Context()
 	l = latency{System: s.name, Pace: *pace}
-	id := fmt.Sprintf("latency-%s-%d", s.name, count)
+	id := fmt.Sprintf("latency-%s-%d", notInNames.ReplaceAllString(s.name, "-"), count)
 	r := runOf{env: e, id: id, input: "in-" + id, output: "out-" + id, workload: "w1"}
 	for _, topic := range []string{r.input, r.output} {
 		if err := e.create(ctx, topic, inputPartitions, nil); err != nil {

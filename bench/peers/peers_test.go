@@ -27,11 +27,14 @@ import (
 
 var (
 	reps    = flag.Int("reps", 3, "how often each system runs")
-	records = flag.Int("records", 500_000, "records of the backlog; slow systems get a tenth")
+	records = flag.Int("records", backlog, "records of the backlog; slow systems get fewer")
 	only    = flag.String("systems", "", "comma-separated names; empty for all")
 	works   = flag.String("workloads", "w1,w2", "comma-separated")
-	results = flag.String("results", "", "file for the results, as JSON")
+	results = flag.String("results", "", "file for the results, as JSON; it has each row as soon as that is measured")
+	others  = flag.String("variants", "", "semicolon-separated: Kaspr once more with these environment variables (A=1 B=2); KASPR_BINARY is another build")
 )
+
+const backlog = 500_000
 
 //go:embed kstreams/pom.xml
 var pom []byte
@@ -39,8 +42,10 @@ var pom []byte
 //go:embed kstreams/jars.sha256
 var sums []byte
 
-// report is what the JSON file holds.
+// report is what the JSON file holds, behind those that were there before: the tests of one command share it.
 type report struct {
+	before []json.RawMessage
+
 	Date    string   `json:"date"`
 	Commit  string   `json:"commit"`
 	Command string   `json:"command"`
@@ -51,60 +56,74 @@ type report struct {
 	Growth    []grown   `json:"growth,omitempty"`
 }
 
-func newReport() *report {
-	return &report{
+func newReport(t *testing.T) *report {
+	r := &report{
 		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(os.Args[1:], " "),
 		Machine: fmt.Sprintf("%d processors, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, processor()),
 	}
+	if *results == "" {
+		return r
+	}
+	text, err := os.ReadFile(*results)
+	if err == nil {
+		err = json.Unmarshal(text, &r.before)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("%s: %v", *results, err)
+	}
+	return r
 }
 
-// write adds the report to those in the results file, if there is to be one: the tests of one command share it.
+// write is called with every row: what is measured stays, whatever becomes of the rest.
 func (r *report) write(t *testing.T) {
 	if *results == "" {
 		return
 	}
-	all := []*report{}
-	text, err := os.ReadFile(*results)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(text, &all); err != nil {
-			t.Errorf("%s holds something else: %v", *results, err)
-			return
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		t.Error(err)
-		return
-	}
-	text, err = json.MarshalIndent(append(all, r), "", " ")
-	if err == nil {
-		err = os.WriteFile(*results, append(text, '\n'), 0o644)
-	}
+	own, err := json.Marshal(r)
 	if err != nil {
-		t.Error(err)
+		t.Fatal(err)
+	}
+	text, err := json.MarshalIndent(append(slices.Clone(r.before), own), "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(*results+".new", append(text, '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(*results+".new", *results); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// chosen says whether a system is to be measured.
-func chosen(system string) bool {
-	return *only == "" || slices.Contains(strings.Split(*only, ","), system)
+// chosen are the systems to measure, variants behind the others.
+func chosen() (all []system) {
+	for _, s := range systems {
+		if *only == "" || slices.Contains(strings.Split(*only, ","), s.name) {
+			all = append(all, s)
+		}
+	}
+	for environ := range strings.SplitSeq(*others, ";") {
+		if environ != "" {
+			all = append(all, variant(environ))
+		}
+	}
+	return all
 }
 
 // The table of README and docs/performance.md, measured here and now.
 func TestPeers(t *testing.T) {
 	env := start(t)
-	rep := newReport()
+	rep := newReport(t)
 	inputs := map[int]string{}
+	all := chosen()
 	var err error
 	for i := range *reps {
 		for _, name := range strings.Split(*works, ",") {
-			for _, s := range systems {
-				if !slices.Contains(strings.Fields(s.workloads), name) || !chosen(s.name) {
+			for _, s := range all {
+				if !slices.Contains(strings.Fields(s.workloads), name) {
 					continue
 				}
-				n := *records
-				if s.slow {
-					n /= 10
-				}
+				n := *records / s.part
 				if inputs[n] == "" {
 					if inputs[n], err = env.fill(t.Context(), n); err != nil {
 						t.Fatal(err)
@@ -116,24 +135,32 @@ func TestPeers(t *testing.T) {
 					t.Errorf("%s %s: %s", name, s.name, res.Problem)
 				}
 				rep.Runs = append(rep.Runs, res)
+				rep.write(t)
 			}
 		}
+		slices.Reverse(all) // the broker is still getting faster: nobody is always the first
 	}
 	fmt.Println(table(rep.Runs))
-	rep.write(t)
+}
+
+// However a benchmark ends, nothing that it started is left (child.Start), nor is its own process.
+func TestMain(m *testing.M) {
+	child.FollowParent("go")
+	os.Exit(m.Run())
 }
 
 // start makes what all runs share.
 func start(t *testing.T) *environment {
 	t.Helper()
-	env := &environment{dir: t.TempDir(), kaspr: os.Getenv("KASPR_BINARY")}
+	dir, err := child.NewDir("peers") // the next run removes what one that was killed has left
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(dir.Remove)
+	env := &environment{dir: dir.Path, kaspr: os.Getenv("KASPR_BINARY")}
 	if env.kaspr == "" {
 		t.Fatal("KASPR_BINARY names no engine; make bench-peers sets it")
 	}
-	if err := os.Chmod(env.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	var err error
 	if env.jars, err = child.Jars(t.Context(), pom, sums); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +203,7 @@ func table(runs []result) string {
 		return int(y - x)
 	})
 	var out strings.Builder
-	fmt.Fprintln(&out, "| Workload | System | Runs | Records/s | Spread | Kaspr is | CPU-s/M | Spread | Kaspr's is | MiB | Start s |\n|---|---|--:|--:|---|--:|--:|---|--:|--:|--:|")
+	fmt.Fprintln(&out, "| Workload | System | Records | Runs | Records/s | Spread | Kaspr is | CPU-s/M | Spread | Kaspr's is | MiB | Start s |\n|---|---|--:|--:|--:|---|--:|--:|---|--:|--:|--:|")
 	for _, k := range rows {
 		low, median, high := rate(k)
 		cl, cm, ch := spread(by[k], func(r result) float64 { return r.CPU })
@@ -188,7 +215,7 @@ func table(runs []result) string {
 			_, kc, _ := spread(own, func(r result) float64 { return r.CPU })
 			faster, cheaper = fmt.Sprintf("%.2f x", kr/median), fmt.Sprintf("%.2f x", kc/cm)
 		}
-		fmt.Fprintf(&out, "| %s | %s | %d | %.0f | %.0f–%.0f | %s | %.1f | %.1f–%.1f | %s | %.0f | %.1f |\n", k.workload, k.system, len(by[k]), median, low, high, faster, cm, cl, ch, cheaper, mem, start)
+		fmt.Fprintf(&out, "| %s | %s | %d | %d | %.0f | %.0f–%.0f | %s | %.1f | %.1f–%.1f | %s | %.0f | %.1f |\n", k.workload, k.system, by[k][0].Records, len(by[k]), median, low, high, faster, cm, cl, ch, cheaper, mem, start)
 	}
 	return out.String()
 }

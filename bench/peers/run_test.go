@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"kaspr.io/kaspr/bench/workload"
+	"kaspr.io/kaspr/engine/enginetest/child"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
 )
 
@@ -39,8 +41,8 @@ type result struct {
 
 const inputPartitions = 4
 
-// timeout bounds one run.
-const timeout = 4 * time.Minute
+// timeout bounds one run, from its start to its last output.
+const timeout = 3 * time.Minute
 
 // environment is what all runs share.
 type environment struct {
@@ -95,6 +97,9 @@ func (e *environment) sample(p *process) sample {
 	return sample{time.Now(), cpu, memory, processUse(e.broker.PID())}
 }
 
+// notInNames is what a topic's name cannot have, and a variant's may.
+var notInNames = regexp.MustCompile(`[^a-zA-Z0-9.-]`)
+
 // run measures one system on one workload.
 func (e *environment) run(t *testing.T, s system, name, input string, n, count int) (res result) {
 	ctx := t.Context()
@@ -103,7 +108,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 		res.Problem = err.Error()
 		return res
 	}
-	id := fmt.Sprintf("%s-%s-%d", s.name, name, count)
+	id := fmt.Sprintf("%s-%s-%d", notInNames.ReplaceAllString(s.name, "-"), name, count)
 	now := "LogAppendTime"
 	r := runOf{env: e, id: id, input: input, output: "out-" + id, workload: name}
 	if err := e.create(ctx, r.output, inputPartitions, map[string]*string{"message.timestamp.type": &now}); err != nil {
@@ -115,7 +120,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 	if err != nil {
 		return fail(err)
 	}
-	samples, err := e.follow(ctx, p, r.output, check.Want(), began)
+	samples, err := e.follow(ctx, p, r.output, check.Want(), began, timeout)
 	res.Load = loadAverage()
 	p.stop()
 	if err != nil {
@@ -142,7 +147,7 @@ func (e *environment) run(t *testing.T, s system, name, input string, n, count i
 }
 
 // follow samples a system until readers of committed records see all its output.
-func (e *environment) follow(ctx context.Context, p *process, output string, want int, began time.Time) ([]sample, error) {
+func (e *environment) follow(ctx context.Context, p *process, output string, want int, began time.Time, limit time.Duration) ([]sample, error) {
 	var samples []sample
 	for {
 		samples = append(samples, e.sample(p))
@@ -157,13 +162,12 @@ func (e *environment) follow(ctx context.Context, p *process, output string, wan
 				return samples, nil
 			}
 		}
-		if time.Since(began) > timeout {
-			return nil, fmt.Errorf("not done after %s: %d of %d outputs", timeout, n, want)
+		if time.Since(began) > limit {
+			return nil, fmt.Errorf("not done after %s: %d of %d outputs", limit, n, want)
 		}
 		select {
-		case err := <-p.exited:
-			p.exited <- err
-			return nil, fmt.Errorf("ended by itself: %w", err)
+		case <-p.Done:
+			return nil, fmt.Errorf("ended by itself: %w", p.Err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -205,8 +209,8 @@ func (e *environment) read(ctx context.Context, output string, each func(value [
 
 // process is a system at work.
 type process struct {
-	group  int // of processes
-	exited chan error
+	*child.Process
+	group int // of processes
 }
 
 // start starts a system with a folder and a log of its own.
@@ -230,24 +234,24 @@ func (s *system) start(ctx context.Context, r *runOf) (*process, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: r.group}
 	cmd.Env = append(os.Environ(), append(cmd.Env, "BROKER="+r.env.broker.Addr(), "IN_TOPIC="+r.input, "OUT_TOPIC="+r.output, "APP_ID="+r.id, "RUN_DIR="+r.dir, "WL="+r.workload)...)
-	if err := cmd.Start(); err != nil {
+	started, err := child.Start(cmd)
+	if err != nil {
 		return nil, err
 	}
-	p := &process{cmd.Process.Pid, make(chan error, 1)}
-	if r.group != 0 {
-		p.group = r.group
+	p := &process{started, r.group}
+	if p.group == 0 {
+		p.group = cmd.Process.Pid
 	}
-	go func() { p.exited <- cmd.Wait() }()
 	return p, nil
 }
 
 func (p *process) stop() {
 	_ = syscall.Kill(-p.group, syscall.SIGTERM)
 	select {
-	case <-p.exited:
+	case <-p.Done:
 	case <-time.After(10 * time.Second):
 		_ = syscall.Kill(-p.group, syscall.SIGKILL)
-		<-p.exited
+		<-p.Done
 	}
 	_ = syscall.Kill(-p.group, syscall.SIGKILL) // its children
 }
