@@ -622,9 +622,16 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 	if err != nil {
 		return errors.Join(err, c.rollBack(c.sending, e, nil))
 	}
+	return c.next(c.sending, cl)
+}
+
+// next is what follows a committed transaction. The next one begins before the stores are written: that takes as long as there are
+// changes, its outputs need not wait for it, and until then the changes are seen in the staged layer. running is held.
+func (c *committer) next(ctx context.Context, cl *closing) error {
 	c.done(cl)
+	err := c.begin(ctx)
 	c.applyChanges(cl)
-	return c.begin(c.sending)
+	return err
 }
 
 // writeChangelogs sends the epoch's table changes, in the same transaction as its outputs. Several writes of one key are one record.
@@ -667,10 +674,18 @@ func (c *committer) applyChanges(cl *closing) {
 			failed[s.share] = err
 		}
 	}
-	if len(failed) > 0 {
+	c.takeBackShares(c.sending, failed)
+}
+
+// takeBackShares takes back what was made of shares whose stores failed, with all that is not committed, and has them restored. running
+// is held.
+func (c *committer) takeBackShares(ctx context.Context, failed map[*share]error) {
+	switch {
+	case len(failed) == 0:
+	case c.exactlyOnce:
+		c.tryRollBack(ctx, failed)
+	default:
 		c.undo(nil, failed)
-	}
-	if len(failed) > 0 && !c.exactlyOnce {
 		c.release()
 	}
 }
@@ -684,13 +699,7 @@ func (c *committer) giveUp(ctx context.Context, l *lane, s *share, why error) {
 	if !slices.Contains(l.owned(), s) {
 		return // somebody has seen to it
 	}
-	failed := map[*share]error{s: why}
-	if c.exactlyOnce {
-		c.tryRollBack(ctx, failed)
-	} else {
-		c.undo(nil, failed)
-		c.release()
-	}
+	c.takeBackShares(ctx, map[*share]error{s: why})
 }
 
 // store commits the positions without a transaction, of what is still assigned: a commit for another member's partition could
@@ -891,9 +900,7 @@ func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error
 		return errors.Join(cause, c.begin(ctx))
 	}
 	c.producer.Committed()
-	c.done(cl)
-	c.applyChanges(cl)
-	return c.begin(ctx)
+	return c.next(ctx, cl)
 }
 
 // drop gives feeds up whose records another member may process again: nothing more of them is applied, and what was is taken

@@ -18,6 +18,8 @@ import (
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state"
+	"kaspr.io/kaspr/state/mem"
 )
 
 // A transaction that cannot be committed must leave nothing behind, and its records must be processed again.
@@ -101,6 +103,80 @@ func TestCommitRefusedOutput(t *testing.T) {
 			t.Fatal(err, b.failed)
 		}
 	})
+}
+
+// changingCode writes each record's offset into a table, too.
+type changingCode struct{ fakeCode }
+
+func (c *changingCode) Call(ctx context.Context, partition int, b *record.Batch) (record.Result, error) {
+	res, err := c.fakeCode.Call(ctx, partition, b)
+	for i := range b.Records {
+		res.Changes = append(res.Changes, record.Change{Record: int32(i), Key: []byte("at"), Value: fmt.Append(nil, b.Records[i].Offset)})
+	}
+	return res, err
+}
+
+// Outputs would come late by as long as the stores take for the changes before them; and a store that refuses them then must not
+// leave outputs of a transaction that is taken back.
+func TestCommitStoresBehindTheNextTransaction(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := testLane(t, &changingCode{}, plan.Agent{Tables: []plan.TableUse{{Table: 0, Declared: true}}}, limits{}, true)
+			b.app.plan.Tables = []plan.Table{{Name: "t", Label: "t"}}
+			b.app.tables = newTables(nil, nil, "app", b.app.plan.Tables, b.app.log, func(int32) {})
+			stores := mem.New()
+			store, err := stores.Open("t", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := b.assign(b.agent, in0)
+			b.app.mu.Lock()
+			b.app.feeds[in0] = []laneFeed{{b.lane, f}}
+			b.app.mu.Unlock()
+			b.position(f, 0)
+			b.begin(f, func(table int, number int32) *share {
+				return &share{table: table, label: "t", staged: state.NewStaged(store), seen: map[*agent]uint64{}}
+			})
+			writing, failed := 0, 0
+			stores.Fault = func(op, _ string, _ int32) error {
+				if op != "apply" {
+					return nil
+				}
+				if writing++; writing > 1 {
+					return nil
+				}
+				b.feed(f, records(0, 10, 20))
+				time.Sleep(50 * time.Millisecond)
+				b.kafka.mu.Lock()
+				defer b.kafka.mu.Unlock()
+				if n := len(b.kafka.open); n != 10 {
+					t.Errorf("%d outputs are sent while the store is written, want 10", n)
+				}
+				if refused {
+					failed++
+					return errors.New("refused")
+				}
+				return nil
+			}
+			b.commits.shareFailed = func(*share, error) { f.dropped = true } // its partition stops here, until its table is restored
+			b.feed(f, records(0, 0, 10))
+			stop := b.start()
+			time.Sleep(time.Second)
+			want := offsets(0, 20)
+			if refused {
+				want = offsets(0, 10)
+			}
+			if got := b.kafka.keys("out-0"); !slices.Equal(got, want) {
+				t.Errorf("refused %v: outputs %v", refused, got)
+			}
+			if n := b.commits.stats.Rollbacks.Load(); int(n) != failed {
+				t.Errorf("%d rollbacks, want %d", n, failed)
+			}
+			if err := stop(); err != nil || b.failed != nil {
+				t.Fatal(err, b.failed)
+			}
+		})
+	}
 }
 
 // A record that sent something with ack and failed then must leave no message, and go to the policy without a second call.
