@@ -17,6 +17,8 @@ type Config struct {
 	Stdlib   []byte // zip of the standard library, as pyguest.Stdlib gives it; the guest sees it as /lib/stdlib.zip
 	CacheDir string // keeps compiled code between processes; empty: compile anew in every process (seconds)
 
+	CheckAddresses bool // compiled code checks addresses, as it does where memories cannot have a spill
+
 	Tick time.Duration // how often running guests are asked to yield; default 5 ms
 	Gate *Gate         // limits how many instances run at once; nil: no limit
 
@@ -25,7 +27,7 @@ type Config struct {
 
 // Options bound one program's instances. Zero fields take the value of Config.Defaults, then the default.
 type Options struct {
-	Logger       *slog.Logger  // lost instances and their lost state; default: none
+	Logger       *slog.Logger  // lost instances and their lost state; of Config.Defaults also why code checks addresses; default: none
 	Host         Host          // what the guest may ask of the engine; default: log lines dropped, all else refused
 	Tables       Tables        // the program's tables; default: none
 	Deadline     time.Duration // longest run of one unit (a record, or a take batch's list); default 10 s

@@ -206,8 +206,8 @@ func countResources(t testing.TB) resources {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The compiled code's mappings go with finalizers; the guests' memories are told by their image or by being reserved.
-	mappings := strings.Count(string(maps), "kaspr-image")
+	// The compiled code's mappings go with finalizers; the guests' memories are told by their image, their spill or by being reserved.
+	mappings := strings.Count(string(maps), "kaspr-image") + strings.Count(string(maps), "kaspr-spill")
 	for line := range strings.Lines(string(maps)) {
 		var from, to uint64
 		var mode string

@@ -304,11 +304,18 @@ func (in *Instance) invoke(export string, arg uint64) (uint32, error) {
 		in.functions[export] = f
 	}
 	in.stack[0] = arg
-	if err := f.CallWithStack(in.ctx, in.stack[:]); err != nil {
+	err := f.CallWithStack(in.ctx, in.stack[:])
+	switch {
+	case in.call.panicked != nil:
 		in.ended = true
-		if in.call.panicked != nil {
-			return 0, nil // end throws it
-		}
+		return 0, nil // end throws it
+	case in.mem.strayed():
+		// Checked code would have ended there. What was done since is of a guest that read nobody knows what, so all of the call is thrown away.
+		in.ended = true
+		in.setWord(abi.StateCommitted, 0)
+		return 0, &CallError{Err: ErrTrap, Detail: "out of bounds memory access", Unit: -1, Operation: -1}
+	case err != nil:
+		in.ended = true
 		return 0, in.callError(err)
 	}
 	return uint32(in.stack[0]), nil
@@ -322,6 +329,10 @@ func (in *Instance) tick() uint64 {
 	c := &in.call
 	if c.ctx.Err() != nil {
 		c.cause = c.ctx.Err()
+		return abi.TickDie
+	}
+	if in.mem.strayed() {
+		c.cause = ErrTrap // invoke sees it, too
 		return abi.TickDie
 	}
 	in.look(now)

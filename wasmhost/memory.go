@@ -2,7 +2,11 @@ package wasmhost
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"strings"
 	"unsafe"
 
 	"github.com/tetratelabs/wazero/experimental"
@@ -12,21 +16,103 @@ import (
 // memory is one instance's linear memory: address space for all it may ever have, so that it never moves, of which the
 // front is usable. It implements wazero's MemoryAllocator for that one instance, and its LinearMemory.
 //
+// With a spill, compiled code checks no address (see Reserved): wherever the guest strays, from the end of the memory to the last byte that an address with
+// its offset can name, there is the spill, again and again: a file that only this instance has. So nothing it does faults or reaches what is not its own, what
+// it can take of the machine beside its memory is spillSize, and that it strayed can be seen (strayed). Without one, code is checked.
+//
 // Invariant: whoever writes to it from outside the instance's goroutine (the ticker) is unregistered before unmap.
 type memory struct {
-	reserved []byte // PROT_NONE from size on
+	reserved []byte // PROT_NONE from size on, or the spill
 	size     int64
 	max      int64 // limit, in whole WebAssembly pages
 	refused  int64 // size of the last growth that was refused since the field was cleared; 0: none
+	spill    int   // file; -1: none
 }
 
-func newMemory(max int64) (*memory, error) {
-	max &^= pageSize - 1
-	p, err := unix.MmapPtr(-1, 0, nil, uintptr(max), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
-	if err != nil {
-		return nil, fmt.Errorf("reserve %d bytes of address space: %w", max, err)
+const (
+	// reach is all that unchecked code can name: 32-bit addresses, with what wasmhost/wazero lets them have as offsets. It is a multiple of spillSize.
+	reach = 4<<30 + 512<<20
+	// spillSize is small, for what a guest that strays may take, but each mapping of it counts against vm.max_map_count (65530, of a process).
+	spillSize = 512 << 20
+)
+
+// spillRefused says why memories cannot have a spill on this machine; empty if they can.
+func spillRefused() string {
+	limited := func(resource int, least uint64) bool {
+		var limit unix.Rlimit
+		return unix.Getrlimit(resource, &limit) != nil || limit.Cur < least
 	}
-	return &memory{reserved: unsafe.Slice((*byte)(p), max), max: max}, nil
+	overcommit, err := os.ReadFile("/proc/sys/vm/overcommit_memory")
+	switch {
+	case runtime.GOARCH != "amd64":
+		return "only tried on amd64"
+	case limited(unix.RLIMIT_AS, unix.RLIM_INFINITY):
+		return "the process's address space is limited (ulimit -v)"
+	case limited(unix.RLIMIT_FSIZE, spillSize):
+		return "files are limited to less than a spill's size (ulimit -f)"
+	case err != nil:
+		return err.Error()
+	case strings.TrimSpace(string(overcommit)) == "2":
+		// A page of the spill for which there is no commitment left would end the process.
+		return "the machine commits no more memory than it has (vm.overcommit_memory is 2)"
+	}
+	return ""
+}
+
+func newMemory(max int64, spill bool) (*memory, error) {
+	m := &memory{max: max &^ (pageSize - 1), spill: -1}
+	size := m.max
+	if spill {
+		size = reach
+	}
+	p, err := unix.MmapPtr(-1, 0, nil, uintptr(size), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("reserve %d bytes of address space: %w", size, err)
+	}
+	m.reserved = unsafe.Slice((*byte)(p), size)
+	if spill {
+		if err := m.mapSpill(); err != nil {
+			_ = m.unmap()
+			return nil, fmt.Errorf("map what is behind a memory: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *memory) mapSpill() (err error) {
+	if m.spill, err = unix.MemfdCreate("kaspr-spill", unix.MFD_CLOEXEC); err != nil {
+		return err
+	}
+	if err := unix.Ftruncate(m.spill, spillSize); err != nil {
+		return err
+	}
+	for at := 0; at < reach; at += spillSize {
+		_, err := unix.MmapPtr(m.spill, 0, unsafe.Pointer(&m.reserved[at]), spillSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
+		if errors.Is(err, unix.ENOMEM) {
+			return fmt.Errorf("%w (vm.max_map_count may be too small for as many instances of Python)", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return unix.Madvise(m.reserved, unix.MADV_DONTDUMP)
+}
+
+// Reserved tells a wazero with our patches that code needs no checks over this memory. The released wazero does not ask, and checks.
+func (m *memory) Reserved() uint64 {
+	if m.spill < 0 {
+		return 0
+	}
+	return uint64(len(m.reserved))
+}
+
+// strayed says whether the guest has accessed anything behind its memory: it is no guest of ours any more then, and nothing it says counts.
+func (m *memory) strayed() bool {
+	if m.spill < 0 {
+		return false
+	}
+	var s unix.Stat_t
+	return unix.Fstat(m.spill, &s) != nil || s.Blocks > 0
 }
 
 // mapImage makes img the front of the memory, copied page by page when written.
@@ -57,7 +143,10 @@ func (m *memory) Reallocate(size uint64) []byte {
 		return nil
 	}
 	if grown := int64(size); grown > m.size {
-		if err := unix.Mprotect(m.reserved[m.size:grown], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		// One that fails leaves the spill in its place: what limits mappings is looked at before anything is taken away.
+		_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&m.reserved[m.size]), uintptr(grown-m.size), unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE|unix.MAP_FIXED)
+		if err != nil {
 			m.refused = grown
 			return nil
 		}
@@ -76,7 +165,12 @@ func (m *memory) unmap() error {
 	p := unsafe.Pointer(&m.reserved[0])
 	n := uintptr(len(m.reserved))
 	m.reserved, m.size = nil, 0
-	return unix.MunmapPtr(p, n)
+	err := unix.MunmapPtr(p, n)
+	if m.spill >= 0 {
+		err = errors.Join(err, unix.Close(m.spill))
+		m.spill = -1
+	}
+	return err
 }
 
 // image is the memory and the globals of an instance between two calls, in an anonymous file nobody can change.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"kaspr.io/kaspr/wasmhost/abi"
@@ -23,6 +24,7 @@ type Runtime struct {
 	module   wazero.ModuleConfig // what all instances share
 	ticker   *ticker
 	base     *image
+	spill    bool         // memories have one, so that compiled code need not check addresses
 	open     atomic.Int64 // snapshots and instances not closed
 	closed   bool
 }
@@ -52,7 +54,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	}
 	r.wazero = wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigCompiler().
 		WithCompilationCache(r.cache).WithDebugInfoEnabled(false))
-	if r.compiled, err = r.wazero.CompileModule(ctx, r.guest.wasm); err != nil {
+	if err = r.compile(ctx); err != nil {
 		return nil, fmt.Errorf("compile guest: %w", err)
 	}
 	r.guest.wasm, r.cfg.Module = nil, nil // 20 MB nobody needs again
@@ -74,9 +76,32 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	return r, nil
 }
 
+// compile asks for code that checks no addresses, by showing wazero a memory with a spill, unless there can be none. Then wazero takes no other memory for
+// that code.
+func (r *Runtime) compile(ctx context.Context) (err error) {
+	reason := spillRefused()
+	if r.cfg.CheckAddresses {
+		reason = "asked for"
+	}
+	if reason == "" {
+		mem, err := newMemory(pageSize, true)
+		if err != nil {
+			reason = err.Error()
+		} else {
+			defer func() { _ = mem.unmap() }()
+			ctx = experimental.WithMemoryAllocator(ctx, mem)
+		}
+	}
+	if r.spill = reason == ""; !r.spill {
+		r.cfg.Defaults.Logger.Info("compiled Python checks addresses, which makes it slower", "reason", reason)
+	}
+	r.compiled, err = r.wazero.CompileModule(ctx, r.guest.wasm)
+	return err
+}
+
 // start makes the base image from an instance whose memory holds what the module's data segments say.
 func (r *Runtime) start(ctx context.Context) (*image, error) {
-	mem, err := newMemory(r.cfg.Defaults.MemoryMax)
+	mem, err := newMemory(r.cfg.Defaults.MemoryMax, r.spill)
 	if err != nil {
 		return nil, err
 	}

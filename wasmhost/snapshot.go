@@ -37,9 +37,9 @@ func (s *Snapshot) NewInstance(ctx context.Context) (*Instance, error) {
 
 // reset makes an instance of this Snapshot what NewInstance gives, over the module it has: only its memory and globals are
 // taken back, which costs half as much. False when that cannot be: the guest exited, or its memory has grown, which a
-// module does not forget. The instance is to be closed then.
+// module does not forget, or it strayed and left something there. The instance is to be closed then.
 func (s *Snapshot) reset(ctx context.Context, in *Instance) bool {
-	if s.closed.Load() || in.closed || in.mod.IsClosed() || in.mem.size != s.image.size {
+	if s.closed.Load() || in.closed || in.mod.IsClosed() || in.mem.strayed() || in.mem.size != s.image.size {
 		return false
 	}
 	begin := time.Now()
@@ -87,7 +87,7 @@ func (s *Snapshot) Close() error {
 
 // restore makes an instance from an image and gives it randomness of its own.
 func (r *Runtime) restore(ctx context.Context, img *image, p *program) (*Instance, error) {
-	mem, err := newMemory(p.MemoryMax)
+	mem, err := newMemory(p.MemoryMax, r.spill)
 	if err != nil {
 		return nil, err
 	}

@@ -186,7 +186,7 @@ func (c *command) run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	rt, err := newRuntime(ctx, p.cfg)
+	rt, err := newRuntime(ctx, p.cfg, log)
 	if err != nil {
 		return err
 	}

@@ -137,7 +137,7 @@ func (c *command) report(problems manifest.Errors) bool {
 }
 
 // newRuntime starts the sandbox. Compiled code is kept in the cache folder, so only the first start takes seconds.
-func newRuntime(ctx context.Context, cfg config.Config) (*wasmhost.Runtime, error) {
+func newRuntime(ctx context.Context, cfg config.Config, log *slog.Logger) (*wasmhost.Runtime, error) {
 	dir := cfg.CacheDir
 	if dir == "" {
 		if user, err := os.UserCacheDir(); err == nil {
@@ -153,7 +153,7 @@ func newRuntime(ctx context.Context, cfg config.Config) (*wasmhost.Runtime, erro
 		Module: pyguest.Module(), Stdlib: pyguest.Stdlib(), CacheDir: dir, Tick: cfg.Sandbox.Tick,
 		Gate: wasmhost.NewGate(engine.Turns(cfg)),
 		Defaults: wasmhost.Options{
-			Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
+			Logger: log, Deadline: cfg.Sandbox.Deadline, LoadDeadline: cfg.Sandbox.LoadDeadline, MemoryMax: cfg.Sandbox.MemoryMax,
 		},
 	})
 }
@@ -265,7 +265,7 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 		problems = append(problems, more...)
 	}
 	// What is wrong elsewhere does not keep the Python from being checked: all problems at once.
-	rt, err := newRuntime(ctx, layers.Early())
+	rt, err := newRuntime(ctx, layers.Early(), nil)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (c *command) dev(ctx context.Context, paths []string, o dev.Options) error 
 		return err
 	}
 	defer broker.Close()
-	rt, err := newRuntime(ctx, p.cfg)
+	rt, err := newRuntime(ctx, p.cfg, o.Log)
 	if err != nil {
 		return err
 	}

@@ -196,6 +196,23 @@ static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLe
 		break;
 	}
 	case 'x': proc_exit(3);
+	case '@': { // reads the word at an address, and writes over it
+		volatile u32 *at = (u32 *)number(value, valueLen);
+		u32 was = *at;
+		*at = 0x5EC4E7;
+		output(unit, 0, key, keyLen, buf, decimal(buf, was));
+		return 0;
+	}
+	case 'A': { // touches every page from an address on, again and again
+		u32 first = number(value, valueLen);
+		for (u32 at = first;; at = at + 4096 < at ? first : at + 4096) *(volatile u32 *)at = unit;
+	}
+	case 'G': { // grows, and says whether what it got is zeros
+		u32 pages = number(value, valueLen), words = pages * 16384, *at = (u32 *)(__builtin_wasm_memory_grow(0, pages) * 65536), other = 0;
+		for (u32 i = 0; i < words; i++) other |= at[i];
+		output(unit, 0, key, keyLen, buf, decimal(buf, other));
+		return 0;
+	}
 	case 'r': { volatile u32 depth = 0; sink = recurse(&depth); break; }
 	case 'w': for (u32 i = 0, n = number(value, valueLen) * 1000; i < n; i++) sink++; break;
 	case 'c': output(unit, 0, key, keyLen, buf, decimal(buf, counter)); return 0;
