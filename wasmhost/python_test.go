@@ -253,8 +253,9 @@ func TestHostilePython(t *testing.T) {
 				if f.Record != 1 || len(res.Failures) > 1 {
 					t.Errorf("the wrong record: %s", show(res))
 				}
-				// A million frames may still be being taken down when time is up: then none of the user's runs.
-				if kind == "deadline" && !strings.Contains(f.Traceback, "agents/orders.yaml:4") && test.name != "recursion without limit" {
+				// A million frames or lists may still be being taken down when time is up: then no code of the user's runs.
+				after := test.name == "recursion without limit" || test.name == "deep destructor"
+				if kind == "deadline" && !strings.Contains(f.Traceback, "agents/orders.yaml:4") && !after {
 					t.Errorf("deadline without a traceback: %+v", f)
 				}
 			}
