@@ -223,6 +223,9 @@ func (a administration) Value(ctx context.Context, table, key string, asJSON boo
 	return value, nil
 }
 
+// Status is apphttp.Admin's: to operators all of it is told.
+func (a administration) Status() any { return a.tell() }
+
 func (a administration) Rebalance() error {
 	if !a.seen.running.Load() {
 		return fmt.Errorf("%w: the app is starting", apphttp.ErrUnavailable)

@@ -114,7 +114,7 @@ type commitsPart struct {
 // Overview is apphttp.Console's.
 func (c console) Overview() any {
 	o := overview{
-		status: observer{c.App}.Status().(status), Parts: []agentPart{}, Views: []viewPart{}, Topics: []topicPart{}, TableList: []tablePlan{}, Now: time.Now().UnixMilli(),
+		status: observer{c.App}.tell(), Parts: []agentPart{}, Views: []viewPart{}, Topics: []topicPart{}, TableList: []tablePlan{}, Now: time.Now().UnixMilli(),
 		Scheduler: c.App.schedule != nil,
 	}
 	_, o.Reason = c.state(o.Partitions)
@@ -122,7 +122,7 @@ func (c console) Overview() any {
 	o.Errors = c.failures.n
 	c.failures.mu.Unlock()
 	for _, ag := range c.agents { // tasks, too, which the status has elsewhere
-		o.Parts = append(o.Parts, c.part(ag))
+		o.Parts = append(o.Parts, c.part(ag, o.Partitions))
 	}
 	for _, v := range c.views {
 		o.Views = append(o.Views, c.viewPart(v))
@@ -146,8 +146,8 @@ func (c console) Overview() any {
 	return o
 }
 
-func (c console) part(ag *agent) agentPart {
-	p := agentPart{agentStatus: ag.status(), Inputs: []string{}, Outputs: []string{}, Tables: []string{}, Writer: ag.plan.Writer, Operations: []operationPart{}}
+func (c console) part(ag *agent, feeds []feedState) agentPart {
+	p := agentPart{agentStatus: ag.status(feeds), Inputs: []string{}, Outputs: []string{}, Tables: []string{}, Writer: ag.plan.Writer, Operations: []operationPart{}}
 	c.mu.Lock()
 	for topic, readers := range c.readers {
 		if slices.Contains(readers, ag) && ag.plan.Task == nil { // whose topic only says where it runs

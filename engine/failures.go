@@ -17,6 +17,16 @@ type failures struct {
 	mu   sync.Mutex
 	list [failuresMax]failedRecord // guarded by mu; a ring
 	n    int64                     // guarded by mu; ever added
+	of   map[string]agentError     // guarded by mu; the last one of each agent that had one
+}
+
+// agentError is an agent's last failure, as /status tells it.
+type agentError struct {
+	Time      time.Time `json:"time"`
+	Operation string    `json:"operation"`
+	Kind      string    `json:"kind"`
+	Type      string    `json:"type"`
+	Message   string    `json:"message,omitempty"` // for operators only: it may quote the record
 }
 
 const (
@@ -112,6 +122,20 @@ func (l *failures) add(agent, policy string, r *record.Record, f *record.Failure
 	x.ID = l.n
 	l.list[l.n%failuresMax] = x
 	l.n++
+	if l.of == nil {
+		l.of = map[string]agentError{}
+	}
+	l.of[agent] = agentError{now.UTC().Truncate(time.Millisecond), x.Operation, x.Kind, x.Type, x.Message}
+}
+
+// lastOf is the last failure of an agent; nil: it had none.
+func (l *failures) lastOf(agent string) *agentError {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.of[agent]; ok {
+		return &e
+	}
+	return nil
 }
 
 // last is those there are, the newest first.

@@ -368,16 +368,18 @@ func (a observer) Ready() (bool, any) {
 	return r.Ready, r
 }
 
-// status is the body of /status. The members rebalancing, recovering and assignment are the original's.
+// status is the body of /status. The members leader, rebalancing, recovering, assignment and table_metadata are the original's.
 type status struct {
 	App         string     `json:"app"`
 	Version     string     `json:"version"`
 	Worker      string     `json:"worker"`
 	State       appState   `json:"state"`
 	Uptime      float64    `json:"uptimeSeconds"`
+	Leader      bool       `json:"leader"`
 	Rebalancing bool       `json:"rebalancing"`
 	Recovering  bool       `json:"recovering"`
 	Assignment  assignment `json:"assignment"`
+	Owners      any        `json:"table_metadata"` // what /router/ tells
 
 	Partitions []feedState   `json:"partitions"`
 	Tables     []tableState  `json:"tables"`
@@ -408,9 +410,27 @@ type agentStatus struct {
 	DeadLettered int64  `json:"deadLettered"`
 	Skipped      int64  `json:"skipped"`
 	Retried      int64  `json:"retried"`
+
+	Lag       int64       `json:"lag"` // of its partitions here, as far as their ends are known
+	LastError *agentError `json:"lastError,omitempty"`
 }
 
+// Status is apphttp.App's. What exceptions say may quote records and tables, so it is not told to everybody.
 func (a observer) Status() any {
+	s := a.tell()
+	for i := range s.Agents {
+		if e := s.Agents[i].LastError; e != nil {
+			e.Message = ""
+		}
+	}
+	for i := range s.Tasks {
+		s.Tasks[i].Error = ""
+	}
+	return s
+}
+
+// tell is all of the status.
+func (a observer) tell() status {
 	s := status{
 		App: a.plan.App.ID, Version: a.opts.Version, Worker: worker(a.cfg.Web.Host), Uptime: time.Since(a.seen.began).Seconds(),
 		Assignment: assignment{map[string][]int32{}, map[string][]int32{}}, Partitions: []feedState{}, Tables: []tableState{}, Agents: []agentStatus{}, Tasks: a.taskStatuses(),
@@ -419,6 +439,8 @@ func (a observer) Status() any {
 		s.Partitions, s.Tables = a.feedStates(), a.tableStates()
 	}
 	s.State, _ = a.state(s.Partitions)
+	s.Leader = a.isLeader()
+	s.Owners, _, _ = administration{a}.Routes("", apphttp.Page{})
 	s.Rebalancing = s.State == stateJoining
 	add := func(to map[string][]int32, topic string, n int32) {
 		if !slices.Contains(to[topic], n) {
@@ -447,14 +469,21 @@ func (a observer) Status() any {
 		if ag.plan.Task != nil {
 			continue
 		}
-		s.Agents = append(s.Agents, ag.status())
+		s.Agents = append(s.Agents, ag.status(s.Partitions))
 	}
 	return s
 }
 
-func (a *agent) status() agentStatus {
+func (a *agent) status(feeds []feedState) agentStatus {
 	n := &a.stats
-	return agentStatus{
-		a.shown(), n.Records.Load(), n.Outputs.Load(), n.Failed.Load(), n.DeadLettered.Load(), n.Skipped.Load(), n.Retried.Load(),
+	s := agentStatus{
+		Agent: a.shown(), Records: n.Records.Load(), Outputs: n.Outputs.Load(), Failed: n.Failed.Load(), DeadLettered: n.DeadLettered.Load(),
+		Skipped: n.Skipped.Load(), Retried: n.Retried.Load(), LastError: a.app.failures.lastOf(a.shown()),
 	}
+	for i := range feeds {
+		if feeds[i].Agent == s.Agent {
+			s.Lag += max(0, feeds[i].Lag)
+		}
+	}
+	return s
 }

@@ -203,3 +203,28 @@ func TestAdminPortTaken(t *testing.T) {
 		t.Errorf("a port that was asked for and is taken: %v", err)
 	}
 }
+
+// What exceptions say may quote records and tables: strangers at the public port must not read it, operators must.
+func TestStatusKeepsTextsOfErrors(t *testing.T) {
+	b := testLane(t, nil, plan.Agent{}, limits{}, true)
+	ag := newAgent(b.app, &plan.Agent{Name: "orders"})
+	b.app.failures.add(ag.shown(), "skip", &record.Record{}, &record.Failure{Kind: record.FailureCode, Type: "KeyError", Message: "jane@example"}, time.Now())
+	of := newAgent(b.app, &plan.Agent{Name: "nightly", Task: &plan.Task{}})
+	run := newTask(of, of.plan.Task, nil)
+	run.shown.Failure = "ValueError: jane@example"
+	of.runs(run)
+	b.app.agents = append(b.app.agents, ag, of)
+	shown := func(status any) string {
+		text, err := json.Marshal(status)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if text := shown(observer{b.app}.Status()); strings.Contains(text, "jane") || !strings.Contains(text, `"type":"KeyError"}`) {
+		t.Errorf("strangers are told %s", text)
+	}
+	if text := shown(administration{observer{b.app}}.Status()); strings.Count(text, "jane@example") != 2 {
+		t.Errorf("operators are told %s", text)
+	}
+}

@@ -34,7 +34,7 @@ type Admin interface {
 	Schedule(q ScheduleQuery) (int, any)
 	// Steer has the message scheduler change something, and says where the request is.
 	Steer(ctx context.Context, c ScheduleChange) (request string, err error)
-	// Status is what App's is.
+	// Status is what App's is, with what exceptions say.
 	Status() any
 }
 

@@ -153,9 +153,11 @@ func TestHTTP(t *testing.T) {
 			Position, Committed, End, Lag int64
 		}
 		Agents []struct {
-			Agent           string
-			Records, Failed int64
+			Agent                string
+			Records, Failed, Lag int64
+			LastError            struct{ Operation, Type, Message string }
 		}
+		Owners map[string]map[string][]int `json:"table_metadata"`
 	}
 	code, text = get(t, base+"/status")
 	if err := json.Unmarshal([]byte(text), &status); err != nil || code != http.StatusOK {
@@ -163,8 +165,12 @@ func TestHTTP(t *testing.T) {
 	}
 	if got, want := fmt.Sprintf("%+v", status), "{App:demo-app Version:1.2.3 "+
 		"Assignment:{Actives:map[demo-app-totals-changelog:[0] numbers:[0]]} "+
-		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1}]}"; got != want {
+		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1 Lag:0 LastError:{Operation:operation \"add\", map Type:TypeError Message:}}] "+
+		"Owners:map[http://"+name+":"+port+":map[demo-app-totals-changelog:[0]]]}"; got != want {
 		t.Errorf("/status:\n%s\nwant\n%s", got, want)
+	}
+	if code, text := get(t, "http://127.0.0.1:"+admin+"/status"); code != http.StatusOK || !strings.Contains(text, `"type":"TypeError","message":"`) {
+		t.Errorf("/status for operators: %d %s", code, text)
 	}
 	for path, parts := range map[string][]string{
 		"overview": {`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
