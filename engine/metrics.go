@@ -33,7 +33,7 @@ var (
 
 	mReceived = metric("messages_received_total", "Records the agents processed.")
 	mActive   = metric("active_messages", "Records fetched whose results are not committed yet.")
-	mSent     = metric("total_sent_messages_total", "Outputs of the agents, dead letters included.")
+	mSent     = metric("total_sent_messages_total", "Outputs of agents, tasks and web views, dead letters included.")
 
 	mEvents       = metric("total_events_total", "The same by another name of the original.")
 	mActiveEvents = metric("total_active_events", "The same as active_messages.")
@@ -164,10 +164,13 @@ func (s *series) Collect(to chan<- prometheus.Metric) {
 	c.rebalances(&a.seen.rebalances)
 	c.counter(mStalls, a.stalls.Load())
 	c.agents(a.agents)
+	sent := map[string]int64{}
 	for _, v := range a.views {
-		c.view(v.plan.Name, &v.stats)
+		c.view(v)
+		v.stats.Sent.addTo(sent)
 	}
-	c.topics(a.agents, &a.commits.stats)
+	c.sent(a.agents, sent)
+	c.topics(a.agents, &a.commits.stats, sent)
 	c.schedule(a.schedule)
 	c.tasks(a.taskStatuses(), a.isLeader())
 	c.feeds(feeds)
@@ -205,12 +208,11 @@ func (c collection) gauge(d *prometheus.Desc, v float64, labels ...string) {
 }
 
 func (c collection) agents(agents []*agent) {
-	var received, sent int64
+	var received int64
 	for _, ag := range agents {
 		name, n := ag.shown(), &ag.stats
-		if !ag.plan.Writer && !ag.plan.Seat && ag.plan.Schedule == "" && ag.plan.Join == nil && ag.plan.Task == nil {
+		if ag.ofManifest() && ag.plan.Task == nil {
 			received += n.Records.Load()
-			sent += n.Outputs.Load() + n.DeadLettered.Load()
 		}
 		c.counter(mRecords, n.Records.Load(), name)
 		c.counter(mOutputs, n.Outputs.Load(), name)
@@ -228,25 +230,36 @@ func (c collection) agents(agents []*agent) {
 		c.counter(mSkipped, n.Skipped.Load(), name)
 		c.counter(mRetried, n.Retried.Load(), name)
 		if code := ag.guest(); code != nil {
-			c.guest(name, code.Stats())
-			for i, bytes := range code.Memory() {
-				if bytes > 0 {
-					c.gauge(mSlotMemory, float64(bytes), name, strconv.Itoa(i))
-				}
-			}
-			for _, p := range code.Places() {
-				c.seconds(mPlaceTime, p.Ran, name, p.Where)
-			}
+			c.guestOf(name, code)
 		}
 	}
 	c.counter(mEvents, received)
 	c.counter(mReceived, received)
-	c.counter(mSent, sent)
+}
+
+// ofManifest tells an agent or task that the app's manifests have from those that the engine adds.
+func (a *agent) ofManifest() bool {
+	return !a.plan.Writer && !a.plan.Seat && a.plan.Schedule == "" && a.plan.Join == nil
+}
+
+// sent is what agents, tasks and web views sent together.
+func (c collection) sent(agents []*agent, byViews map[string]int64) {
+	var sum int64
+	for _, n := range byViews {
+		sum += n
+	}
+	for _, ag := range agents {
+		if ag.ofManifest() {
+			sum += ag.stats.Outputs.Load() + ag.stats.DeadLettered.Load()
+		}
+	}
+	c.counter(mSent, sum)
 }
 
 // topics are what is counted by topic and by what agents read.
-func (c collection) topics(agents []*agent, n *CommitStats) {
-	read, sent, streams := map[string]int64{}, map[string]int64{}, map[string]int64{}
+// Sent already is what web views sent.
+func (c collection) topics(agents []*agent, n *CommitStats, sent map[string]int64) {
+	read, streams := map[string]int64{}, map[string]int64{}
 	for _, ag := range agents {
 		ag.stats.Sent.addTo(sent)
 		if !ag.plan.Writer && !ag.plan.Seat && ag.plan.Task == nil {
@@ -327,6 +340,19 @@ func (c collection) tasks(tasks []taskStatus, leader bool) {
 	}
 }
 
+// guestOf is what the code of an agent, a task or a web view does in the sandbox.
+func (c collection) guestOf(name string, code *wasmhost.Component) {
+	c.guest(name, code.Stats())
+	for i, bytes := range code.Memory() {
+		if bytes > 0 {
+			c.gauge(mSlotMemory, float64(bytes), name, strconv.Itoa(i))
+		}
+	}
+	for _, p := range code.Places() {
+		c.seconds(mPlaceTime, p.Ran, name, p.Where)
+	}
+}
+
 func (c collection) guest(agent string, n *wasmhost.Stats) {
 	c.counter(mGuestCalls, n.Calls.Load(), agent)
 	c.counter(mGuestRecords, n.Records.Load(), agent)
@@ -341,7 +367,11 @@ func (c collection) guest(agent string, n *wasmhost.Stats) {
 	c.gauge(mGuestMemory, float64(n.MemoryBytes.Load()), agent)
 }
 
-func (c collection) view(name string, n *viewStats) {
+func (c collection) view(v *view) {
+	name, n := v.plan.Name, &v.stats
+	if v.code != nil {
+		c.guestOf(v.shown(), v.code)
+	}
 	c.counter(mViewRequests, n.Requests.Load(), name)
 	for kind := range n.FailedBy {
 		c.counter(mViewFailed, n.FailedBy[kind].Load(), name, record.FailureKind(kind).String())

@@ -204,6 +204,23 @@ func TestAdminPortTaken(t *testing.T) {
 	}
 }
 
+// What web views and tasks send is sent, too: an app of web views alone must not look as if nothing left it.
+func TestSentByViewsAndTasks(t *testing.T) {
+	b := testLane(t, nil, plan.Agent{}, limits{}, true)
+	b.app.tables = newTables(nil, nil, "", nil, b.app.log, nil)
+	task := newAgent(b.app, &plan.Agent{Name: "nightly", Task: &plan.Task{}})
+	task.stats.Outputs.Add(2)
+	task.stats.Sent.add(map[string]int64{"reports": 2})
+	b.app.agents = append(b.app.agents, task)
+	v := &view{plan: &plan.View{Name: "put"}}
+	v.stats.Sent.add(map[string]int64{"in": 3})
+	b.app.views = append(b.app.views, v)
+	b.app.seen.running.Store(true)
+	if value := gathered(t, b.app); value["kaspr_total_sent_messages_total"] != 5 || value["kaspr_topic_messages_sent_total"] != 5 {
+		t.Errorf("%v messages were sent, by topic %v; want 5", value["kaspr_total_sent_messages_total"], value["kaspr_topic_messages_sent_total"])
+	}
+}
+
 // What exceptions say may quote records and tables: strangers at the public port must not read it, operators must.
 func TestStatusKeepsTextsOfErrors(t *testing.T) {
 	b := testLane(t, nil, plan.Agent{}, limits{}, true)

@@ -93,6 +93,9 @@ func newView(app *App, p *plan.View) *view {
 // reads is what it reads of tables, and where it writes.
 func (v *view) reads() viewTables { return viewTables{v.app, v.tables} }
 
+// shown is the view among agents: none of them has such a name.
+func (v *view) shown() string { return "KasprWebView/" + v.plan.Name }
+
 // route is the view as the HTTP server knows it.
 func (v *view) route() apphttp.View {
 	r := apphttp.View{Method: v.plan.Method, Serve: v.serve}
@@ -456,6 +459,7 @@ func (v *view) Send(ctx context.Context, out record.Output) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
+		v.stats.Sent.add(map[string]int64{out.Topic: 1})
 		return p.metadata()
 	case <-ctx.Done():
 		return nil, ctx.Err()

@@ -131,7 +131,8 @@ func TestSlowView(t *testing.T) {
 	}
 	until("counts", func() bool {
 		_, text := get(t, base+"/metrics")
-		return strings.Contains(text, `kaspr_view_refused_requests_total{app_name="demo-app",reason="queue",view="slow"`)
+		return strings.Contains(text, `kaspr_view_refused_requests_total{app_name="demo-app",reason="queue",view="slow"`) &&
+			strings.Contains(text, `kaspr_guest_instance_memory_bytes{agent="KasprWebView/quick",`) && strings.Contains(text, `kaspr_guest_calls_total{agent="KasprWebView/slow",`)
 	})
 	cancel()
 	_ = input.Close() // ends the reader
