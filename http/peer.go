@@ -18,11 +18,16 @@ const peerPath = "/_kaspr/read"
 // peerBodyMax bounds a question; answers are the answering process's own.
 const peerBodyMax = 4 << 20
 
+// isPeer tells whether a request is another process's of the app.
+func (s *Server) isPeer(h *fasthttp.RequestHeader) bool {
+	given, ok := strings.CutPrefix(string(h.Peek("Authorization")), "Bearer ")
+	return s.opts.Peer != nil && s.opts.PeerSecret != "" && ok && subtle.ConstantTimeCompare([]byte(given), []byte(s.opts.PeerSecret)) == 1
+}
+
 // peer answers another process of the app.
 func (s *Server) peer(ctx *fasthttp.RequestCtx) {
-	given, ok := strings.CutPrefix(string(ctx.Request.Header.Peek("Authorization")), "Bearer ")
 	switch {
-	case s.opts.Peer == nil || s.opts.PeerSecret == "" || !ok || subtle.ConstantTimeCompare([]byte(given), []byte(s.opts.PeerSecret)) != 1:
+	case !s.isPeer(&ctx.Request.Header):
 		fail(ctx, fasthttp.StatusNotFound, "not found") // for strangers there is nothing here
 	case !ctx.IsPost():
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only POST is answered here")

@@ -137,6 +137,12 @@ func newServer(o Options) *Server {
 		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,
 		ReadTimeout: read, WriteTimeout: write, IdleTimeout: idleTimeout,
 		CloseOnShutdown: true, NoDefaultDate: true, DisablePreParseMultipartForm: true,
+		HeaderReceived: func(h *fasthttp.RequestHeader) (c fasthttp.RequestConfig) {
+			if string(h.RequestURI()) == peerPath && s.isPeer(h) { // what the app's processes ask is not bounded by what clients may send
+				c.MaxRequestBodySize = max(body, peerBodyMax)
+			}
+			return c
+		},
 	}
 	return s
 }

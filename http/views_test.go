@@ -157,6 +157,13 @@ func TestPeerSecret(t *testing.T) {
 	if answer, err := p.Read(traced, "http://s3cret@"+s.Addr(), []byte("q")); err != nil || string(answer) != "parentstatere:q" {
 		t.Errorf("the trace context does not come along: %q, %v", answer, err)
 	}
+	long := make([]byte, 1<<20) // a key may be longer than clients' bodies
+	if answer, err := p.Read(t.Context(), "http://s3cret@"+s.Addr(), long); err != nil || len(answer) != len("re:")+len(long) {
+		t.Errorf("a long question: %d bytes, %v", len(answer), err)
+	}
+	if _, err := p.Read(t.Context(), "http://wrong@"+s.Addr(), long); err == nil || !strings.Contains(err.Error(), "413") {
+		t.Errorf("a stranger's long question: %v", err)
+	}
 	for _, address := range []string{"http://wrong@" + s.Addr(), "http://@" + s.Addr(), "http://" + s.Addr(), "http://s3cret@127.0.0.1:1"} {
 		if answer, err := p.Read(t.Context(), address, []byte("q")); err == nil {
 			t.Errorf("%s: %q", address, answer)
