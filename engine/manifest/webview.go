@@ -78,7 +78,7 @@ func (c cursor) response(r *Response) {
 	r.Pos = c.at
 	there := c.object(
 		may("contentType", func(c cursor) { c.oldWord(&r.ContentType, contentTypesShort, contentTypes...) }),
-		may("statusCode", func(c cursor) { whole(c, &r.StatusCode, 100, 599) }),
+		may("statusCode", func(c cursor) { whole(c, &r.StatusCode, 200, 599) }), // lesser ones end no request
 		may("headers", func(c cursor) { c.texts(&r.Headers) }),
 		may("bodySelector", func(c cursor) { c.resultSelector(&r.BodySelector) }),
 		may("statusCodeSelector", func(c cursor) { c.resultSelector(&r.StatusCodeSelector) }),
