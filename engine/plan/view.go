@@ -45,7 +45,8 @@ func (b *builder) view(m *manifest.WebView) View {
 	base := BasePath(b.cfg.Web.BasePath)
 	v := View{Name: m.Name.V, Label: m.Label(), Pos: m.Pos, Method: m.Method.V, Route: m.Route, About: m.Description.V}
 	v.Path = base + "/" + strings.TrimPrefix(m.Path.V, "/")
-	taken := slices.Contains(BuiltinPaths, v.Path) || v.Path == BasePath(b.cfg.Web.MetricsBasePath)+"/metrics"
+	taken := slices.Contains(BuiltinPaths, v.Path) || v.Path == BasePath(b.cfg.Web.MetricsBasePath)+"/metrics" ||
+		v.Path == "/schedule" && b.cfg.Scheduler.Enabled && b.cfg.Scheduler.Web
 	if taken && len(m.Route.Params) == 0 || strings.HasPrefix(v.Path, BuiltinPrefix) {
 		b.fail(m.Path.Pos, manifest.DuplicateRoute, fmt.Sprintf("%s: the engine answers %s itself", v.Label, v.Path), "choose another path, or set webBasePath")
 	}
