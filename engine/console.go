@@ -471,6 +471,7 @@ func (c console) Table(ctx context.Context, name, search, from string) (any, err
 	page := tablePage{Entries: []tableEntry{}}
 	parts := *c.tables.parts.Load()
 	windowed := c.plan.Tables[table].Guest.Window != nil
+	found := searchOf(search)
 	for ; int(number) < len(parts[table]); number, after = number+1, nil {
 		now := parts[table][number].now.Load()
 		if now == nil {
@@ -485,7 +486,7 @@ func (c console) Table(ctx context.Context, name, search, from string) (any, err
 		for it.Next() {
 			key, value := it.Key(), it.Value()
 			page.Looked++
-			if search == "" || bytes.Contains(key, []byte(search)) || bytes.Contains(value, []byte(search)) {
+			if found(key) || found(value) {
 				page.Entries = append(page.Entries, entryOf(number, key, value, windowed))
 			}
 			if full = len(page.Entries) == pageEntries || page.Looked == pageLooked || ctx.Err() != nil; full {
@@ -501,6 +502,13 @@ func (c console) Table(ctx context.Context, name, search, from string) (any, err
 		}
 	}
 	return page, nil
+}
+
+// searchOf finds a text in stored bytes, also as JSON has it.
+func searchOf(text string) func(stored []byte) bool {
+	plain, escaped := []byte(text), asciiJSON(text)
+	escaped = escaped[1 : len(escaped)-1]
+	return func(stored []byte) bool { return bytes.Contains(stored, plain) || bytes.Contains(stored, escaped) }
 }
 
 func entryOf(number int32, key, value []byte, windowed bool) tableEntry {

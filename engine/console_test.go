@@ -275,3 +275,17 @@ func TestOverviewOfTasks(t *testing.T) {
 		t.Errorf("parts:\n%s\nwant\n%s", got, want)
 	}
 }
+
+// People search for what they read, not for what JSON makes of it.
+func TestSearchOfEscapedText(t *testing.T) {
+	for text, stored := range map[string]string{
+		"Zoë": `{"name":"Zo\u00eb"}`, "ë": "Zoë", `a "b"`: `["a \"b\""]`, "": "", "u00eb": `"\u00eb"`,
+	} {
+		if !searchOf(text)([]byte(stored)) {
+			t.Errorf("%q is not found in %s", text, stored)
+		}
+	}
+	if searchOf("zoo")([]byte(`"Zoë"`)) {
+		t.Error("found what is not there")
+	}
+}
