@@ -269,7 +269,7 @@ func (w *viewWorker) run(ctx context.Context) {
 	}
 	for len(kept) > 0 {
 		w.calling = kept
-		res, err := v.code.Call(ctx, w.slot, &record.Batch{Records: records})
+		res, err := v.code.Call(ctx, w.slot, &record.Batch{Records: records[:fitting(records, v.app.cfg.Batch.BytesMax)]})
 		if res.Done > 0 {
 			v.cost.Store(int64(costAfter(time.Duration(v.cost.Load()), res.Done, res.Elapsed+res.Waited)))
 		}
@@ -285,6 +285,21 @@ func (w *viewWorker) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// fitting is how many of the requests make one call of at most so many bytes; one that is larger is a call of its own.
+func fitting(records []record.Record, most int64) int {
+	size := int64(0)
+	for i := range records {
+		size += int64(len(records[i].Key) + len(records[i].Value))
+		for j := range records[i].Headers {
+			size += int64(len(records[i].Headers[j].Value))
+		}
+		if i > 0 && size > most {
+			return i
+		}
+	}
+	return len(records)
 }
 
 // forget lets go of the requests of the last call.

@@ -3,6 +3,8 @@ package engine
 import (
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/record"
 )
 
 // Requests that are taken together with a slow one wait for it. After one, a view must take them one by one, and many again once all are quick.
@@ -27,5 +29,17 @@ func TestViewCost(t *testing.T) {
 	}
 	if n := v.most(); n < 60 {
 		t.Errorf("%d requests of 50 µs after many quick ones, want about 80", n)
+	}
+}
+
+// Many requests with large bodies at once are many calls: one of all of them would not fit into the guest's memory.
+func TestViewBytes(t *testing.T) {
+	small, large := record.Record{Value: make([]byte, 400)}, record.Record{Key: make([]byte, 10), Headers: []record.Header{{Value: make([]byte, 2000)}}}
+	for want, records := range map[int][]record.Record{
+		0: nil, 1: {large, small}, 2: {small, small, small}, 3: {{}, {}, {}}, 4: {{}, small, small, {}, large},
+	} {
+		if n := fitting(records, 1000); n != want {
+			t.Errorf("%d requests are one call, want %d", n, want)
+		}
 	}
 }
