@@ -45,8 +45,6 @@ type Options struct {
 	// Gather is how long what comes in and what is sent wait for more of it, to be one request. What comes in after a time without
 	// anything does not wait, nor does SendSync.
 	Gather time.Duration
-	// ProduceBytesMax is the largest record batch sent, so also the largest message.
-	ProduceBytesMax int32
 	// StopOnLoss makes records that the broker lost while they were being read an error of Poll, instead of a line in the log.
 	StopOnLoss bool
 	// TransactionTimeout is after what time without a commit the broker aborts a transaction, also that of a process which died.

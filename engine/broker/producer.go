@@ -40,6 +40,10 @@ const (
 	bufferedBytesMax   = 256 << 20
 )
 
+// batchBytesMax is the largest record batch sent, and so the largest message: what brokers take by default (max.message.bytes). The
+// client's own default is less than what is let into tables.
+const batchBytesMax = 1<<20 + 12
+
 // NewProducer returns a producer; with a transactional id it is the only one of that id from its first Begin on: the
 // broker ends the transaction an earlier one left open, and refuses the earlier one from then on.
 func NewProducer(opts Options, transactionalID string) (*Producer, error) {
@@ -54,13 +58,11 @@ func (p *Producer) connect() error {
 		// A topic that is being created, by us or by the broker, is not known everywhere at once.
 		kgo.UnknownTopicRetries(20),
 		kgo.ProducerLinger(p.opts.Gather),
+		kgo.ProducerBatchMaxBytes(batchBytesMax),
 		kgo.DisableClientMetrics(), // KIP-714: nothing of the client goes to the broker unasked
 		kgo.MaxBufferedRecords(bufferedRecordsMax),
 		kgo.MaxBufferedBytes(bufferedBytesMax),
 	)
-	if p.opts.ProduceBytesMax > 0 {
-		kopts = append(kopts, kgo.ProducerBatchMaxBytes(p.opts.ProduceBytesMax))
-	}
 	if p.id != "" {
 		// Version 5 of TxnOffsetCommit adds the group to the transaction by itself, but only where the cluster runs the second
 		// part of KIP-890, which a client cannot ask for. With version 4 the same two requests are right everywhere.

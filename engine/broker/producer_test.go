@@ -28,7 +28,7 @@ func TestProducerTellsOfCommittedOnly(t *testing.T) {
 		return nil, nil, false
 	})
 	var told []string
-	p, err := NewProducer(Options{Brokers: fake.ListenAddrs(), ProduceBytesMax: 1 << 20, TransactionTimeout: time.Minute, Log: slog.New(slog.DiscardHandler), Delivered: func(d Delivered) {
+	p, err := NewProducer(Options{Brokers: fake.ListenAddrs(), TransactionTimeout: time.Minute, Log: slog.New(slog.DiscardHandler), Delivered: func(d Delivered) {
 		told = append(told, string(d.Value))
 	}}, "id")
 	if err != nil {
@@ -65,5 +65,32 @@ func TestProducerTellsOfCommittedOnly(t *testing.T) {
 	}
 	if !slices.Equal(told, []string{"committed"}) {
 		t.Fatalf("told of %v", told)
+	}
+}
+
+// A table write or a message for later of nearly 1 MiB, which is let in, must also be let out: a changelog that does not take it ends the app, at
+// every start.
+func TestProducerLargeMessage(t *testing.T) {
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fake.Close()
+	p, err := NewProducer(Options{Brokers: fake.ListenAddrs(), Log: slog.New(slog.DiscardHandler)}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	send := func(size int) error {
+		_, _, err := p.SendSync(ctx, record.Output{Topic: "out", Value: make([]byte, size)})
+		return err
+	}
+	if err := send(1<<20 - 200); err != nil { // abi.ChangeBytesMax, and what a row of the scheduler may be, are less
+		t.Error(err)
+	}
+	if err := send(1<<20 + 100); !(SendFailure{Err: err}).TooLarge() {
+		t.Errorf("beyond what brokers take by default: %v", err)
 	}
 }
