@@ -793,6 +793,9 @@ func (c *committer) blame(refused []refusal) error {
 			continue
 		}
 		why = fmt.Errorf("output of record %s/%d@%d to topic %q refused: %w", rec.Topic, rec.Partition, rec.Offset, out.Topic, r.Err)
+		if r.feed.agent.lost(rec, out, r.Err) {
+			continue
+		}
 		k, err := r.feed.agent.knownFailure(r.batch, r.v, r.SendFailure)
 		if err != nil {
 			c.fail(err)

@@ -26,6 +26,15 @@ type timed interface {
 	Refused(p record.Partition, out *record.Output, err error)
 }
 
+// reporting is a caller some of whose outputs only tell of what it did. If the broker will not take one of them, that one is lost, and not
+// the record it came from.
+type reporting interface {
+	caller
+	// Lost tells that an output of a record of the partition was refused, and says whether it is lost; otherwise the record fails. With
+	// exactly_once the record comes again and must not make that output. It may come from any goroutine.
+	Lost(p record.Partition, out *record.Output, err error) bool
+}
+
 // step moves one batch of one partition through one agent: records -> one call -> policy -> the running epoch.
 //
 // Nothing waits for the broker here. The committer makes durable what steps have applied, all of it at once: outputs,

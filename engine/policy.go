@@ -271,6 +271,12 @@ func (a *agent) refused(tick *record.Record, out *record.Output, err error) {
 	a.code.(timed).Refused(record.Partition{Topic: tick.Topic, Number: tick.Partition}, out, err)
 }
 
+// lost says whether a record does without an output that the broker will not take.
+func (a *agent) lost(rec *record.Record, out *record.Output, err error) bool {
+	code, ok := a.code.(reporting)
+	return ok && code.Lost(record.Partition{Topic: rec.Topic, Number: rec.Partition}, out, err)
+}
+
 // wrote says whether an output is a dead letter of the agent's policy.
 func (a *agent) wrote(o *record.Output) bool {
 	return isDeadLetter(o) && o.Topic == a.plan.OnError.DeadLetterTopic
@@ -330,6 +336,9 @@ func (a *agent) redirect(batch *record.Batch, v *verdict, refused []broker.SendF
 		}
 		if batch.Tick {
 			a.refused(rec, out, r.Err)
+			continue
+		}
+		if a.lost(rec, out, r.Err) {
 			continue
 		}
 		if a.wrote(out) {

@@ -29,6 +29,7 @@ type schedule struct {
 	distributing *agent             // that reads the requests
 	table        int                // of the plan
 	clean        time.Duration      // between two looks for ids to forget
+	noisy        sampler            // what is lost
 
 	mu    sync.Mutex
 	parts map[int32]*schedulePart // guarded by mu
@@ -44,7 +45,7 @@ type schedulePart struct {
 	refused []scheduler.Refusal     // guarded by mu
 	planned []scheduler.Refusal     // guarded by mu; at_least_once: in steps that are not committed
 	closed  map[string]*closedTopic // guarded by mu; topics that were refused
-	lost    map[string]time.Time    // guarded by mu; rejections that were refused, by their content
+	lost    map[string]time.Time    // guarded by mu; outputs but messages that were too large, by their content
 	counts  scheduler.Counts        // guarded by mu; of what is committed
 }
 
@@ -57,10 +58,10 @@ type closedTopic struct {
 }
 
 const (
-	closedFirst = time.Second // how long a topic is closed after the first refusal
-	closedTop   = time.Minute
-	refusedMax  = 50_000      // refusals that are remembered; of others we are told again
-	lookEvery   = time.Second // how late a jump of the clock is noticed
+	closedFirst = time.Second      // how long a topic is closed after the first refusal
+	closedTop   = 15 * time.Second // less than the last pause of a message: it is not given up without a try after that of another
+	refusedMax  = 50_000           // refusals that are remembered; of others we are told again
+	lookEvery   = time.Second      // how late a jump of the clock is noticed
 	cleanPause  = 10 * time.Millisecond
 )
 
@@ -91,7 +92,7 @@ func newSchedule(a *App) *schedule {
 	s.Horizon, s.Remember, s.Provenance, s.Interleave = c.Horizon, c.JanitorHighwaterOffset, c.Provenance, c.Interleave
 	s.Cron, s.CronMinGap, s.CronGrace = c.CronEnabled, c.CronMinInterval, c.CronTickInterval
 	s.CronReplayBack = time.Duration(c.DispatcherLookbackDays) * 24 * time.Hour
-	return &schedule{app: a, log: a.log.With("component", "scheduler"), settings: s, clean: c.JanitorCleanInterval, parts: map[int32]*schedulePart{}}
+	return &schedule{app: a, log: a.log.With("component", "scheduler"), settings: s, clean: c.JanitorCleanInterval, noisy: sampler{burst: 20, rate: 1}, parts: map[int32]*schedulePart{}}
 }
 
 // begin completes the settings with what the topics are.
@@ -168,9 +169,9 @@ func (d distributor) Call(ctx context.Context, _ int, b *record.Batch) (record.R
 			return record.Result{}, d.app.tables.Distrust(d.table, number, err)
 		}
 	}
-	res := record.Result{Outputs: st.Outputs, Changes: st.Changes, Wake: st.Wake, Done: len(b.Records)}
+	p := d.part(number)
+	res := record.Result{Outputs: d.sendable(p, st.Outputs, anyOutput), Changes: st.Changes, Wake: st.Wake, Done: len(b.Records)}
 	if len(st.Outcomes) > 0 {
-		p := d.part(number)
 		res.Kept = func() { p.count(st.Outcomes) }
 	}
 	return res, nil
@@ -192,7 +193,7 @@ func (d deliverer) Call(ctx context.Context, _ int, b *record.Batch) (record.Res
 	} else {
 		var st scheduler.Step
 		st, err = d.settings.Intake(table, b.Records, time.Now())
-		res = record.Result{Outputs: st.Outputs, Changes: st.Changes, Wake: st.Wake}
+		res = record.Result{Outputs: d.sendable(p, st.Outputs, anyOutput), Changes: st.Changes, Wake: st.Wake}
 		res.Kept = func() { p.count(st.Outcomes) }
 	}
 	if err != nil {
@@ -229,7 +230,7 @@ func (s *schedule) tick(p *schedulePart, table rows, now time.Time) (record.Resu
 	if again := now.Add(lookEvery); st.Wake.IsZero() || st.Wake.After(again) {
 		st.Wake = again // the wall clock may be set, which no timer notices
 	}
-	res := record.Result{Outputs: p.sendable(st.Outputs), Changes: st.Changes, Wake: st.Wake}
+	res := record.Result{Outputs: s.sendable(p, st.Outputs, ofNoMessage), Changes: st.Changes, Wake: st.Wake}
 	for i := range res.Outputs {
 		if o := &res.Outputs[i]; o.Record >= 0 {
 			o.Of = st.Messages[o.Record]
@@ -337,50 +338,102 @@ func (d deliverer) Refused(from record.Partition, out *record.Output, err error)
 	defer p.mu.Unlock()
 	m, ok := out.Of.(*scheduler.Message)
 	if !ok {
-		for content, at := range p.lost {
-			if now.Sub(at) > closedTop {
-				delete(p.lost, content)
-			}
-		}
-		p.lost[content(out)] = now
-		d.log.Error("a rejection or result cannot be written, it is lost", "topic", out.Topic, "record", string(out.Value), "err", err)
+		d.lose(p, out, failure, now)
 		return
 	}
 	if len(p.refused) < refusedMax {
 		p.refused = append(p.refused, scheduler.Refusal{Message: m, Reason: err.Error(), Permanent: failure.TooLarge()})
 	}
-	if failure.TooLarge() {
-		return
+	if !failure.TooLarge() && p.close(out.Topic, err, now) {
+		d.log.Warn("the broker takes no messages for a topic; they are tried again, then rejected", "topic", out.Topic, "err", err)
 	}
-	t := p.closed[out.Topic]
+}
+
+// Lost is reporting's: rejections and results are lost, not what they tell of. A request that has become too large on its way to the partition of
+// its id is lost, too; if it cannot go there for another reason, none can.
+func (s *schedule) Lost(from record.Partition, out *record.Output, err error) bool {
+	failure := broker.SendFailure{Err: err}
+	if out.Topic == s.settings.Actions && !failure.TooLarge() {
+		return false
+	}
+	p := s.part(from.Number)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.lose(p, out, failure, time.Now())
+	return true
+}
+
+// lose notes an output that is not to be made again. p.mu is held.
+func (s *schedule) lose(p *schedulePart, out *record.Output, failure broker.SendFailure, now time.Time) {
+	for what, at := range p.lost {
+		if now.Sub(at) > closedTop {
+			delete(p.lost, what)
+		}
+	}
+	if failure.TooLarge() {
+		p.lost[s.content(out)] = now
+	} else {
+		p.close(out.Topic, failure.Err, now)
+	}
+	s.logLost(out, failure.Err)
+}
+
+// close leaves a topic alone for a while that the broker takes nothing for; it says whether that is new. p.mu is held.
+func (p *schedulePart) close(topic string, err error, now time.Time) (first bool) {
+	t := p.closed[topic]
 	switch {
 	case t == nil:
-		t = &closedTopic{pause: closedFirst}
-		p.closed[out.Topic] = t
-		d.log.Warn("the broker takes no messages for a topic; they are tried again, then rejected", "topic", out.Topic, "err", err)
+		t, first = &closedTopic{pause: closedFirst}, true
+		p.closed[topic] = t
 	case now.Before(t.until):
-		return // of the same try
+		return false // of the same try
 	default:
 		t.pause = min(2*t.pause, closedTop)
 	}
 	t.until, t.reason = now.Add(t.pause), err.Error()
+	return first
 }
 
+// Which outputs of a step may be left out.
+func anyOutput(*record.Output) bool     { return true }
+func ofNoMessage(o *record.Output) bool { return o.Record < 0 }
+
 // sendable leaves out what was refused and cannot be helped.
-func (p *schedulePart) sendable(outs []record.Output) []record.Output {
+func (s *schedule) sendable(p *schedulePart, outs []record.Output, may func(*record.Output) bool) []record.Output {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.lost) == 0 {
+	if len(p.lost)+len(p.closed) == 0 {
 		return outs
 	}
+	now := time.Now()
 	return slices.DeleteFunc(outs, func(o record.Output) bool {
-		_, lost := p.lost[content(&o)]
-		return lost && o.Record < 0
+		if !may(&o) {
+			return false
+		}
+		if _, lost := p.lost[s.content(&o)]; lost {
+			return true
+		}
+		t := p.closed[o.Topic]
+		if t == nil || o.Topic == s.settings.Actions || !now.Before(t.until) {
+			return false
+		}
+		s.logLost(&o, errors.New(t.reason))
+		return true
 	})
 }
 
-func content(o *record.Output) string {
+// content is what an output says again when it is made anew. A result has another time then.
+func (s *schedule) content(o *record.Output) string {
+	if o.Topic == s.settings.Results {
+		return o.Topic + "\x00" + string(o.Key)
+	}
 	return o.Topic + "\x00" + string(o.Key) + "\x00" + string(o.Value)
+}
+
+func (s *schedule) logLost(o *record.Output, err error) {
+	if left, ok := s.noisy.allow(time.Now()); ok {
+		s.log.Error("a rejection, result or request cannot be written, it is lost", "topic", o.Topic, "record", string(o.Value), "err", err, "notShown", left)
+	}
 }
 
 // Overdue tells whether a message that is due has not been delivered, or a partition of the scheduler is not worked on here. It

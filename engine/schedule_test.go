@@ -184,6 +184,69 @@ func TestScheduleRejectionRefused(t *testing.T) {
 	})
 }
 
+// A message for a topic that takes messages again must not be rejected for what was refused before its time.
+func TestScheduleTopicComesBack(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		began := time.Now()
+		back := began.Add(150 * time.Second)
+		l := testSchedule(t, exactlyOnce, func(o *record.Output) error {
+			if o.Topic == "out" && time.Now().Before(back) {
+				return kerr.UnknownTopicOrPartition
+			}
+			return nil
+		})
+		f, _ := l.serve(t)
+		var rs []record.Record
+		var want []string
+		for i := range int64(200) {
+			due := began.Add(time.Duration(i) * time.Second)
+			id := fmt.Sprint("at-", i)
+			if rs = append(rs, scheduleRequest(i, began, "deliver-to", "out", "deliver-at", fmt.Sprint(due.Unix()), "request-id", id)); due.After(back) {
+				want = append(want, id)
+			}
+		}
+		l.feed(f, rs)
+		got, _ := l.settle(t, 10*time.Minute)
+		for _, id := range want {
+			if !slices.Contains(got, id) {
+				t.Errorf("%s is not delivered", id)
+			}
+		}
+	})
+}
+
+// Rejections and results that cannot be written are lost, but not the requests they are about, nor what these ask for.
+func TestScheduleReportsRefused(t *testing.T) {
+	both(t, func(t *testing.T, exactlyOnce bool) {
+		for _, why := range []error{kerr.TopicAuthorizationFailed, kerr.MessageTooLarge} {
+			l := testSchedule(t, exactlyOnce, func(o *record.Output) error {
+				if strings.HasSuffix(o.Topic, "-rejections") || strings.HasSuffix(o.Topic, "-results") {
+					return why
+				}
+				return nil
+			}, func(c *config.Scheduler) { c.Results = true })
+			l.app.schedule.settings.Partitions = 1
+			f, _ := l.serve(t)
+			g := l.receive(t)
+			now := time.Now()
+			at := fmt.Sprint(now.Add(3 * time.Second).Unix())
+			var here, there []record.Record
+			for i := range int64(10) {
+				id := fmt.Sprint("id-", i)
+				here = append(here, scheduleRequest(2*i, now, "deliver-to", "out", "deliver-at", now.Add(2*time.Second).UTC().Format(time.RFC3339), "request-id", id))
+				here = append(here, scheduleRequest(2*i+1, now, "deliver-to", "out", "request-id", "wrong-"+id))
+				there = append(there, scheduleRequest(i, now, "deliver-to", "out", "deliver-at", at, "request-id", "far-"+id))
+			}
+			l.feed(g, here)
+			l.feed(f, there)
+			got, counts := l.settle(t, 10*time.Second)
+			if len(got) != 20 || counts.Delivered != 20 || counts.Rejected != 10 {
+				t.Errorf("%v: delivered %v, counted %+v", why, got, counts)
+			}
+		}
+	})
+}
+
 // scheduleRequest is a request, or with a source an action.
 func scheduleRequest(offset int64, at time.Time, headers ...string) record.Record {
 	r := record.Record{Offset: offset, Timestamp: at.UnixMilli(), Attempt: 1, Value: []byte("v")}
@@ -200,7 +263,7 @@ func scheduleRequest(offset int64, at time.Time, headers ...string) record.Recor
 func (b *bench) receive(t *testing.T) *feed {
 	t.Helper()
 	ag := newAgent(b.app, &plan.Agent{
-		Name: "requests", Schedule: plan.Distribute, Tables: []plan.TableUse{{Table: 0}}, OnError: plan.Policy{Attempts: 1, Action: plan.Skip},
+		Name: "requests", Schedule: plan.Distribute, Tables: []plan.TableUse{{Table: 0}}, OnError: plan.Policy{Attempts: 1, Action: plan.Stop},
 	})
 	ag.runs(distributor{b.app.schedule})
 	requests := record.Partition{Topic: "app-schedule-requests"}

@@ -109,7 +109,12 @@ func (s *Settings) note(st *Step, at int32, o Outcome, now time.Time) {
 // reject writes a rejection of a request.
 func (s *Settings) reject(st *Step, at int32, rec *record.Record, r *Request, problems []Problem, now time.Time) {
 	s.rejection(st, at, rec.Key, rec.Value, asked(rec.Headers), r.Source, problems)
-	s.note(st, at, Outcome{Verdict: Rejected, Code: problems[0].Code, Verb: r.Verb, ID: r.ID, Topic: r.Topic, Due: r.Due, Source: r.Source}, now)
+	o := Outcome{Verdict: Rejected, Code: problems[0].Code, Verb: r.Verb, ID: r.ID, Topic: r.Topic, Due: r.Due, Source: r.Source}
+	if len(o.ID) > idBytes { // or the result would be as large as the request, twice
+		o.ID = ""
+	}
+	o.Verb, o.Topic = Verb(clip(string(o.Verb))), clip(o.Topic)
+	s.note(st, at, o, now)
 }
 
 // asked is the headers of a request, also where they are those of its action: without what is ours, and with times that can be read.

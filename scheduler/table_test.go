@@ -345,6 +345,13 @@ func TestResults(t *testing.T) {
 	if c.Delivered != 1 {
 		t.Errorf("%+v", c)
 	}
+	long := strings.Repeat("x", 600_000)
+	st = h.s.Distribute([]record.Record{{Headers: headers(HeaderTo, long, HeaderID, long, HeaderAction, long)}}, h.now)
+	for _, o := range st.Outputs {
+		if o.Topic == "results" && len(o.Key)+len(o.Value) > 10_000 || len(o.Key)+len(o.Value) > h.s.RowBytes {
+			t.Errorf("a record of %d bytes for %s, which no broker takes", len(o.Key)+len(o.Value), o.Topic)
+		}
+	}
 }
 
 // Every number that a dashboard of the original shows is there, once.

@@ -145,14 +145,20 @@ func (c *command) scheduleListCommand() *cobra.Command {
 
 func (c *command) scheduleGetCommand() *cobra.Command {
 	var file, address string
+	var cron bool
 	cmd := &cobra.Command{
 		Use:   "get REQUEST-ID",
-		Short: "Print what has become of a request id",
+		Short: "Print what has become of a request id, or with --cron a cron entry",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			return c.askSchedule(file, address, url.Values{"id": {args[0]}})
+			q := url.Values{"id": {args[0]}}
+			if cron {
+				q.Set("list", "crons")
+			}
+			return c.askSchedule(file, address, q)
 		},
 	}
+	cmd.Flags().BoolVar(&cron, "cron", false, "the id is that of a cron entry")
 	cmd.Flags().StringVar(&address, "address", "", "host:port of the engine; else this machine at webPort")
 	c.scheduleFlags(cmd, &file)
 	return cmd

@@ -116,6 +116,9 @@ func TestScheduleShown(t *testing.T) {
 			t.Errorf("%s is %q, not %s", id, p.State, state)
 		}
 	}
+	if p, _ := ask(0, "get", "yearly", "--cron"); p.State != "active" {
+		t.Errorf("yearly is %q", p.State)
+	}
 	ask(1, "get", "nobody")
 	ask(1, "list", "--after", "nonsense")
 	ask(1, "list", "--limit", "100000")

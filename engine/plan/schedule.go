@@ -78,7 +78,7 @@ func (b *builder) schedule() []Agent {
 		Guest: abi.Table{Name: ScheduleTable, Changelog: changelog, KeySerializer: "raw", ValueSerializer: "raw"},
 	}
 	b.tables = append(b.tables, table)
-	policy := Policy{Attempts: 1, Action: Skip} // what can be wrong with a request is a rejection
+	policy := Policy{Attempts: 1, Action: Stop} // what can be wrong with a request is a rejection; one that cannot go its way must not be lost
 	return []Agent{{
 		Name: "scheduler-" + string(Distribute), Label: "scheduler, requests", Pos: at, Schedule: Distribute, Topics: []string{requests}, OnError: policy,
 		// As `kaspr dev --input` is to read values of the requests.
