@@ -422,10 +422,10 @@ var contentTypeHeader = map[string]string{
 
 // failed logs and counts a failure, and gives the response to it: the one the view made, if it could.
 func (v *view) failed(f *record.Failure, made apphttp.Response) apphttp.Response {
-	if f.Kind == record.FailureCode && f.Type == "NotReady" {
+	if f.Kind == record.FailureCode && f.Type == abi.NotReady {
 		return v.notReady(f.Message)
 	}
-	if f.Kind == record.FailureCode && f.Type == "kaspr.HTTPError" && made.Status != 0 && made.Status < 500 {
+	if f.Kind == record.FailureCode && f.Type == abi.HTTPError && made.Status != 0 && made.Status < 500 {
 		return made // the code's answer, and no failure of it; what it was to write is not written all the same
 	}
 	v.stats.FailedBy[kindIndex(f.Kind)].Add(1)

@@ -48,11 +48,17 @@ done:
 
 static void put_text(kbuf *out, const char *text) { kbuf_append(out, text, strlen(text)); }
 
+/* The name of its type, without what stands before a dot: only the engine's own have that, whatever code calls its classes. */
 static void put_type(kbuf *out, PyObject *exc)
 {
     PyObject *name = PyType_GetName(Py_TYPE(exc));
-    if (name != NULL && PyUnicode_Check(name))
-        put_str(out, name, TYPE_MAX);
+    if (name != NULL && PyUnicode_Check(name)) {
+        Py_ssize_t len = PyUnicode_GET_LENGTH(name), dot = PyUnicode_FindChar(name, '.', 0, len, -1);
+        if (dot >= 0)
+            Py_SETREF(name, PyUnicode_Substring(name, dot + 1, len));
+        if (name != NULL)
+            put_str(out, name, TYPE_MAX);
+    }
     Py_XDECREF(name);
     PyErr_Clear();
 }
@@ -252,7 +258,9 @@ int kaspr_fail(uint32_t unit, int kind, PyObject *where)
         else if (PyErr_GivenExceptionMatches(exc, PyExc_MemoryError))
             kind = KASPR_FAILURE_MEMORY;
         if (PyErr_GivenExceptionMatches(exc, kaspr_runtime.http_error))
-            put_text(&type, "kaspr.HTTPError"); /* others may call a class of theirs HTTPError, too */
+            put_text(&type, KASPR_HTTP_ERROR);
+        else if (PyErr_GivenExceptionMatches(exc, kaspr_runtime.not_ready))
+            put_text(&type, KASPR_NOT_READY);
         else
             put_type(&type, exc);
         put_message(&message, exc);

@@ -46,6 +46,9 @@
 
 #define KASPR_RESPONSE_TOPIC ":response"
 
+#define KASPR_HTTP_ERROR "kaspr.HTTPError"
+#define KASPR_NOT_READY "kaspr.NotReady"
+
 #define KASPR_OP_LOG 1
 #define KASPR_OP_SLEEP 2
 #define KASPR_OP_SEND 3

@@ -111,6 +111,13 @@ const (
 // is meant for the partition that has the key, wherever that is: the host finds it.
 const ResponseTopic = ":response"
 
+// Types of failures that are the engine's own exceptions, or of classes made from them. That of any other exception has no dot, whatever
+// code calls its classes.
+const (
+	HTTPError = "kaspr.HTTPError"
+	NotReady  = "kaspr.NotReady"
+)
+
 // Host call operations.
 const (
 	OpLog         = 1 // req: u8 level (10 debug, 20 info, 30 warning, 40 error, as Python's logging), text; resp: empty
