@@ -140,6 +140,8 @@ func frame(symbol, binary string) Frame {
 	}
 	name := symbol[strings.LastIndex(symbol, "/")+1:]
 	switch {
+	case !strings.Contains(name, "."): // Go's names have their package
+		return Frame{name, Native}
 	case strings.HasPrefix(symbol, "kaspr.io/"):
 		return Frame{name, Engine}
 	case strings.HasPrefix(symbol, "github.com/twmb/"):

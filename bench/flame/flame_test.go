@@ -28,6 +28,7 @@ const script = `
 	          400500 runtime.mcall (/bin/kaspr)
 
 	    7f1000000000 rocksdb::DB::Get(rocksdb::Slice const&) (/usr/lib/librocksdb.so.7.8.3)
+	          400600 kst_write (/bin/kaspr)
 	               0 [unknown] ([unknown])
 `
 
@@ -56,7 +57,8 @@ func TestParse(t *testing.T) {
 Go's runtime g *
  runtime.futex.abi0 g *
   kernel s *
-librocksdb r *
+kst_write r *
+ librocksdb r *
 `; got.String() != want {
 		t.Errorf("stacks\n%swant\n%s", got.String(), want)
 	}

@@ -57,8 +57,12 @@ type report struct {
 }
 
 func newReport(t *testing.T) *report {
+	args := slices.Clone(os.Args[1:])
+	if i := slices.Index(args, "-results"); i >= 0 {
+		args = slices.Delete(args, i, i+2) // where they are is of no use to who reads them
+	}
 	r := &report{
-		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(os.Args[1:], " "),
+		Date: time.Now().UTC().Format(time.RFC3339), Commit: commit(), Command: strings.Join(args, " "),
 		Machine: fmt.Sprintf("%d processors, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, processor()),
 	}
 	if *results == "" {
