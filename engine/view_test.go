@@ -1,10 +1,15 @@
 package engine
 
 import (
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	apphttp "kaspr.io/kaspr/http"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // Requests that are taken together with a slow one wait for it. After one, a view must take them one by one, and many again once all are quick.
@@ -42,4 +47,29 @@ func TestViewBytes(t *testing.T) {
 			t.Errorf("%d requests are one call, want %d", n, want)
 		}
 	}
+}
+
+// A request that needs a table which is being restored is to come again, and is told how far that is, whatever the view says of errors.
+func TestViewNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, nil, plan.Agent{}, limits{}, true)
+		x := newTablesFixture(t)
+		b.app.tables, b.app.plan.Tables = x.tables, x.tables.plan
+		v := newView(b.app, &plan.View{Name: "get", Tables: []plan.TableUse{{Table: users}}})
+		b.app.seen.running.Store(true)
+		x.append("users-log", 2, "a=1", "b=2", "c=3")
+		x.logs.change(func() { x.logs.silent = true })
+		x.Acquire(2, []int{users}, nil)
+		x.notReady(2, users)
+		r := v.failed(&record.Failure{Kind: record.FailureCode, Type: abi.NotReady, Message: "partition 2"}, apphttp.Response{Status: 418})
+		if want := `{"error":"partition 2","progress":[{"table":"users","partition":2,"phase":"restoring","left":3,`; r.Status != 503 || !strings.HasPrefix(string(r.Body), want) {
+			t.Errorf("%d %s, want 503 %s", r.Status, r.Body, want)
+		}
+		if len(r.Headers) != 1 || r.Headers[0].Name != "Retry-After" {
+			t.Errorf("headers %v", r.Headers)
+		}
+		if v.stats.NotReady.Load() != 1 || v.stats.FailedBy[record.FailureCode].Load() != 0 {
+			t.Error("it is counted as a failure of the code")
+		}
+	})
 }
