@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,13 +26,41 @@ import (
 // the group to the last committed offset. The broker shares the processors.
 func BenchmarkApp(b *testing.B) {
 	for _, w := range []struct{ name, manifest string }{{"w1", workload.W1}, {"w2", workload.W2}} {
-		b.Run(w.name, func(b *testing.B) { benchmarkApp(b, w.manifest, 200_000) })
+		b.Run(w.name, func(b *testing.B) { benchmarkApp(b, w.manifest, 200_000, 1, nil) })
 	}
 }
 
-func benchmarkApp(b *testing.B, text string, n int) {
+const acks = `
+apiVersion: kaspr.io/v1alpha1
+kind: KasprAgent
+metadata: {name: acks, labels: {kaspr.io/app: bench}}
+spec:
+  input: {topic: {name: in}}
+  processors:
+    pipeline: [send, answer]
+    operations:
+      - name: send
+        topicSend: {name: acked, ack: true, passThrough: false}
+      - name: answer
+        map: {python: "def answer(metadata): return metadata['offset']"}
+  output: {topics: [{name: out}]}
+`
+
+// BenchmarkAcks is an agent that sends each record on and waits for the broker's answer: one after the other, and many at once.
+func BenchmarkAcks(b *testing.B) {
+	for _, concurrency := range []string{"1", "64", "1000"} {
+		b.Run("concurrency="+concurrency, func(b *testing.B) {
+			benchmarkApp(b, acks, 10_000, 2, map[string]string{"batchConcurrencyMax": concurrency})
+		})
+	}
+}
+
+// benchmarkApp runs an app on a backlog of n records, of each of which about outputs messages come.
+func benchmarkApp(b *testing.B, text string, n, outputs int, settings map[string]string) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	cfg, p := planned(b, text, map[string]string{"topicPartitions": "4"})
+	flags := map[string]string{"topicPartitions": "4"}
+	maps.Copy(flags, settings)
+	cfg, p := planned(b, text, flags)
 	cfg = dev.Adapt(cfg)
 	rt := sandbox(b, cfg)
 	var took time.Duration
@@ -50,7 +79,7 @@ func benchmarkApp(b *testing.B, text string, n int) {
 		}
 		took += time.Since(began)
 		b.StopTimer()
-		if lines := bytes.Count(out.Bytes(), []byte("\n")); lines < n*8/10 || lines > n {
+		if lines := bytes.Count(out.Bytes(), []byte("\n")); lines < outputs*n*8/10 || lines > outputs*n {
 			b.Fatalf("%d outputs of %d records", lines, n)
 		}
 		broker.Close()

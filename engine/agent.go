@@ -282,13 +282,15 @@ func guestLine(log *slog.Logger, print *sampler, level int, text string) {
 	log.Log(context.Background(), to, text, attrs...)
 }
 
-func (a *agent) Send(ctx context.Context, out record.Output) ([]byte, error) {
+func (a *agent) Send(ctx context.Context, out record.Output, done func([]byte, error)) {
 	w, _ := ctx.Value(workKey{}).(*work)
-	d, at, err := a.app.commits.sendNow(ctx, w, out)
-	if err != nil {
-		return nil, err
-	}
-	return sentMetadata(d, at)
+	a.app.commits.sendNow(ctx, w, out, func(d broker.Delivered, at time.Time, err error) {
+		if err != nil {
+			done(nil, err)
+			return
+		}
+		done(sentMetadata(d, at))
+	})
 }
 
 func sentMetadata(d broker.Delivered, at time.Time) ([]byte, error) {

@@ -569,7 +569,7 @@ func (a *App) replace(ctx context.Context, left []string) {
 
 // startLanes makes the lanes: one for each group of agents and each slot.
 func (a *App) startLanes() []*lane {
-	lim := limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger}
+	lim := limits{a.cfg.Batch.RecordsMax, a.cfg.Batch.BytesMax, a.cfg.Batch.Linger, a.cfg.Batch.ConcurrencyMax}
 	groups := map[int][]*lane{}
 	var all []*lane
 	for _, ag := range a.agents {

@@ -86,7 +86,7 @@ func (s *CommitStats) changed(changelog string, set *state.ChangeSet) {
 // sender is what the committer needs of broker.Producer.
 type sender interface {
 	Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure))
-	SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error)
+	SendOne(ctx context.Context, o record.Output, done func(broker.Delivered, time.Time, error))
 	Append(ctx context.Context, to record.Partition, n int, entry func(int) broker.Entry, done func(int64, error))
 	Begin() error
 	Commit(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
@@ -309,31 +309,37 @@ func (c *committer) full() bool {
 	return e.bytes > pendingBytesMax
 }
 
-// sendNow sends one output of a step under way and waits for the broker (topicSend with ack). With exactly_once it is part
-// of the running transaction, which therefore cannot end before the step.
-func (c *committer) sendNow(ctx context.Context, w *work, o record.Output) (broker.Delivered, time.Time, error) {
+// sendNow sends one output of a step under way; done is called with what the broker says (topicSend with ack). With exactly_once it is
+// part of the running transaction, which therefore cannot end before the step.
+func (c *committer) sendNow(ctx context.Context, w *work, o record.Output, done func(broker.Delivered, time.Time, error)) {
 	if !c.exactlyOnce {
-		return c.producer.SendSync(ctx, o)
+		c.producer.SendOne(ctx, o, done)
+		return
 	}
 	if w == nil {
-		return broker.Delivered{}, time.Time{}, errors.New("a message can be sent only while a record is processed")
+		done(broker.Delivered{}, time.Time{}, errors.New("a message can be sent only while a record is processed"))
+		return
 	}
 	e, err := c.pin(ctx, w)
 	if err != nil {
-		return broker.Delivered{}, time.Time{}, err
+		done(broker.Delivered{}, time.Time{}, err)
+		return
 	}
-	defer e.sentAll()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(e.ctx, cancel)()
-	d, at, err := c.producer.SendSync(ctx, o)
-	if err != nil && !(broker.SendFailure{Err: err}).OfMessage() {
-		e.poison(err) // nor is it the record's fault
-	}
-	return d, at, err
+	stop := context.AfterFunc(e.ctx, cancel)
+	c.producer.SendOne(ctx, o, func(d broker.Delivered, at time.Time, err error) {
+		stop()
+		cancel()
+		if err != nil && !(broker.SendFailure{Err: err}).OfMessage() {
+			e.poison(err) // nor is it the record's fault
+		}
+		e.finish(nil)
+		done(d, at, err)
+	})
+	e.sentAll()
 }
 
-// pin keeps the current epoch from being cut until the step is over, and counts a call of the producer.
+// pin keeps the current epoch from being cut until the step is over, and counts a call of the producer and its delivery.
 func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 	for {
 		c.cut.RLock() // until the pin is there: otherwise close could have found none, and cut the epoch nevertheless
@@ -350,6 +356,7 @@ func (c *committer) pin(ctx context.Context, w *work) (*epoch, error) {
 			}
 			e.sent++
 			e.sending++
+			e.left++ // code may end without having waited for it
 			e.mu.Unlock()
 			c.cut.RUnlock()
 			return e, nil
@@ -933,13 +940,14 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 }
 
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
-// those that failed for good go to the failure policy at once.
-func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict) {
+// those that failed for good go to the failure policy at once. If some were repeated (record.Result) they run one after the other
+// now, so that it does not happen again.
+func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict, repeated bool) {
 	e := w.pinned
 	c.cut.RLock()
 	// In an epoch that is rolled back already a record may fail for want of it. What fails by itself does so again.
 	if !l.stale(w) && e.poison(errTakenBack) {
-		l.again(f, w, v)
+		l.again(f, w, v, repeated)
 	}
 	c.cut.RUnlock()
 	c.unpin(w)

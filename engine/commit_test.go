@@ -202,6 +202,74 @@ func TestCommitTakesBackAcknowledgedSends(t *testing.T) {
 	})
 }
 
+// repeatingCode sends each record with ack, and says of its first concurrent calls that some were run again.
+type repeatingCode struct {
+	app      *committer
+	repeat   int
+	together []int // Concurrency of its calls
+}
+
+func (c *repeatingCode) Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error) {
+	c.together = append(c.together, b.Concurrency)
+	res, err := (&sendingCode{app: c.app, fail: -1}).Call(ctx, slot, b)
+	if c.repeat > 0 && b.Concurrency > 1 {
+		c.repeat--
+		again, _ := (&sendingCode{app: c.app, fail: -1}).Call(ctx, slot, b)
+		again.Repeated = true
+		return again, err
+	}
+	return res, err
+}
+
+// What records sent that were run again must not be there twice; and they run one after the other then, or it would never end.
+func TestCommitTakesBackRepeatedSends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		code := &repeatingCode{repeat: 1000}
+		b := testLane(t, code, plan.Agent{}, limits{records: 4, bytes: 1 << 20, concurrency: 8}, true)
+		code.app = b.commits
+		f := b.open(in0)
+		b.feed(f, records(0, 0, 8))
+		stop := b.start()
+		time.Sleep(5 * time.Second)
+		if got := b.kafka.keys("acked"); !slices.Equal(got, offsets(0, 8)) {
+			t.Fatalf("messages sent with ack: %v", got)
+		}
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 8)) || b.kafka.stored(in0) != 8 {
+			t.Fatalf("outputs %v, stored %d", got, b.kafka.stored(in0))
+		}
+		if code.repeat != 998 || len(code.together) > 6 { // once for each batch
+			t.Errorf("records at once, by call: %v", code.together)
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// Without transactions nothing takes back what a record behind a failed one has sent: it must not run before that one is done.
+func TestLaneConcurrency(t *testing.T) {
+	for _, test := range []struct {
+		exactlyOnce, retries bool
+		want                 int
+	}{{true, false, 8}, {true, true, 8}, {false, false, 8}, {false, true, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			code := &repeatingCode{}
+			p := plan.Agent{OnError: plan.Policy{Attempts: 1, Action: plan.Skip}}
+			if test.retries {
+				p.OnError.Attempts = 3
+			}
+			b := testLane(t, code, p, limits{records: 4, bytes: 1 << 20, concurrency: 8}, test.exactlyOnce)
+			code.app = b.commits
+			b.feed(b.open(in0), records(0, 0, 4))
+			stop := b.start()
+			time.Sleep(time.Second)
+			if err := stop(); err != nil || !slices.Equal(code.together, []int{test.want}) {
+				t.Errorf("%+v: records at once, by call: %v, %v", test, code.together, err)
+			}
+		})
+	}
+}
+
 // A record that fails because the transaction it sends in is rolled back on another's account is processed again, as if nothing had been.
 func TestCommitFailureOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -282,6 +350,7 @@ func TestCommitWaitsForPins(t *testing.T) {
 					return
 				}
 				e.sentAll()
+				e.finish(nil) // the broker has acknowledged it
 				if b.commits.epoch() != e {
 					t.Error("an epoch was cut while a step had sent in it")
 				}
@@ -323,7 +392,9 @@ func (c *sendingCode) Call(ctx context.Context, slot int, b *record.Batch) (reco
 	w, _ := ctx.Value(workKey{}).(*work)
 	refused := map[int64]bool{}
 	for _, r := range b.Records {
-		if _, _, err := c.app.sendNow(ctx, w, record.Output{Topic: "acked", Key: fmt.Append(nil, r.Offset)}); err != nil {
+		sent := make(chan error, 1)
+		c.app.sendNow(ctx, w, record.Output{Topic: "acked", Key: fmt.Append(nil, r.Offset)}, func(_ broker.Delivered, _ time.Time, err error) { sent <- err })
+		if err := <-sent; err != nil {
 			refused[r.Offset] = true
 		}
 		time.Sleep(30 * time.Millisecond) // a commit is due in the middle of the batch

@@ -88,10 +88,10 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 			return err
 		}
 	}
-	if w.pinned != nil && len(result.Failures) > 0 && !batch.Tick {
-		// A failed record may have sent something already, which only the end of the transaction takes back. What a tick sent stays sent:
-		// the next one would fail in the same way.
-		l.commits.takeBack(ctx, l, f, w, &v)
+	if w.pinned != nil && (len(result.Failures) > 0 || result.Repeated) && !batch.Tick {
+		// A failed record may have sent something already, and one that was run again something twice, which only the end of the
+		// transaction takes back. What a tick sent stays sent: the next one would fail in the same way.
+		l.commits.takeBack(ctx, l, f, w, &v, result.Repeated)
 		return nil
 	}
 

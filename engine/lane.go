@@ -38,9 +38,10 @@ type shareOf struct {
 
 // limits bound what one call takes.
 type limits struct {
-	records int
-	bytes   int64
-	linger  time.Duration // how long to wait for a fuller batch
+	records     int
+	bytes       int64
+	linger      time.Duration // how long to wait for a fuller batch
+	concurrency int           // records in progress at once
 }
 
 // feed is one partition's way to one agent: fetched records that wait for their turn, and those that were processed since
@@ -69,6 +70,7 @@ type feed struct {
 	acted      bool            // a tick has made something since the last cut
 	noSchema   bool            // the last step went back for want of a schema
 	busy       bool            // a step is running
+	alone      int64           // records below this offset are not processed beside others: that has gone wrong
 	era        int             // how often the feed was rewound: what a step began before must not count
 	flush      bool            // what is queued is due now, however little it is
 	draining   bool            // begin no further step: the partition is being revoked, or the engine stops
@@ -452,6 +454,10 @@ func (l *lane) take(f *feed) work {
 		most, bytesMax = t.Max, takeBytesMax
 	}
 	first := &f.chunks[0].records[0]
+	if first.Offset >= f.alone && (l.commits.exactlyOnce || !f.agent.stopOnFailure) {
+		// Otherwise a record behind one that fails may have sent something, which nobody takes back before it is processed again.
+		b.Concurrency = l.limits.concurrency
+	}
 	if k, ok := f.known[first.Offset]; ok {
 		w.known, most = &k, 1
 	} else if b.Take && first.Attempt > 1 {
@@ -517,7 +523,7 @@ func (l *lane) count(f *feed, n int) {
 }
 
 // again prepares that a step is taken back: records that failed for good are known to have, one that is to be retried has had an attempt.
-func (l *lane) again(f *feed, w *work, v *verdict) {
+func (l *lane) again(f *feed, w *work, v *verdict, repeated bool) {
 	for _, failed := range v.failed {
 		offset := w.batch.Records[failed.Record].Offset
 		failed.Record = 0
@@ -536,6 +542,9 @@ func (l *lane) again(f *feed, w *work, v *verdict) {
 		f.taken.records = append([]record.Record(nil), f.taken.records...) // shared with the topic's other agents
 		f.taken.records[v.consumed].Attempt = int32(v.retry) + 1
 		f.notBefore = time.Now().Add(v.pause)
+	}
+	if repeated {
+		f.alone = w.batch.Records[len(w.batch.Records)-1].Offset + 1
 	}
 }
 

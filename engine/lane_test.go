@@ -102,13 +102,14 @@ func (s *fakeBroker) refusal(o *record.Output) error {
 
 func (s *fakeBroker) count(o record.Output) { s.got[o.Topic] = append(s.got[o.Topic], string(o.Key)) }
 
-func (s *fakeBroker) SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error) {
-	failed := make(chan []broker.SendFailure, 1)
-	s.Send(ctx, []record.Output{o}, func(f []broker.SendFailure) { failed <- f })
-	if f := <-failed; len(f) > 0 {
-		return broker.Delivered{}, time.Time{}, f[0].Err
-	}
-	return broker.Delivered{Topic: o.Topic, Key: o.Key}, time.Now(), nil
+func (s *fakeBroker) SendOne(ctx context.Context, o record.Output, done func(broker.Delivered, time.Time, error)) {
+	s.Send(ctx, []record.Output{o}, func(f []broker.SendFailure) {
+		if len(f) > 0 {
+			done(broker.Delivered{}, time.Time{}, f[0].Err)
+			return
+		}
+		done(broker.Delivered{Topic: o.Topic, Key: o.Key}, time.Now(), nil)
+	})
 }
 
 func (s *fakeBroker) Append(_ context.Context, _ record.Partition, n int, _ func(int) broker.Entry, done func(int64, error)) {

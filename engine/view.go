@@ -463,22 +463,18 @@ func (v *view) fallback(operation, cause string) apphttp.Response {
 func (v *view) Log(level int, text string) { guestLine(v.log, &v.print, level, text) }
 
 // Send is a topicSend with ack: it is committed by itself, before the code goes on.
-func (v *view) Send(ctx context.Context, out record.Output) ([]byte, error) {
+func (v *view) Send(ctx context.Context, out record.Output, done func([]byte, error)) {
 	runningContext(ctx).onto(&out)
 	p := &posting{outputs: []record.Output{out}, acked: true}
-	done := make(chan error, 1)
-	p.done = func(err error) { done <- err }
-	v.app.outbox.post(p)
-	select {
-	case err := <-done:
+	p.done = func(err error) {
 		if err != nil {
-			return nil, err
+			done(nil, err)
+			return
 		}
 		v.stats.Sent.add(map[string]int64{out.Topic: 1})
-		return p.metadata()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		done(p.metadata())
 	}
+	v.app.outbox.post(p)
 }
 
 func (v *view) EnsureTopic(ctx context.Context, t abi.TopicRequest) error {

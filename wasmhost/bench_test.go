@@ -22,7 +22,7 @@ const benchOperation = `def enrich(value):
 `
 
 func benchBatch(records, bytes int) *record.Batch {
-	b := &record.Batch{}
+	b := &record.Batch{Concurrency: 64} // as agents have it by default
 	for i := range records {
 		value := fmt.Sprintf(`{"id": %d, "user": "user-%d", "amount": %d.5, "tags": ["a", "b"], "note": "`, i, i%100, i)
 		value += strings.Repeat("x", max(bytes-len(value)-2, 0)) + `"}`
@@ -169,7 +169,7 @@ func BenchmarkTable(b *testing.B) {
 		b.Run(test.name, func(b *testing.B) {
 			tables := memoryTables{}
 			c := load(b, test.program, wasmhost.Options{Tables: tables})
-			batch := &record.Batch{}
+			batch := &record.Batch{Concurrency: 64}
 			for i := range records {
 				value := fmt.Sprintf(`{"id": %d, "user": "user-%d"}`, i, i)
 				batch.Records = append(batch.Records, record.Record{Topic: "in", Offset: int64(i), Timestamp: 1, Value: []byte(value), Attempt: 1})

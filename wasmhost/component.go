@@ -45,11 +45,13 @@ func NewComponent(s *Snapshot, slots int) *Component {
 //     that cannot be decoded fail alone and without that. With StopOnFailure they are halved too: no list may hold
 //     records behind the failed one.
 //   - Order is kept, and StopOnFailure is respected.
+//   - When several records are in progress (Concurrency) and the instance ends, those up to the one at fault are run again one after
+//     the other. Result.Repeated says when some had sent messages by then.
 //   - With tables in the program, a call that ended abnormally returns what was finished: Done may be less than the batch
 //     without an error, but never 0 for a batch that is not empty. Records behind must see the changes of those before, so the
 //     caller applies the Result and calls again with the rest.
 //
-// What is run again repeats its effects outside of the Result: messages that were sent and waited for, and log lines.
+// What is run again repeats its effects outside of the Result: log lines, and messages that were sent and waited for.
 //
 // An error means that ctx ended or no instance could be made; the Result is what was finished before, so records from
 // Done on are untouched. A restored instance starts from the image: what init built is new, what calls changed is gone.
@@ -62,7 +64,7 @@ func (c *Component) Call(ctx context.Context, slot int, b *record.Batch) (record
 	if c.closed.Load() {
 		return record.Result{}, ErrClosed
 	}
-	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure, own: -1, valid: b.CacheValid}
+	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure, own: -1, valid: b.CacheValid, concurrency: b.Concurrency}
 	if len(b.Records) > 0 {
 		r.own = b.Records[0].Partition
 	}
@@ -117,12 +119,14 @@ func (s *slot) drop() error {
 type runner struct {
 	*Component
 	*slot
-	ctx    context.Context
-	stop   bool   // at the first failure
-	own    int32  // partition number of the batch
-	valid  uint32 // its CacheValid
-	result record.Result
-	reruns int // of records behind one that ran out of memory
+	ctx         context.Context
+	stop        bool   // at the first failure
+	own         int32  // partition number of the batch
+	valid       uint32 // its CacheValid
+	result      record.Result
+	concurrency int // records in progress at once, but
+	alone       int // records before this one run one after the other
+	reruns      int // of records behind one that ran out of memory
 }
 
 // rerunsMax bounds how often in one call the work behind a record without memory is thrown away to keep the order.
@@ -143,6 +147,9 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 	b.CacheValid = r.doubt()
 	res, err = r.instance.Call(r.ctx, b)
 	r.memory.Store(r.instance.MemoryBytes())
+	if b.Concurrency > 1 && (res.Repeated || outOfMemory(&res) >= 0 && r.instance.call.sends != nil) {
+		r.result.Repeated = true
+	}
 	switch {
 	case r.instance.ended:
 		r.lose("ended", err)
@@ -204,8 +211,11 @@ func (r *runner) records(records []record.Record) error {
 	most := len(records) // to run at once
 	for r.result.Done < len(records) {
 		first := r.result.Done
-		n := min(most, len(records)-first)
-		res, fresh, err := r.attempt(&record.Batch{Records: records[first : first+n], StopOnFailure: r.stop})
+		n, concurrency := min(most, len(records)-first), r.concurrency
+		if first < r.alone {
+			n, concurrency = min(n, r.alone-first), 1
+		}
+		res, fresh, err := r.attempt(&record.Batch{Records: records[first : first+n], StopOnFailure: r.stop, Concurrency: concurrency})
 		if i := outOfMemory(&res); i >= 0 && err == nil {
 			unit := int(res.Failures[i].Record)
 			alone := fresh && unit == 0
@@ -233,6 +243,11 @@ func (r *runner) records(records []record.Record) error {
 			switch unit := r.result.Done; {
 			case !errors.As(err, &ended) || r.ctx.Err() != nil:
 				return err
+			case concurrency > 1 && n > 1 && unit < first+n && !(errors.Is(ended.Err, ErrDeadline) && first+ended.Unit == unit):
+				r.alone = first + n
+				if ended.Unit >= 0 {
+					r.alone = first + ended.Unit + 1 // or one before it did what it paid for
+				}
 			case ended.Unit < 0 && n > 1:
 				most = max(n/2, 1) // it is not known whose fault it was
 			case unit == first+n:

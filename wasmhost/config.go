@@ -47,14 +47,15 @@ const (
 )
 
 // Host is what a guest can ask of the engine, beyond its own memory. One Host serves one program; its methods are called
-// from the goroutine that runs the call, while no turn of the Gate is held. Time spent in them does not count against
-// the unit's deadline, except that ctx ends when the call's context does: bound the waiting.
+// from the goroutine that runs the call, while no turn of the Gate is held. Time spent in them, or waiting for an answer, does not
+// count against the unit's deadline, except that ctx ends when the call's context does: bound the waiting.
 type Host interface {
 	// Log takes one line the guest logged or printed. Levels are Python's: 10 debug, 20 info, 30 warning, 40 error.
 	Log(level int, text string)
-	// Send produces out and waits for the broker. It answers the JSON object that describes the stored record (see
-	// abi.OpSend). An error's text reaches Python as an exception. out's bytes belong to the host.
-	Send(ctx context.Context, out record.Output) ([]byte, error)
+	// Send begins to produce out. done is called once, from any goroutine and also when the call is over by then, with the JSON
+	// object that describes the stored record (see abi.OpSend), or with an error, whose text reaches Python as an exception. out's
+	// bytes belong to the host.
+	Send(ctx context.Context, out record.Output, done func(answer []byte, err error))
 	// EnsureTopic creates a topic unless it exists.
 	EnsureTopic(ctx context.Context, topic abi.TopicRequest) error
 	// IsLeader tells whether this process leads the app at this moment. It does not wait.
@@ -147,8 +148,8 @@ type refuseAll struct{}
 
 func (refuseAll) Log(int, string) {}
 
-func (refuseAll) Send(context.Context, record.Output) ([]byte, error) {
-	return nil, fmt.Errorf("sending is not available here")
+func (refuseAll) Send(_ context.Context, _ record.Output, done func([]byte, error)) {
+	done(nil, fmt.Errorf("sending is not available here"))
 }
 
 func (refuseAll) Encode([]byte, *abi.EncodeRequest) ([]byte, error) {

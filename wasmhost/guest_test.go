@@ -39,14 +39,15 @@ func (h *fakeHost) Log(level int, text string) {
 	h.logs = append(h.logs, fmt.Sprint(level, " ", text))
 }
 
-func (h *fakeHost) Send(ctx context.Context, out record.Output) ([]byte, error) {
+func (h *fakeHost) Send(ctx context.Context, out record.Output, done func([]byte, error)) {
 	h.mu.Lock()
 	h.sent = append(h.sent, out)
 	h.mu.Unlock()
 	if h.send != nil {
-		return h.send(ctx, out)
+		done(h.send(ctx, out))
+		return
 	}
-	return []byte(`{"offset":7}`), nil
+	done([]byte(`{"offset":7}`), nil)
 }
 
 func (h *fakeHost) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {

@@ -105,11 +105,29 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		if err != nil {
 			return nil, false
 		}
-		in.wait(func(ctx context.Context) { answer, err = host.Send(ctx, out) })
-		if err != nil {
-			return errorAnswer(err), true
-		}
+		in.wait(func(ctx context.Context) {
+			sent := make(chan []byte, 1)
+			host.Send(ctx, out, func(answer []byte, err error) { sent <- sendAnswer(answer, err) })
+			select {
+			case answer = <-sent:
+			case <-ctx.Done():
+				answer = errorAnswer(ctx.Err())
+			}
+		})
 		return answer, true
+	case abi.OpSendStart:
+		out, err := abi.DecodeOutput(request, in.program.topics)
+		if err != nil {
+			return nil, false
+		}
+		in.scratch = le.AppendUint32(in.scratch[:0], in.startSend(out))
+		return in.scratch, true
+	case abi.OpWait:
+		if len(request) != 8 {
+			return nil, false
+		}
+		in.idle(time.Duration(min(binary.LittleEndian.Uint64(request), 1<<62)))
+		return in.call.sends.take(in.scratch[:0]), true
 	case abi.OpEnsureTopic:
 		var topic abi.TopicRequest
 		if json.Unmarshal(request, &topic) != nil || topic.Name == "" {
@@ -299,6 +317,13 @@ func (in *Instance) wait(f func(ctx context.Context)) {
 		in.excuse(time.Since(begin))
 		in.call.outside += time.Since(begin)
 	})
+}
+
+func sendAnswer(answer []byte, err error) []byte {
+	if err != nil {
+		return errorAnswer(err)
+	}
+	return answer
 }
 
 func errorAnswer(err error) []byte {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"strconv"
 	"strings"
@@ -49,18 +50,28 @@ type Instance struct {
 // call is the state of the call that runs. Only the goroutine that runs it touches it: host functions are on its stack.
 type call struct {
 	ctx       context.Context
-	deadline  time.Duration // of a unit
-	unit      uint32        // in progress at the last look
-	since     time.Time     // when unit was first seen, moved on by all waiting that is not the guest's doing
-	raised    bool          // Python was asked to stop
-	holding   bool          // a turn of the Gate
-	cause     error         // why the host ended the call
-	panicked  any           // a panic in host code, to be thrown again outside of the guest
-	waited    time.Duration // in this call: for turns, for the host, asleep
-	outside   time.Duration // of it, what was not for turns
+	deadline  time.Duration    // of a unit
+	unit      uint32           // in progress at the last look
+	since     time.Time        // when unit was first seen, moved on by all waiting that is not the guest's doing
+	raised    bool             // Python was asked to stop
+	looked    time.Time        // last look, moved on likewise
+	spent     map[uint32]spent // of units that were in progress before, once the guest went back to one
+	highest   uint32           // unit seen so far
+	sends     *sends           // nil: none was started
+	holding   bool             // a turn of the Gate
+	cause     error            // why the host ended the call
+	panicked  any              // a panic in host code, to be thrown again outside of the guest
+	waited    time.Duration    // in this call: for turns, for the host, asleep
+	outside   time.Duration    // of it, what was not for turns
 	units     int
 	records   []record.Record // of the batch, one for each unit but of a take batch
 	hardAfter time.Duration   // from since on, the guest is ended
+}
+
+// spent is what a unit has had of its deadline.
+type spent struct {
+	ran    time.Duration
+	raised bool
 }
 
 // callsPerStack is after how many calls an instance gets a new stack for its compiled code. A stack grows (to 100 MB, for deep
@@ -108,7 +119,9 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 		return record.Result{}, &CallError{Err: err, Unit: -1, Operation: -1}
 	}
 	begin := time.Now()
-	in.call = call{ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, since: begin, unit: abi.ProgressIdle}
+	in.call = call{
+		ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, since: begin, looked: begin, unit: abi.ProgressIdle,
+	}
 	if in.calls++; in.calls%callsPerStack == 0 {
 		clear(in.functions)
 	}
@@ -121,6 +134,8 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	in.end()
 	res, err := in.answer(b, code, err)
 	res.Elapsed, res.Waited = time.Since(begin)-in.call.waited, in.call.outside
+	// What was started to be sent by records that are not done is sent again with them.
+	res.Repeated = in.word(abi.StateRepeated) != 0 || (err != nil && in.call.sends != nil)
 	in.count(&res, err)
 	return res, err
 }
@@ -222,7 +237,7 @@ func (in *Instance) run(ctx context.Context, export string, data []byte) (uint32
 	if err := in.r.cfg.Gate.acquire(ctx); err != nil {
 		return 0, &CallError{Err: err, Unit: -1, Operation: -1}
 	}
-	in.call = call{ctx: ctx, deadline: in.program.LoadDeadline, holding: true, since: time.Now(), unit: abi.ProgressIdle}
+	in.call = call{ctx: ctx, deadline: in.program.LoadDeadline, holding: true, since: time.Now(), looked: time.Now(), unit: abi.ProgressIdle}
 	in.begin()
 	defer in.end()
 	if data == nil {
@@ -252,6 +267,8 @@ func (in *Instance) begin() {
 	in.setWord(abi.StateResultLen, 0)
 	in.setWord(abi.StateCommitted, 0)
 	in.setWord(abi.StateReportLen, 0)
+	in.setWord(abi.StateRepeated, 0)
+	in.setWord(abi.StateDeadline, uint32(min(in.call.deadline.Milliseconds()+1, math.MaxUint32)))
 	in.mem.refused = 0
 	in.slot.activate()
 }
@@ -357,17 +374,48 @@ func (in *Instance) tick() uint64 {
 	return abi.TickContinue
 }
 
-// look restarts the clock when the guest has begun another unit.
+// look changes clocks when the guest has gone to another unit. Most guests only go on, to units that are new. One that goes to and fro
+// between units that wait is charged by samples: what passed since the last look, for the unit that is in progress now.
 func (in *Instance) look(now time.Time) {
-	if unit := in.word(abi.StateProgress); unit != in.call.unit {
-		in.call.unit, in.call.since, in.call.raised = unit, now, false
+	c := &in.call
+	unit := in.word(abi.StateProgress)
+	if unit != c.unit {
+		before := c.unit
+		had := spent{c.looked.Sub(c.since), c.raised}
+		isNew := before == abi.ProgressIdle || unit == abi.ProgressIdle || unit > c.highest
+		if c.spent == nil && !isNew {
+			c.spent = map[uint32]spent{}
+		}
+		if c.spent != nil {
+			c.spent[before] = had
+		}
+		c.unit, c.since, c.raised = unit, now, false
+		if !isNew {
+			c.raised = c.spent[unit].raised
+			c.since = now.Add(-c.spent[unit].ran - now.Sub(c.looked))
+		}
+		if unit != abi.ProgressIdle {
+			c.highest = max(c.highest, unit)
+		}
 	}
+	c.looked = now
 }
 
-// excuse takes d off the time the unit has run.
+// excuse takes d, which has just passed, off the time the unit has run.
 func (in *Instance) excuse(d time.Duration) {
 	in.call.since = in.call.since.Add(d)
+	in.call.looked = in.call.looked.Add(d)
 	in.call.waited += d
+}
+
+// left is how much time the unit in progress has before it is to be interrupted, or ended if it was.
+func (in *Instance) left(now time.Time) time.Duration {
+	c := &in.call
+	limit := c.deadline
+	if c.raised {
+		limit = c.hardAfter
+	}
+	return max(limit-now.Sub(c.since), 0)
 }
 
 // pause runs wait without the turn of the Gate and without ticks. When ctx ends before the turn is back, the guest does
@@ -394,11 +442,7 @@ func (in *Instance) sleep(d time.Duration) {
 	now := time.Now()
 	in.look(now)
 	c := &in.call
-	left := c.deadline - now.Sub(c.since)
-	if c.raised {
-		left = c.hardAfter - now.Sub(c.since)
-	}
-	d = min(d, max(left, 0))
+	d = min(d, in.left(now))
 	if d <= 0 {
 		in.setWord(abi.StateInterrupt, 1)
 		return
@@ -412,6 +456,7 @@ func (in *Instance) sleep(d time.Duration) {
 		}
 		c.waited += time.Since(now)
 		c.outside += time.Since(now)
+		c.looked = time.Now()
 	})
 	in.setWord(abi.StateInterrupt, 1) // look at the deadline at once
 }

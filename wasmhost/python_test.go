@@ -61,10 +61,12 @@ func pythonRuntime(t testing.TB) *wasmhost.Runtime {
 
 // host collects what guests log and send.
 type host struct {
-	t    testing.TB
-	mu   sync.Mutex
-	logs []string
-	sent []record.Output
+	t      testing.TB
+	mu     sync.Mutex
+	logs   []string
+	sent   []record.Output
+	ack    time.Duration // how long an answer to Send takes
+	refuse string        // value of messages that are refused
 }
 
 func (h *host) Log(level int, text string) {
@@ -73,11 +75,20 @@ func (h *host) Log(level int, text string) {
 	h.logs = append(h.logs, fmt.Sprint(level, " ", text))
 }
 
-func (h *host) Send(_ context.Context, out record.Output) ([]byte, error) {
+func (h *host) Send(_ context.Context, out record.Output, done func([]byte, error)) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.sent = append(h.sent, out)
-	return []byte(fmt.Sprintf(`{"topic":%q,"partition":0,"offset":%d,"timestamp":0,"timestamp_type":0}`, out.Topic, len(h.sent))), nil
+	answer := []byte(fmt.Sprintf(`{"topic":%q,"partition":0,"offset":%d,"timestamp":0,"timestamp_type":0}`, out.Topic, len(h.sent)))
+	h.mu.Unlock()
+	var err error
+	if h.refuse != "" && string(out.Value) == h.refuse {
+		err = errors.New("refused")
+	}
+	if h.ack > 0 {
+		time.AfterFunc(h.ack, func() { done(answer, err) })
+		return
+	}
+	done(answer, err)
 }
 
 func (h *host) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {

@@ -196,26 +196,39 @@ func delivered(r *kgo.Record) Delivered {
 	return d
 }
 
-// SendSync produces one output and waits for its acknowledgement (topicSend with ack).
-func (p *Producer) SendSync(ctx context.Context, o record.Output) (Delivered, time.Time, error) {
+// SendOne hands one output to the producer; done is called once, from any goroutine, when the broker has acknowledged or refused it
+// (topicSend with ack). It must not block. Such an output does not gather with others.
+func (p *Producer) SendOne(ctx context.Context, o record.Output, done func(Delivered, time.Time, error)) {
 	r := &kgo.Record{}
 	fill(r, &o)
-	acknowledged := make(chan error, 1)
-	p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { acknowledged <- err })
+	stop := func() {}
+	var flushing context.Context
 	if p.opts.Gather > 0 {
-		flushed := make(chan struct{})
-		flushing, stop := context.WithCancel(ctx) // others may keep the client from ever being empty
-		go func() {
-			defer close(flushed)
-			_ = p.cl.Flush(flushing) // it only ends the linger: the acknowledgement tells what became of the output
-		}()
-		defer func() { stop(); <-flushed }()
+		flushing, stop = context.WithCancel(ctx) // others may keep the client from ever being empty
 	}
-	if err := <-acknowledged; err != nil {
-		return Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", o.Topic, err)
+	p.cl.Produce(ctx, r, func(r *kgo.Record, err error) {
+		stop()
+		if err != nil {
+			done(Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", r.Topic, err))
+			return
+		}
+		p.tell(r)
+		done(delivered(r), r.Timestamp, nil)
+	})
+	if flushing != nil {
+		go func() { _ = p.cl.Flush(flushing) }() // it only ends the linger: the acknowledgement tells what became of the output
 	}
-	p.tell(r)
-	return delivered(r), r.Timestamp, nil
+}
+
+// SendSync is SendOne, and waits for what done is told.
+func (p *Producer) SendSync(ctx context.Context, o record.Output) (d Delivered, at time.Time, err error) {
+	done := make(chan struct{})
+	p.SendOne(ctx, o, func(got Delivered, when time.Time, failed error) {
+		d, at, err = got, when, failed
+		close(done)
+	})
+	<-done
+	return d, at, err
 }
 
 // Entry is one record of a changelog.

@@ -168,9 +168,10 @@ type Topics struct {
 
 // Batch bounds what one call takes.
 type Batch struct {
-	RecordsMax int
-	BytesMax   int64
-	Linger     time.Duration
+	RecordsMax     int
+	BytesMax       int64
+	Linger         time.Duration
+	ConcurrencyMax int // records of one call that are in progress at once
 }
 
 // Sandbox bounds user code.

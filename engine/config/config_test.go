@@ -85,7 +85,7 @@ func TestDefault(t *testing.T) {
 		Registry:      Registry{Timeout: 10 * time.Second, CacheMax: 1000, AutoRegister: true, Subjects: "TopicName", ValidateJSON: true},
 		KeySerializer: "raw", ValueSerializer: "json", JSONValueStyle: JSONCompact,
 		ProcessingGuarantee: ExactlyOnce, OnOffsetLost: OffsetFail, TransactionTimeout: 15 * time.Second, StandbyReplicas: 1, Workers: runtime.GOMAXPROCS(0),
-		Batch:          Batch{RecordsMax: 1000, BytesMax: 1 << 20},
+		Batch:          Batch{RecordsMax: 1000, BytesMax: 1 << 20, ConcurrencyMax: 64},
 		CommitInterval: 100 * time.Millisecond, CommitEvery: 10000, QueueRecordsMax: 4096,
 		ShutdownTimeout: 30 * time.Second, RecoveryDelay: 10 * time.Second, WaitEmpty: true, WorkerOrdinal: -1,
 		Sandbox: Sandbox{Deadline: 5 * time.Second, LoadDeadline: time.Minute, MemoryMax: 256 << 20, Tick: 5 * time.Millisecond},

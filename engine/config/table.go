@@ -155,6 +155,8 @@ var settings = []setting{
 		1, 1<<30, func(c *Config) *int64 { return &c.Batch.BytesMax }),
 	durationSetting("batchLinger", "0s", "How long a batch that is not full waits for more records.",
 		0, time.Minute, func(c *Config) *time.Duration { return &c.Batch.Linger }),
+	intSetting("batchConcurrencyMax", "64", "Most records of one batch in progress at once: while the code of one waits (asyncio.sleep, a topicSend with ack), records with other keys begin. 1: one after the other.",
+		1, 10_000, func(c *Config) *int { return &c.Batch.ConcurrencyMax }),
 	durationSetting("commitInterval", "100ms", "How often outputs, table changes and offsets are committed; readers of committed records see outputs this much later. The original's brokerCommitInterval, there 2s.",
 		time.Millisecond, 10*time.Minute, func(c *Config) *time.Duration { return &c.CommitInterval }, alias("brokerCommitInterval")),
 	intSetting("commitEvery", "10000", "There is a commit at the latest after this many records.",

@@ -61,6 +61,9 @@ type Batch struct {
 	// CacheValid has bit i set when nothing but this instance's own, applied calls has changed Program.Tables[i] in this
 	// batch's partition since its last call for that partition: what it remembers of the table may be used.
 	CacheValid uint32
+	// Concurrency is how many records may be in progress at once: while the code of one waits, those behind it with other keys begin.
+	// Up to 1 they run one after the other.
+	Concurrency int
 }
 
 // PartitionByKey as Output.Partition lets the producer choose: murmur2 of the key, or any partition for a null key.
@@ -104,7 +107,7 @@ const (
 	FailureDeadline    FailureKind = 5 // the record ran longer than its deadline
 	FailureMemory      FailureKind = 6 // the instance reached its memory limit
 	FailureTrap        FailureKind = 7 // the instance trapped (wasm fault, stack overflow)
-	FailureSend        FailureKind = 8 // the broker refused an output of the record for good; never from the guest
+	FailureSend        FailureKind = 8 // the broker refused for good what the record sent
 )
 
 // String is the kind's name as it appears in logs, metrics and the kaspr-error-kind header.
@@ -147,9 +150,12 @@ type Result struct {
 	Failures []Failure // in record order
 	// Done counts the records of the batch that were processed or failed, from the front. Less than the batch when
 	// StopOnFailure ended the call early (then the record at Done-1 is the failed one).
-	Done    int
-	Elapsed time.Duration // time inside the guest
-	Waited  time.Duration // and time it waited, asleep or for an answer of the host
+	Done int
+	// Repeated says that records had sent messages ahead of the Result and were run again, or are left to be: what they sent is out
+	// twice unless it is taken back.
+	Repeated bool
+	Elapsed  time.Duration // time inside the guest
+	Waited   time.Duration // and time it waited, asleep or for an answer of the host
 	// Wake is when code that acts by itself wants its next tick: the zero time is never after a tick, and changes nothing after records,
 	// which may only bring the next tick forward.
 	Wake time.Time

@@ -6,14 +6,17 @@
 #include "internal/pycore_call.h"
 #include "internal/pycore_genobject.h"
 
-static PyObject *finish(PyObject *iterator, PyObject *waits_for)
+PyObject *kaspr_outside(PyObject *method, PyObject *a, PyObject *b)
 {
-    /* The task enters this context itself for every step it makes. */
-    if (PyContext_Exit(kaspr_runtime.base_context) < 0)
+    runtime_t *rt = &kaspr_runtime;
+    void *home = kaspr_flight_home();
+    /* Tasks enter their context themselves for every step they make. */
+    if (PyContext_Exit(rt->base_context) < 0)
         return NULL;
-    PyObject *r = PyObject_CallFunctionObjArgs(kaspr_runtime.loop_finish, iterator, waits_for, NULL);
+    PyObject *r = PyObject_CallFunctionObjArgs(method, rt->task, a, b, NULL);
     PyObject *exc = r == NULL ? PyErr_GetRaisedException() : NULL;
-    if (PyContext_Enter(kaspr_runtime.base_context) < 0) {
+    kaspr_flight_return(home);
+    if (PyContext_Enter(rt->base_context) < 0) {
         Py_CLEAR(r);
         Py_XSETREF(exc, PyErr_GetRaisedException());
     }
@@ -31,7 +34,12 @@ PyObject *kaspr_await(PyObject *awaitable)
     PyObject *r = NULL;
     if (PyIter_Send(iterator, Py_None, &r) == PYGEN_NEXT) {
         PyObject *waits_for = r;
-        r = finish(iterator, waits_for);
+        if (kaspr_unit.may_wait) {
+            kaspr_unit.run.iterator = iterator;
+            kaspr_unit.run.waits_for = waits_for;
+            return NULL;
+        }
+        r = kaspr_outside(kaspr_runtime.task_finish, iterator, waits_for);
         Py_DECREF(waits_for);
     }
     Py_DECREF(iterator);
@@ -75,16 +83,7 @@ PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op)
 
 int kaspr_loop_idle(void)
 {
-    runtime_t *rt = &kaspr_runtime;
-    if (PyContext_Exit(rt->base_context) < 0)
-        return -1;
-    PyObject *r = PyObject_CallNoArgs(rt->loop_idle);
-    PyObject *exc = r == NULL ? PyErr_GetRaisedException() : NULL;
+    PyObject *r = kaspr_outside(kaspr_runtime.task_idle, NULL, NULL);
     Py_XDECREF(r);
-    if (PyContext_Enter(rt->base_context) < 0)
-        Py_XSETREF(exc, PyErr_GetRaisedException());
-    if (exc == NULL)
-        return 0;
-    PyErr_SetRaisedException(exc);
-    return -1;
+    return r == NULL ? -1 : 0;
 }

@@ -69,6 +69,12 @@ static PyObject *py_sleep(PyObject *self, PyObject *seconds)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_step(PyObject *self, PyObject *task)
+{
+    (void)self;
+    return kaspr_flight_step(task);
+}
+
 static PyObject *py_interrupted(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
@@ -142,6 +148,7 @@ static PyObject *py_set_sources(PyObject *self, PyObject *sources)
 static PyMethodDef methods[] = {
     {"log", (PyCFunction)(void (*)(void))py_log, METH_FASTCALL, "log(level, text): a line of the engine's log"},
     {"sleep", py_sleep, METH_O, "sleep(seconds)"},
+    {"step", py_step, METH_O, "step(unit task or None): what the event loop runs next belongs to it"},
     {"interrupted", py_interrupted, METH_NOARGS, "whether DeadlineExceeded is to be raised; the caller then does it"},
     {"produce", (PyCFunction)(void (*)(void))py_produce, METH_FASTCALL,
      "produce(topic, key, value, partition, timestamp_ms, headers, key_codec, value_codec)"},

@@ -357,8 +357,14 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
         }
         const char *text;
         kaspr_unit.where = o->where_topic;
-        Py_ssize_t len = kaspr_host(KASPR_OP_SEND, own.data, own.len, &text);
+        Py_ssize_t len = kaspr_host(kaspr_concurrent ? KASPR_OP_SEND_START : KASPR_OP_SEND, own.data, own.len, &text);
         kbuf_free(&own);
+        if (kaspr_concurrent && len == 4) {
+            kaspr_unit.run.ticket = get32(text);
+            kaspr_unit.sent = 1;
+            rc = EMIT_WAITS;
+            goto done;
+        }
         *answer = len < 0 ? NULL : PyObject_CallFunction(kaspr_runtime.acked, "y#", text, len);
         if (*answer == NULL) {
             kaspr_unit.failure = KASPR_FAILURE_SEND;

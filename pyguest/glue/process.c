@@ -3,8 +3,7 @@
 
 unit_t kaspr_unit;
 
-enum { APPLY_ERROR = -1, APPLY_DROP, APPLY_ONE, APPLY_GENERATOR, APPLY_ASYNC_GENERATOR };
-enum { UNIT_SPARE = 4096 }; /* room kept for telling a failure */
+enum { APPLY_ERROR = -1, APPLY_DROP, APPLY_ONE, APPLY_GENERATOR, APPLY_ASYNC_GENERATOR, APPLY_WAITS };
 
 static void at_operation(Py_ssize_t i)
 {
@@ -12,25 +11,15 @@ static void at_operation(Py_ssize_t i)
     kaspr_state.operation = (uint32_t)i;
 }
 
-/* Applies operation i to value; *result is new for everything but DROP and ERROR. */
-static int apply(Py_ssize_t i, PyObject *value, PyObject **result)
+/* What a call of operation i with value gave (stolen): *result is new for everything but DROP, WAITS and ERROR. */
+static int applied(Py_ssize_t i, PyObject *value, PyObject *r, PyObject **result)
 {
-    op_t *op = &kaspr_program.ops[i];
-    at_operation(i);
-    if (op->kind == OP_SEND) {
-        PyObject *answer = NULL;
-        int rc = kaspr_emit(op->send, value, op, op->send->ack && !op->pass_through ? &answer : NULL);
-        if (rc != EMIT_SENT)
-            return rc == EMIT_DROPPED ? APPLY_DROP : APPLY_ERROR;
-        *result = op->pass_through ? Py_NewRef(value) : answer != NULL ? answer : Py_NewRef(Py_None);
-        return APPLY_ONE;
-    }
-    PyObject *r = kaspr_call(&op->code, i == 0 && kaspr_program.task ? NULL : value, op);
     if (r == NULL)
-        return APPLY_ERROR;
-    if (op->kind == OP_MAP) {
+        return kaspr_unit.run.iterator != NULL || kaspr_unit.run.ticket != 0 ? APPLY_WAITS : APPLY_ERROR;
+    op_t *op = &kaspr_program.ops[i];
+    if (op->kind != OP_FILTER) {
         *result = r;
-        if (Py_TYPE(r)->tp_as_async == NULL)
+        if (op->kind == OP_SEND || Py_TYPE(r)->tp_as_async == NULL)
             return APPLY_ONE;
         return PyGen_CheckExact(r) ? APPLY_GENERATOR : PyAsyncGen_CheckExact(r) ? APPLY_ASYNC_GENERATOR : APPLY_ONE;
     }
@@ -51,7 +40,42 @@ static int apply(Py_ssize_t i, PyObject *value, PyObject **result)
     return APPLY_ONE;
 }
 
-/* Next item of a generator of operation i: 1, 0 at its end, -1 on error. */
+/* Applies operation i to value. */
+static int apply(Py_ssize_t i, PyObject *value, PyObject **result)
+{
+    op_t *op = &kaspr_program.ops[i];
+    PyObject *r;
+    at_operation(i);
+    if (op->kind == OP_SEND) {
+        PyObject *answer = NULL;
+        int rc = kaspr_emit(op->send, value, op, op->send->ack && !op->pass_through ? &answer : NULL);
+        if (rc == EMIT_DROPPED)
+            return APPLY_DROP;
+        r = rc != EMIT_SENT ? NULL : op->pass_through ? Py_NewRef(value) : answer != NULL ? answer : Py_NewRef(Py_None);
+    } else {
+        kaspr_unit.may_wait = kaspr_concurrent;
+        r = kaspr_call(&op->code, i == 0 && kaspr_program.task ? NULL : value, op);
+        kaspr_unit.may_wait = 0;
+    }
+    return applied(i, value, r, result);
+}
+
+/* What a generator gave for its next item: 1, 0 at its end, MORE_WAITS, -1 on error. */
+enum { MORE_WAITS = 2 };
+static int drawn(PyObject *item, PyObject **made)
+{
+    *made = item;
+    if (item != NULL)
+        return 1;
+    if (kaspr_unit.run.iterator != NULL)
+        return MORE_WAITS;
+    if (!PyErr_ExceptionMatches(PyExc_StopAsyncIteration))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+/* Next item of a generator of operation i. */
 static int next_item(Py_ssize_t i, PyObject *generator, int kind, PyObject **item)
 {
     at_operation(i);
@@ -72,13 +96,10 @@ static int next_item(Py_ssize_t i, PyObject *generator, int kind, PyObject **ite
     PyObject *next = Py_TYPE(generator)->tp_as_async->am_anext(generator);
     if (next == NULL)
         return -1;
-    *item = kaspr_await(next);
-    if (*item != NULL)
-        return 1;
-    if (!PyErr_ExceptionMatches(PyExc_StopAsyncIteration))
-        return -1;
-    PyErr_Clear();
-    return 0;
+    kaspr_unit.may_wait = kaspr_concurrent;
+    next = kaspr_await(next);
+    kaspr_unit.may_wait = 0;
+    return drawn(next, item);
 }
 
 static int send_outputs(PyObject *value)
@@ -96,112 +117,162 @@ static int send_outputs(PyObject *value)
     return 0;
 }
 
-/* Appends what operation i makes of value to list. */
-static int apply_to_list(Py_ssize_t i, PyObject *value, PyObject *list)
+static void run_clear(run_t *r)
 {
-    PyObject *r;
-    int kind = apply(i, value, &r), rc = 0;
+    Py_CLEAR(r->source);
+    Py_CLEAR(r->item);
+    Py_CLEAR(r->items);
+    Py_CLEAR(r->out);
+    Py_CLEAR(r->generator);
+    Py_CLEAR(r->iterator);
+    Py_CLEAR(r->waits_for);
+    r->ticket = 0;
+    r->at = RUN_BEGIN;
+}
+
+static inline PyObject *in_hand(const run_t *r) { return r->items != NULL ? PyList_GET_ITEM(r->items, r->k) : r->item; }
+
+/* The pipeline. The first operation's generator is lazy: an item has gone through the outputs before the next one is made.
+ * Where a later operation makes many of one, it goes on breadth first, with lists.
+ *
+ * All that is to be known to go on stands in the unit's run_t, so that it can be left where the code waits (RUN_WAITS) and entered
+ * again with what the code waited for (got, stolen; NULL with an exception). */
+static int run_on(unit_t *u, PyObject *got)
+{
+    run_t *r = &u->run;
+    const Py_ssize_t last = kaspr_program.op_count;
+    PyObject *made = NULL;
+    int kind, more, at = r->at;
+
+    r->at = RUN_BEGIN;
+    switch (at) {
+    case RUN_CALL:
+        kind = applied(r->op, in_hand(r), got, &made);
+        goto called;
+    case RUN_NEXT:
+        more = drawn(got, &made);
+        goto drew;
+    case RUN_SOURCE:
+        more = drawn(got, &made);
+        goto sourced;
+    }
+    r->op = 0;
+single: /* r->item, before operation r->op */
+    if (r->op == last) {
+        if (send_outputs(r->item) < 0)
+            return -1;
+        goto done;
+    }
+call:
+    kind = apply(r->op, in_hand(r), &made);
+called:
     switch (kind) {
     case APPLY_ERROR:
         return -1;
+    case APPLY_WAITS:
+        r->at = RUN_CALL;
+        return RUN_WAITS;
     case APPLY_DROP:
-        return 0;
+        if (r->items != NULL)
+            goto advance;
+        if (r->op == 0)
+            u->dropped = 1;
+        goto done;
     case APPLY_ONE:
-        rc = PyList_Append(list, r);
-        break;
-    default: {
-        PyObject *item;
-        int more;
-        while ((more = next_item(i, r, kind, &item)) > 0) {
-            more = PyList_Append(list, item);
-            Py_DECREF(item);
-            if (more < 0)
-                break;
+        if (r->items == NULL) {
+            Py_SETREF(r->item, made);
+            r->op++;
+            goto single;
         }
-        rc = more;
-    }
-    }
-    Py_DECREF(r);
-    return rc;
-}
-
-/* Runs items (stolen) through the operations from i on, breadth first, and through the outputs. */
-static int run_list(PyObject *items, Py_ssize_t i)
-{
-    int rc = 0;
-    for (; i < kaspr_program.op_count && PyList_GET_SIZE(items) > 0; i++) {
-        PyObject *next = PyList_New(0);
-        rc = next == NULL ? -1 : 0;
-        for (Py_ssize_t k = 0; rc == 0 && k < PyList_GET_SIZE(items); k++)
-            rc = apply_to_list(i, PyList_GET_ITEM(items, k), next);
-        Py_DECREF(items);
-        if (rc < 0) {
-            Py_XDECREF(next);
+        more = PyList_Append(r->out, made);
+        Py_DECREF(made);
+        if (more < 0)
             return -1;
-        }
-        items = next;
+        goto advance;
     }
-    for (Py_ssize_t k = 0; rc == 0 && k < PyList_GET_SIZE(items); k++)
-        rc = send_outputs(PyList_GET_ITEM(items, k));
-    Py_DECREF(items);
+    if (r->op == 0) {
+        r->source = made;
+        r->source_kind = kind;
+        goto done;
+    }
+    r->generator = made;
+    r->generator_kind = kind;
+    if (r->out == NULL && (r->out = PyList_New(0)) == NULL)
+        return -1;
+draw:
+    more = next_item(r->op, r->generator, r->generator_kind, &made);
+drew:
+    if (more == MORE_WAITS) {
+        r->at = RUN_NEXT;
+        return RUN_WAITS;
+    }
+    if (more > 0) {
+        more = PyList_Append(r->out, made);
+        Py_DECREF(made);
+        if (more < 0)
+            return -1;
+        goto draw;
+    }
+    Py_CLEAR(r->generator);
+    if (more < 0)
+        return -1;
+    if (r->items == NULL)
+        goto stage;
+advance:
+    if (++r->k < PyList_GET_SIZE(r->items))
+        goto call;
+stage: /* operation r->op is done: what it made goes to the next one */
+    Py_CLEAR(r->item);
+    Py_XSETREF(r->items, r->out);
+    r->out = NULL;
+    r->k = 0;
+    r->op++;
+    if (r->op < last && PyList_GET_SIZE(r->items) > 0) {
+        if ((r->out = PyList_New(0)) == NULL)
+            return -1;
+        goto call;
+    }
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(r->items); k++)
+        if (send_outputs(PyList_GET_ITEM(r->items, k)) < 0)
+            return -1;
+done:
+    Py_CLEAR(r->item);
+    Py_CLEAR(r->items);
+    if (r->source == NULL)
+        return 0;
+    more = next_item(0, r->source, r->source_kind, &made);
+sourced:
+    if (more == MORE_WAITS) {
+        r->at = RUN_SOURCE;
+        return RUN_WAITS;
+    }
+    if (more <= 0)
+        return more;
+    r->item = made;
+    r->op = 1;
+    goto single;
+}
+
+/* 0, -1 with an exception, or RUN_WAITS. */
+static inline int run_ended(unit_t *u, int rc)
+{
+    if (rc <= 0)
+        run_clear(&u->run);
     return rc;
 }
 
-/* Runs one item (stolen) through the operations from i on and through the outputs. */
-static int run_item(PyObject *item, Py_ssize_t i)
+static int run_pipeline(unit_t *u, PyObject *value)
 {
-    for (; i < kaspr_program.op_count; i++) {
-        PyObject *r;
-        int kind = apply(i, item, &r);
-        if (kind == APPLY_ONE) {
-            Py_SETREF(item, r);
-            continue;
-        }
-        if (kind >= APPLY_GENERATOR) {
-            PyObject *items = PyList_New(0), *v;
-            int more = items == NULL ? -1 : 0;
-            while (items != NULL && (more = next_item(i, r, kind, &v)) > 0) {
-                more = PyList_Append(items, v);
-                Py_DECREF(v);
-                if (more < 0)
-                    break;
-            }
-            Py_DECREF(r);
-            Py_DECREF(item);
-            if (more < 0) {
-                Py_XDECREF(items);
-                return -1;
-            }
-            return run_list(items, i + 1);
-        }
-        Py_DECREF(item);
-        return kind == APPLY_ERROR ? -1 : 0;
-    }
-    int rc = send_outputs(item);
-    Py_DECREF(item);
-    return rc;
+    u->run.item = Py_NewRef(value);
+    return run_ended(u, run_on(u, NULL));
 }
 
-/* The pipeline over one value. The first operation's generator is lazy: an item is sent before the next one is made. */
-static int run_pipeline(PyObject *value)
+int kaspr_unit_resume(unit_t *u, PyObject *got)
 {
-    if (kaspr_program.op_count == 0)
-        return send_outputs(value);
-    PyObject *r;
-    int kind = apply(0, value, &r);
-    if (kind == APPLY_ONE)
-        return run_item(r, 1);
-    if (kind < APPLY_GENERATOR) {
-        kaspr_unit.dropped = kind == APPLY_DROP;
-        return kind;
-    }
-    PyObject *item;
-    int more;
-    while ((more = next_item(0, r, kind, &item)) > 0)
-        if ((more = run_item(item, 1)) < 0)
-            break;
-    Py_DECREF(r);
-    return more;
+    if (got == NULL && u->run.ticket != 0)
+        u->failure = KASPR_FAILURE_SEND;
+    u->run.ticket = 0;
+    return run_ended(u, run_on(u, got));
 }
 
 /* ---- units ------------------------------------------------------------------------------------------------------- */
@@ -263,7 +334,9 @@ static inline void unit_begin(unit_t *u, uint32_t index, const uint8_t *record)
     u->record = record;
     u->where = NULL;
     u->failure = KASPR_FAILURE_CODE;
+    u->sent = 0;
     kaspr_state.progress = index;
+    store_unit_begin(index);
 }
 
 /* Whether the event loop has anything to do. */
@@ -356,11 +429,19 @@ static void respond_error(unit_t *u, PyObject *error, PyObject *given)
     PyErr_Clear();
 }
 
-/* Ends a unit whose run gave rc: 1 it succeeded, 0 it failed and says so, -1 not even that was possible. */
+void kaspr_unit_drop(unit_t *u)
+{
+    run_clear(&u->run);
+    u->aside.len = 0;
+    unit_release(u);
+}
+
+/* Cuts off what a unit made and tells of its failure. 0, or -1: not even that was possible. */
 static int unit_failed(unit_t *u, size_t start)
 {
     PyObject *where = u->failure == KASPR_FAILURE_DECODE_KEY || u->failure == KASPR_FAILURE_DECODE_VALUE ? NULL : u->where;
     kaspr_result.len = start;
+    kaspr_flight_cut();
     u->aside.len = 0;
     u->building = 0;
     store_undo();
@@ -375,17 +456,17 @@ static int unit_failed(unit_t *u, size_t start)
     unit_release(u);
     size_t end = kaspr_result.len;
     u->active = 1;
-    if (kaspr_loop_waiting()) /* what the failed unit left is not the next one's */
+    if (kaspr_loop_waiting() && kaspr_flights() == 0) /* what the failed unit left is not the next one's */
         kaspr_loop_idle();
     kaspr_result.len = end;
     store_undo();
     kaspr_tick_forget();
     PyErr_Clear();
     u->active = 0;
-    return rc < 0 || put_done(u->index) < 0 ? -1 : 0;
+    return rc < 0 ? -1 : 0;
 }
 
-static inline int unit_end(unit_t *u, int rc, size_t start)
+int kaspr_unit_end(unit_t *u, int rc, size_t start)
 {
     if (rc == 0 && kaspr_loop_waiting())
         rc = kaspr_loop_idle();
@@ -395,27 +476,17 @@ static inline int unit_end(unit_t *u, int rc, size_t start)
         rc = kbuf_reserve(&kaspr_result, KASPR_ENTRY_HEADER_SIZE); /* what is kept must be done */
     if (rc < 0)
         return unit_failed(u, start);
-    store_keep();
+    store_settle();
     unit_release(u);
     if (kaspr_tick_ordered)
         kaspr_tick_forget();
-    return put_done(u->index) < 0 ? -1 : 1;
+    return 1;
 }
 
-/* 1, 0 or -1 as unit_end. */
-static int run_record(unit_t *u, uint32_t index)
+int kaspr_unit_done(uint32_t index)
 {
-    const uint8_t *record = u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)index * KASPR_RECORD_SIZE;
-    size_t start = kaspr_result.len;
-    unit_begin(u, index, record);
-    int rc = decode_key(u, record, &u->key);
-    if (rc == 0 && (u->value = decode_value(u, record)) == NULL)
-        rc = -1;
-    if (rc == 0) {
-        u->failure = KASPR_FAILURE_CODE;
-        rc = run_pipeline(u->value);
-    }
-    return unit_end(u, rc, start);
+    store_keep();
+    return put_done(index);
 }
 
 /* The request of a record: its key is the head (kaspr_request.py), its value the body, and its headers, without names, the values
@@ -445,30 +516,37 @@ static PyObject *make_request(unit_t *u, const uint8_t *record)
     return r;
 }
 
-/* 1, 0 or -1 as unit_end. The last item of the pipeline is answered with; None if there is none. */
-static int run_request(unit_t *u, uint32_t index)
+/* The last item of the pipeline is answered with; None if there is none. */
+static int run_request(unit_t *u, const uint8_t *record)
 {
-    const uint8_t *record = u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)index * KASPR_RECORD_SIZE;
     const view_t *view = kaspr_program.view;
-    size_t start = kaspr_result.len;
-    unit_begin(u, index, record);
     u->dropped = 0;
     kaspr_state.operation = 0;
-    int rc = (u->value = make_request(u, record)) == NULL ? -1 : 0;
-    if (rc == 0 && kaspr_program.op_count > 0)
-        rc = run_pipeline(u->value);
-    if (rc == 0) {
-        if (u->dropped && view->status == 0 && view->status_of[SUCCESS].func == NULL)
-            rc = kaspr_respond_empty(204);
-        else {
-            PyObject *data = u->last == NULL ? Py_NewRef(Py_None) : Py_NewRef(u->last);
-            PyObject *given = kaspr_is_response(data) ? data : NULL;
-            PyObject *value = given == NULL ? data : PyTuple_GET_ITEM(given, 0);
-            rc = kaspr_respond(value, value, SUCCESS, given);
-            Py_DECREF(data);
-        }
-    }
-    return unit_end(u, rc, start);
+    if ((u->value = make_request(u, record)) == NULL || (kaspr_program.op_count > 0 && run_pipeline(u, u->value) < 0))
+        return -1;
+    if (u->dropped && view->status == 0 && view->status_of[SUCCESS].func == NULL)
+        return kaspr_respond_empty(204);
+    PyObject *data = u->last == NULL ? Py_NewRef(Py_None) : Py_NewRef(u->last);
+    PyObject *given = kaspr_is_response(data) ? data : NULL;
+    PyObject *value = given == NULL ? data : PyTuple_GET_ITEM(given, 0);
+    int rc = kaspr_respond(value, value, SUCCESS, given);
+    Py_DECREF(data);
+    return rc;
+}
+
+int kaspr_unit_begin(unit_t *u, uint32_t index)
+{
+    const uint8_t *record = kaspr_unit_record(u, index);
+    unit_begin(u, index, record);
+    if (kaspr_program.view != NULL)
+        return run_request(u, record);
+    int rc = decode_key(u, record, &u->key);
+    if (rc == 0 && (u->value = decode_value(u, record)) == NULL)
+        rc = -1;
+    if (rc < 0)
+        return rc;
+    u->failure = KASPR_FAILURE_CODE;
+    return run_pipeline(u, u->value);
 }
 
 static int run_take(unit_t *u, uint32_t count)
@@ -503,12 +581,12 @@ static int run_take(unit_t *u, uint32_t count)
     if (rc == 0 && good > 0 && (u->value = PyList_AsTuple(values)) == NULL)
         rc = -1;
     if (rc == 0 && good > 0)
-        rc = run_pipeline(values);
+        rc = run_pipeline(u, values);
     Py_XDECREF(values);
-    rc = unit_end(u, rc, start);
+    rc = kaspr_unit_end(u, rc, start);
     free(indexes);
     u->indexes = NULL;
-    return rc;
+    return rc < 0 ? -1 : kaspr_unit_done(0);
 }
 
 /* ---- the batch --------------------------------------------------------------------------------------------------- */
@@ -570,18 +648,12 @@ int kaspr_run_batch(const uint8_t *batch, size_t n)
     uint32_t count = get32(batch + 4), flags = get32(batch + 8);
     u->batch = batch;
     u->batch_len = n;
-    store_begin(count > 0 ? (int32_t)get32(batch + KASPR_BATCH_HEADER_SIZE + 4) : -1, get32(batch + 20));
-    int rc = 1;
-    if (flags & KASPR_FLAG_TAKE) {
-        if (count > 0)
-            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : run_take(u, count);
-    } else {
-        for (uint32_t i = 0; i < count; i++) {
-            rc = kbuf_reserve(&kaspr_result, UNIT_SPARE) < 0 ? -1 : kaspr_program.view != NULL ? run_request(u, i) : run_record(u, i);
-            if (rc < 0 || (rc == 0 && (flags & KASPR_FLAG_STOP_ON_FAILURE)))
-                break;
-        }
-    }
+    store_begin(count > 0 ? (int32_t)get32(batch + KASPR_BATCH_HEADER_SIZE + 4) : -1, get32(batch + 20), count);
+    int rc = 0;
+    if (!(flags & KASPR_FLAG_TAKE))
+        rc = kaspr_run_records(count, (flags & KASPR_FLAG_STOP_ON_FAILURE) != 0, get32(batch + KASPR_BATCH_CONCURRENCY));
+    else if (count > 0)
+        rc = kbuf_reserve(&kaspr_result, KASPR_UNIT_SPARE) < 0 ? -1 : run_take(u, count);
     u->active = 0;
     u->batch = NULL;
     kaspr_state.progress = KASPR_PROGRESS_IDLE;

@@ -16,7 +16,7 @@ static size_t input_cap;
 
 static void call_begin(void)
 {
-    kaspr_state.committed = kaspr_state.result_len = 0;
+    kaspr_state.committed = kaspr_state.result_len = kaspr_state.repeated = 0;
     kaspr_state.report_len = 0;
     kaspr_result.len = 0;
     if (kaspr_result.cap > RESULT_KEEP)
@@ -108,10 +108,21 @@ static int take_runtime(void)
         {"kaspr_runtime", "reseed", &rt->reseed},
         {"kaspr_runtime", "loaded", &rt->loaded},
         {"kaspr_runtime", "loop", &rt->loop},
-        {"kaspr_runtime", "loop_finish", &rt->loop_finish},
-        {"kaspr_runtime", "loop_idle", &rt->loop_idle},
         {"kaspr_runtime", "loop_ready", &rt->loop_ready},
         {"kaspr_runtime", "loop_scheduled", &rt->loop_scheduled},
+        {"kaspr_runtime", "loop_ended", &rt->loop_ended},
+        {"kaspr_runtime", "loop_rest", &rt->loop_rest},
+        {"kaspr_runtime", "UnitTask", &rt->task_type},
+        {"kaspr_runtime", "task_finish", &rt->task_finish},
+        {"kaspr_runtime", "task_idle", &rt->task_idle},
+        {"kaspr_runtime", "task_enter", &rt->task_enter},
+        {"kaspr_runtime", "task_leave", &rt->task_leave},
+        {"kaspr_runtime", "task_begin", &rt->task_begin},
+        {"kaspr_runtime", "task_result", &rt->task_result},
+        {"kaspr_runtime", "task_inject", &rt->task_inject},
+        {"kaspr_runtime", "task_abandon", &rt->task_abandon},
+        {"kaspr_runtime", "task", &rt->task},
+        {"kaspr_loop", "Clash", &rt->clash},
         {"kaspr_runtime", "base_context", &rt->base_context},
         {"kaspr_runtime", "app", &rt->app},
         {"kaspr_runtime", "forward", &rt->forward},
@@ -136,7 +147,7 @@ static int take_runtime(void)
         if (*wanted[i].to == NULL)
             return -1;
     }
-    if (!PyList_CheckExact(rt->loop_scheduled) || !PyContext_CheckExact(rt->base_context)) {
+    if (!PyList_CheckExact(rt->loop_scheduled) || !PyList_CheckExact(rt->loop_ended) || !PyContext_CheckExact(rt->base_context)) {
         PyErr_SetString(PyExc_TypeError, "kaspr_runtime and start.c disagree");
         return -1;
     }

@@ -15,9 +15,10 @@ typedef struct {
     int32_t partition;
     uint32_t era;
     int foreign; /* used in this call and not the batch's own partition: what is known is good for this call only */
+    uint64_t scanned; /* serial number of the latest unit that looked through it */
 } scope_t;
 
-typedef struct {
+typedef struct undo {
     store_entry *entry;
     char *value; /* what it was */
     int32_t value_len;
@@ -33,6 +34,10 @@ static store_entry **buckets;
 static size_t bucket_count, entry_count, bytes_held;
 static undo_t *undo;
 static size_t undo_len, undo_cap;
+static uint64_t serials;       /* given to units of earlier calls */
+static uint64_t others_read;   /* serial number of the latest unit that read other partitions */
+uint64_t store_unit, store_floor;
+int store_shared, store_clashed;
 static store_entry **changed; /* of the call; an entry may stand here twice */
 static size_t changed_len, changed_cap;
 static size_t bound = CACHE_MAX; /* of bytes_held: beyond it, what the call did not change is let go */
@@ -168,7 +173,7 @@ static store_entry *entry_of(uint32_t scope, const char *key, size_t len)
     store_entry *e = find_entry(h, scope, key, len);
     if (e != NULL)
         return e;
-    if (bytes_held > bound)
+    if (bytes_held > bound && !store_shared) /* who has read what is kept in the entries */
         shed();
     if (entry_count >= bucket_count && rehash() < 0)
         return NULL;
@@ -206,6 +211,70 @@ static int set_value(store_entry *e, const char *value, int32_t len)
     e->value_len = len;
     e->era = scopes[e->scope].era;
     return 0;
+}
+
+/* ---- several units at once ----------------------------------------------------------------------------------------- */
+
+uint64_t store_serial(uint32_t index) { return serials + index; }
+
+void store_unit_begin(uint32_t index)
+{
+    store_unit = serials + index;
+    if (!store_shared)
+        store_floor = store_unit;
+}
+
+/* Whether what the unit with this serial number wrote must not be seen by the one in progress. */
+static int unseen(uint64_t writer)
+{
+    return writer != store_unit && writer >= store_floor && (writer > store_unit || !kaspr_flight_ended(writer));
+}
+
+static int clash(void)
+{
+    store_clashed = 1;
+    PyErr_SetNone(kaspr_runtime.clash);
+    return -1;
+}
+
+static inline int may_read(store_entry *e)
+{
+    if (store_shared && unseen(e->written))
+        return clash();
+    if (e->read < store_unit)
+        e->read = store_unit;
+    return 0;
+}
+
+static inline int may_write(store_entry *e, const scope_t *s)
+{
+    if (store_shared && (unseen(e->written) || e->read > store_unit || s->scanned > store_unit ||
+                         (s->partition != own && others_read > store_unit)))
+        return clash();
+    e->written = store_unit;
+    return 0;
+}
+
+static int may_scan(uint32_t table, int32_t partition)
+{
+    uint32_t scope;
+    if (scope_of(table, partition, &scope) < 0)
+        return -1;
+    for (size_t i = 0; store_shared && i < changed_len; i++)
+        if (changed[i]->changed && changed[i]->scope == scope && unseen(changed[i]->written))
+            return clash();
+    if (scopes[scope].scanned < store_unit)
+        scopes[scope].scanned = store_unit;
+    return 0;
+}
+
+void store_swap(store_log *log)
+{
+    store_log own_log = {undo, undo_len, undo_cap};
+    undo = log->items;
+    undo_len = log->len;
+    undo_cap = log->cap;
+    *log = own_log;
 }
 
 /* ---- the host ---------------------------------------------------------------------------------------------------- */
@@ -249,6 +318,8 @@ static void trim(kbuf *b)
 
 int store_others(uint32_t table, const char *key, size_t len, const char **value, int32_t *value_len)
 {
+    if (others_read < store_unit)
+        others_read = store_unit;
     request.len = 0;
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)KASPR_TABLE_OTHERS) < 0 || kbuf_append(&request, key, len) < 0 ||
         store_ask(KASPR_OP_TABLE_GET, &request, &response, PyExc_RuntimeError) < 0)
@@ -264,7 +335,9 @@ store_entry *store_read(uint32_t table, int32_t partition, const char *key, size
     if (scope_of(table, partition, &scope) < 0)
         return NULL;
     store_entry *e = entry_of(scope, key, len);
-    if (e == NULL || known(e))
+    if (e == NULL || may_read(e) < 0)
+        return NULL;
+    if (known(e))
         return e;
     request.len = 0;
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || kbuf_append(&request, key, len) < 0 ||
@@ -294,6 +367,8 @@ int store_changed_elsewhere(uint32_t table, const char *key, size_t len)
 PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size_t prefix_len, const char *after, Py_ssize_t after_len)
 {
     enum { PAGE = 128 << 10 };
+    if (may_scan(table, partition) < 0)
+        return NULL;
     request.len = 0;
     if (put_u32(&request, table) < 0 || put_u32(&request, (uint32_t)partition) < 0 || put_u32(&request, PAGE) < 0 ||
         put_u32(&request, (uint32_t)prefix_len) < 0 || put_u32(&request, (uint32_t)(int32_t)after_len) < 0 ||
@@ -322,6 +397,8 @@ PyObject *store_page(uint32_t table, int32_t partition, const char *prefix, size
 
 PyObject *store_pending(uint32_t table, int32_t partition)
 {
+    if (may_scan(table, partition) < 0)
+        return NULL;
     PyObject *d = PyDict_New();
     for (size_t i = 0; d != NULL && i < changed_len; i++) {
         store_entry *e = changed[i];
@@ -379,7 +456,7 @@ int store_write(uint32_t table, int32_t partition, const char *key, size_t len, 
     if (scope_of(table, partition, &scope) < 0)
         return -1;
     store_entry *e = entry_of(scope, key, len);
-    if (e == NULL)
+    if (e == NULL || may_write(e, &scopes[scope]) < 0)
         return -1;
     if (!e->changed && grow((void **)&changed, &changed_cap, changed_len, sizeof *changed) < 0)
         return -1;
@@ -438,10 +515,15 @@ int store_emit(uint32_t unit)
     return 0;
 }
 
+void store_settle(void)
+{
+    for (size_t i = 0; i < undo_len; i++)
+        undo[i].entry->touched = 0;
+}
+
 void store_keep(void)
 {
     for (size_t i = 0; i < undo_len; i++) {
-        undo[i].entry->touched = 0;
         bytes_held -= undo[i].value_cap;
         free(undo[i].value);
     }
@@ -467,9 +549,15 @@ void store_undo(void)
 
 /* ---- calls ------------------------------------------------------------------------------------------------------- */
 
-void store_begin(int32_t partition, uint32_t valid)
+void store_begin(int32_t partition, uint32_t valid, uint32_t units)
 {
     store_undo(); /* nothing is left of a call that ended well */
+    static uint32_t before;
+    serials += before;
+    if (serials == 0)
+        serials = 1; /* 0 is no unit's */
+    before = units;
+    store_shared = store_clashed = 0;
     for (size_t i = 0; i < changed_len; i++)
         changed[i]->changed = 0;
     changed_len = 0;

@@ -33,7 +33,8 @@ typedef struct {
     volatile uint32_t result_ptr, result_len, committed;
     volatile uint32_t report_ptr, report_len;
     volatile uint32_t phase, operation;
-    uint32_t reserved[7];
+    volatile uint32_t repeated, deadline;
+    uint32_t reserved[5];
 } kaspr_state_t;
 _Static_assert(sizeof(kaspr_state_t) == KASPR_STATE_SIZE, "abi.go: State");
 _Static_assert(offsetof(kaspr_state_t, committed) == KASPR_STATE_COMMITTED, "abi.go: State");
@@ -126,9 +127,15 @@ typedef struct {
     PyObject *load, *check, *reseed;           /* kaspr_runtime */
     PyObject *loaded;                          /* kaspr_runtime.loaded: called when the program is in place */
     PyObject *deadline;                        /* class kaspr.DeadlineExceeded */
-    PyObject *loop, *loop_finish, *loop_idle;  /* kaspr_loop; finish runs a suspended coroutine to its end */
-    PyObject *loop_ready, *loop_scheduled;     /* deque and heap (list) of the loop */
-    PyObject *base_context;                    /* contextvars.Context all user code runs in */
+    PyObject *loop;                            /* kaspr_loop */
+    PyObject *loop_rest;                       /* its method: nanoseconds until it has something to do */
+    PyObject *loop_ready, *loop_scheduled;     /* its deque and heap (list) */
+    PyObject *loop_ended;                      /* its list of unit tasks whose coroutine has ended */
+    PyObject *task_type;                       /* kaspr_loop.UnitTask, and its functions: */
+    PyObject *task_finish, *task_idle, *task_enter, *task_leave, *task_begin, *task_result, *task_inject, *task_abandon;
+    PyObject *task;                            /* the unit task that is the current one of asyncio */
+    PyObject *base_context;                    /* its contextvars.Context: user code that C calls runs in it */
+    PyObject *clash;                           /* class kaspr_loop.Clash */
     PyObject *app, *forward, *send, *acked;    /* kaspr_app */
     PyObject *request;                         /* class kaspr_request.Request */
     PyObject *not_ready;                       /* class kaspr.NotReady */
@@ -139,6 +146,23 @@ typedef struct {
 extern runtime_t kaspr_runtime;
 
 /* ---- a unit: a record, or the list of a take batch (process.c) --------------------------------------------------- */
+
+enum { KASPR_UNIT_SPARE = 4096 }; /* room kept for telling a failure */
+
+/* Where a unit is in the pipeline (process.c). */
+enum { RUN_WAITS = 1 }; /* instead of 0 or -1: its code waits */
+enum { RUN_BEGIN, RUN_CALL, RUN_NEXT, RUN_SOURCE };
+typedef struct {
+    PyObject *source;      /* what the first operation yields from, item by item */
+    PyObject *item;        /* before operation op; NULL: there are several */
+    PyObject *items, *out; /* lists: before operation op, and what it has made of the first k */
+    PyObject *generator;   /* what operation op yields from, into out */
+    Py_ssize_t op, k;
+    int source_kind, generator_kind;
+    int at;                       /* RUN_*: what waits */
+    PyObject *iterator, *waits_for; /* a coroutine that waits, and for what; not once a task has it */
+    uint32_t ticket;              /* of a message that was sent, while its answer is waited for */
+} run_t;
 
 typedef struct {
     int active;
@@ -154,6 +178,9 @@ typedef struct {
     int failure;           /* KASPR_FAILURE_*: kind of the exception that is set */
     int building;          /* an output entry is half written */
     kbuf aside;            /* outputs sent while building */
+    int may_wait;          /* code that is called may be left where it waits */
+    int sent;              /* it has sent something ahead of its outputs, with other units in progress */
+    run_t run;
     /* of a request */
     PyObject *params;      /* tuple of str: values of the path's parameters */
     PyObject *last;        /* the last item that came through the pipeline; NULL: none yet */
@@ -163,6 +190,39 @@ typedef struct {
     uint32_t *indexes;     /* record of each value */
 } unit_t;
 extern unit_t kaspr_unit;
+
+static inline const uint8_t *kaspr_unit_record(const unit_t *u, uint32_t index)
+{
+    return u->batch + KASPR_BATCH_HEADER_SIZE + (size_t)index * KASPR_RECORD_SIZE;
+}
+
+/* Both give 0, -1 with an exception, or RUN_WAITS; got is what the code waited for (stolen; NULL with an exception). */
+int kaspr_unit_begin(unit_t *u, uint32_t index);
+int kaspr_unit_resume(unit_t *u, PyObject *got);
+/* Ends a unit whose run gave rc, and whose entries begin at start: 1 it succeeded, 0 it failed and says so, -1 not even that was
+ * possible. Then done makes that count. */
+int kaspr_unit_end(unit_t *u, int rc, size_t start);
+int kaspr_unit_done(uint32_t index);
+/* Forgets a unit that is not to count. */
+void kaspr_unit_drop(unit_t *u);
+
+/* ---- several units in progress (concurrent.c) -------------------------------------------------------------------- */
+
+/* Units may be left where their code waits. */
+extern int kaspr_concurrent;
+/* Units of the call that were left and are not done. */
+uint32_t kaspr_flights(void);
+/* Records [0, count) of the batch, at most limit of them in progress at once. 0, or -1. */
+int kaspr_run_records(uint32_t count, int stop, uint32_t limit);
+/* The unit that is in progress, for kaspr_flight_return: it is to be that again. */
+void *kaspr_flight_home(void);
+void kaspr_flight_return(void *home);
+/* Drops what the unit in progress wrote before it was left. */
+void kaspr_flight_cut(void);
+/* _kaspr.step: the event loop runs something that belongs to this unit task, or None: to who let it run. */
+PyObject *kaspr_flight_step(PyObject *task);
+/* Whether the unit of this serial number (store.h), one of this call's, has ended. */
+int kaspr_flight_ended(uint64_t serial);
 
 /* ---- context, events (types.c) ----------------------------------------------------------------------------------- */
 
@@ -205,9 +265,9 @@ PyObject *kaspr_form_decode(const char *bytes, size_t len);
 int kaspr_encode_schema(const schema_t *s, PyObject *v, int is_key, kbuf *out, int32_t *len);
 int kaspr_forms_init(void);
 
-enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1 };
+enum { EMIT_ERROR = -1, EMIT_DROPPED = 0, EMIT_SENT = 1, EMIT_WAITS = 2 };
 /* Runs an output's selectors on value and writes an EntryOutput. With answer, a send that waits for the broker stores
- * its metadata there. kwnames and kwvalues are the tables of a topicSend. */
+ * its metadata there, or is left waiting for it, with its ticket in the unit (EMIT_WAITS). */
 int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer);
 /* Answers a request: writes its response, an EntryOutput. value is what the selectors of outcome get; body what is sent without one.
  * given is what code said itself, (body, status, headers), or NULL; it counts before the view's own. Ellipsis and None leave that open. */
@@ -224,8 +284,10 @@ PyObject *kaspr_produce(PyObject *const *args, Py_ssize_t n);
 
 /* Calls a function with value and op's tables (op may be NULL) and awaits what is awaitable. */
 PyObject *kaspr_call(const code_t *code, PyObject *value, const op_t *op);
-/* Awaits an awaitable; steals it. */
+/* Awaits an awaitable; steals it. NULL without an exception: it waits, and stands in the unit's run (may_wait). */
 PyObject *kaspr_await(PyObject *awaitable);
+/* Calls a function of the current unit task outside of its context: one that lets the event loop turn. */
+PyObject *kaspr_outside(PyObject *function, PyObject *a, PyObject *b);
 /* Lets due timers and ready callbacks of the event loop run once. 0, or -1 with an exception. */
 int kaspr_loop_idle(void);
 

@@ -93,10 +93,12 @@ def _prepare():
 
 
 _prepare()
-loop, _unit_task = kaspr_loop.make()
-loop_finish, loop_idle = _unit_task.finish, _unit_task.idle
-loop_ready, loop_scheduled = loop._ready, loop._scheduled
-base_context = _unit_task.context
+loop, task = kaspr_loop.make()
+loop_ready, loop_scheduled, loop_ended, loop_rest = loop._ready, loop._scheduled, loop.ended, kaspr_loop.Loop.rest
+UnitTask = kaspr_loop.UnitTask
+task_finish, task_idle, task_enter, task_leave = UnitTask.finish, UnitTask.idle, UnitTask.enter, UnitTask.leave
+task_begin, task_result, task_inject, task_abandon = UnitTask.begin, UnitTask.result, UnitTask.inject, UnitTask.abandon
+base_context = task.context
 app = kaspr_app.app = kaspr_app.App(loop)
 forward, send, acked = kaspr_app.forward, kaspr_app.send, kaspr_app.acked
 

@@ -888,6 +888,22 @@ class Interruption(Case):
             [p] = g.load(program([("map", "def f(v): pass")], init={"python": "\nwhile True: pass", "line": 7}))
             self.assertEqual((p["type"], p["line"]), ("DeadlineExceeded", 8))
 
+    def test_a_deadline_in_the_event_loop_is_a_deadline(self):
+        imports = "import asyncio\nfrom kaspr import DeadlineExceeded\n"
+        in_a_callback = "async def f(v):\n  loop = asyncio.get_running_loop()\n  wake = loop.create_future()\n  def late():\n    if v: raise DeadlineExceeded\n    wake.set_result(v)\n  loop.call_soon(late)\n  return await wake"
+        between_callbacks = "async def f(v):\n  task = asyncio.create_task(g(v))\n  if v:\n    ready = asyncio.get_running_loop()._ready\n    ready.pop()\n    ready.append(Late())\n  return (await asyncio.gather(task))[0]\nasync def g(v): return v\nclass Late:\n  @property\n  def _cancelled(self): raise DeadlineExceeded"
+        for source in in_a_callback, between_callbacks:
+            r = self.guest([("map", imports + source)]).process(js(0, 1, 0))
+            self.assertEqual([(f.unit, f.kind) for f in r.failures], [(1, "deadline")], source)
+            self.assertEqual([o.value for o in r.outputs], [b"0", b"0"], source)
+
+    def test_a_unit_task_that_was_given_up_takes_no_place(self):
+        # Two deadlines before it comes to its work: the next record has another task, whose place the old one must not take once it wakes up.
+        source = "import asyncio\nfrom kaspr import DeadlineExceeded\nasync def f(v):\n  if v: asyncio.get_running_loop()._ready.extend([Late(), Late()])\n  await asyncio.sleep(0)\n  return v\nclass Late:\n  @property\n  def _cancelled(self): raise DeadlineExceeded"
+        r = self.guest([("map", source)]).process(js(0, 1, 0, 0))
+        self.assertEqual([(f.unit, f.kind) for f in r.failures], [(1, "deadline")])
+        self.assertEqual([(o.unit, o.value) for o in r.outputs], [(0, b"0"), (2, b"0"), (3, b"0")])
+
     @unittest.skipIf(WASM, "needs the loop checks of the host's rewriter")
     def test_ticks_at_any_moment_do_no_harm(self):
         source = "import asyncio, json, re\nasync def g(v):\n  await asyncio.sleep(0)\n  return json.loads(json.dumps({'a': [v] * 50}))\nasync def f(v):\n  out = await asyncio.gather(g(v), g(v))\n  for x in range(20): yield {**out[0], 'x': x}"
@@ -944,7 +960,7 @@ class Leaks(Case):
                 records = [Record(b'{"a": "a value that is not interned %d"}' % i, key=b"a key", headers=[("h", b"a value")]) for i in range(20)]
                 records += [Record(b'{"a": ')] if name == "decode" else []
                 counts = []
-                for _ in range(8):
+                for _ in range(12):
                     for _ in range(10):
                         g.process(records, take=take)
                     g.process(js("probe"), take=take)

@@ -34,6 +34,8 @@ const (
 	StateReportLen = 24 // and length (UTF-8, one frame a line: "file:line\tfunction\n", oldest first, user frames only)
 	StatePhase     = 28 // what runs now: Phase*
 	StateOperation = 32 // index of the operation (or PhaseOutput's output) in progress
+	StateRepeated  = 36 // 1: records that had started to send (OpSendStart) were given up and run again, or are left undone
+	StateDeadline  = 40 // of a unit, in milliseconds; 0: the guest need not look (the host does)
 	StateSize      = 64
 )
 
@@ -60,19 +62,20 @@ const (
 // any order. A length of -1 is Kafka's null.
 //
 //	header: u32 magic, u32 count, u32 flags, u32 topicCount, u32 topicsOff, u32 cacheValid (record.Batch), u32 formsOff (0: there
-//	        are none), u32 reserved
+//	        are none), u32 concurrency (record.Batch)
 //	record: u32 topic (index), i32 partition, i64 offset, i64 timestamp (ms), u32 timestampType, u32 attempt,
 //	        u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen, u32 headersOff, u32 headerCount
 //	topic:  u32 off, u32 len                                   (at topicsOff)
 //	header: u32 keyOff, u32 keyLen, u32 valueOff, i32 valueLen (at headersOff)
 //	forms:  u32 keyOff, i32 keyLen, u32 valueOff, i32 valueLen (at formsOff, one for each record; record.Forms)
 const (
-	BatchMagic      = 0x3142534B // "KSB1"
-	BatchHeaderSize = 32
-	RecordSize      = 56
-	TopicSize       = 8
-	HeaderSize      = 16
-	FormsSize       = 16
+	BatchMagic       = 0x3142534B // "KSB1"
+	BatchHeaderSize  = 32
+	BatchConcurrency = 28 // offset of the header's concurrency
+	RecordSize       = 56
+	TopicSize        = 8
+	HeaderSize       = 16
+	FormsSize        = 16
 
 	FlagTake          = 1 // the whole batch is one unit: one list of values
 	FlagStopOnFailure = 2 // stop after the first failed unit
@@ -135,7 +138,10 @@ const (
 	// i32 partitions that are active here, in order
 	OpEncode = 8 // req: u8 serializer (Serializer*), u8 1 for a key, u16 reserved, i32 schema (as Output.ValueSchema), u32 topicLen, topic, form of
 	// the value; resp: status (TableFound, TableError), bytes
-	OpIsLeader = 9 // req: empty; resp: u8 1 in the process that leads the app, else 0
+	OpIsLeader  = 9  // req: empty; resp: u8 1 in the process that leads the app, else 0
+	OpSendStart = 10 // req: as OpSend's; does not wait; resp: u32 ticket, never 0. OpWait gives the answer OpSend would have given
+	OpWait      = 11 // req: u64 nanoseconds (2^64-1: no limit); waits until one of the call's started sends is answered, or so long, or
+	// to the deadline of the unit in progress unless it has a send that is not answered; resp: for each u32 ticket, u32 length, answer
 )
 
 // Serializers of OpEncode.

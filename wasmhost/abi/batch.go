@@ -128,7 +128,7 @@ func PutBatch(dst []byte, b *record.Batch) {
 	le.PutUint32(h[16:], uint32(topicsOff))
 	le.PutUint32(h[20:], b.CacheValid)
 	le.PutUint32(h[24:], uint32(formsOff))
-	clear(h[28:])
+	le.PutUint32(h[BatchConcurrency:], uint32(b.Concurrency))
 
 	for i := range topics.n {
 		name := topics.name(i)

@@ -185,8 +185,8 @@ func (r *report) Log(_ int, text string) {
 	}
 }
 
-func (r *report) Send(context.Context, record.Output) ([]byte, error) {
-	return nil, errors.New("there is no broker")
+func (r *report) Send(_ context.Context, _ record.Output, done func([]byte, error)) {
+	done(nil, errors.New("there is no broker"))
 }
 
 func (r *report) Encode(dst []byte, _ *abi.EncodeRequest) ([]byte, error) {
