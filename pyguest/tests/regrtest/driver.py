@@ -147,7 +147,7 @@ def _patch_asyncio():
     import kaspr_loop
     import kaspr_runtime
 
-    tasks._leave_task(kaspr_runtime.loop, kaspr_runtime._unit_task.task)
+    tasks._leave_task(kaspr_runtime.loop, kaspr_runtime.task.task)
     events._set_running_loop(None)
     events.set_event_loop(None)
     sys.set_asyncgen_hooks(None, None)
