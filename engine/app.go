@@ -324,12 +324,12 @@ func (a *App) Run(ctx context.Context) error {
 	hard, kill := context.WithCancel(context.Background())
 	defer kill()
 	if err := a.startCommitter(ctx, hard, opts); err != nil {
-		a.member.Close()
+		a.leave(time.Now())
 		return err
 	}
-	stopViews, err := a.startViews(ctx, opts)
+	stopViews, err := a.startViews(ctx, hard, opts)
 	if err != nil {
-		a.member.Close()
+		a.leave(time.Now())
 		return err
 	}
 	defer stopViews()
@@ -373,7 +373,7 @@ func (a *App) Run(ctx context.Context) error {
 	if err := a.commits.commit(hard); err != nil {
 		a.log.Warn("stopped before everything was committed; the records behind it will be read again", "err", err)
 	}
-	a.member.Close()
+	a.leave(until)
 	kill()
 	a.preparing.Wait()
 	a.mu.Lock()
@@ -384,6 +384,19 @@ func (a *App) Run(ctx context.Context) error {
 		a.log.Info("stopped")
 	}
 	return a.failed
+}
+
+// How long a stop tries to tell the group that it leaves: leaveLeast even if all of shutdownTimeout is over, since others wait for the
+// partitions; but no broker that is there takes longer than leaveMost.
+const (
+	leaveLeast = time.Second
+	leaveMost  = 5 * time.Second
+)
+
+func (a *App) leave(until time.Time) {
+	ctx, cancel := context.WithTimeout(context.Background(), min(max(leaveLeast, time.Until(until)), leaveMost))
+	defer cancel()
+	a.member.Close(ctx)
 }
 
 // openTables decides the partitions of the tables and of the app's own topics, makes these and the changelogs, and opens where

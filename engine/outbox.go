@@ -26,6 +26,7 @@ type outbox struct {
 	log         *slog.Logger
 
 	ctx   context.Context // postings that come after its end are refused
+	hard  context.Context // what is being stored when it ends is given up
 	queue chan *posting
 }
 
@@ -82,8 +83,8 @@ type refusedError struct{ err error }
 func (e *refusedError) Error() string { return e.err.Error() }
 func (e *refusedError) Unwrap() error { return e.err }
 
-func newOutbox(ctx context.Context, producer requestSender, exactlyOnce bool, timeout time.Duration, log *slog.Logger) *outbox {
-	return &outbox{producer: producer, exactlyOnce: exactlyOnce, timeout: timeout, log: log, ctx: ctx, queue: make(chan *posting, postingsMax)}
+func newOutbox(ctx, hard context.Context, producer requestSender, exactlyOnce bool, timeout time.Duration, log *slog.Logger) *outbox {
+	return &outbox{producer: producer, exactlyOnce: exactlyOnce, timeout: timeout, log: log, ctx: ctx, hard: hard, queue: make(chan *posting, postingsMax)}
 }
 
 // post takes a posting; done is called once, from another goroutine or this one. It waits while too many wait already.
@@ -133,7 +134,7 @@ func whatWaits[T any](queue <-chan T, list []T, most int) []T {
 
 // store makes postings durable, in as few transactions as it takes, and answers each.
 func (o *outbox) store(batch []*posting) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), o.timeout)
+	ctx, cancel := context.WithTimeout(o.hard, o.timeout)
 	defer cancel()
 	for attempt := 1; len(batch) > 0; attempt++ {
 		err := o.attempt(ctx, batch)
@@ -162,7 +163,7 @@ func (o *outbox) store(batch []*posting) {
 func (o *outbox) attempt(ctx context.Context, batch []*posting) error {
 	if o.exactlyOnce {
 		if err := o.producer.Begin(); err != nil {
-			o.reopen(ctx)
+			o.reopen()
 			return err
 		}
 	}
@@ -176,7 +177,7 @@ func (o *outbox) attempt(ctx context.Context, batch []*posting) error {
 	}
 	if bad {
 		if err := o.producer.Abort(ctx); err != nil {
-			o.reopen(ctx)
+			o.reopen()
 		}
 		return errAborted
 	}
@@ -186,18 +187,18 @@ func (o *outbox) attempt(ctx context.Context, batch []*posting) error {
 		return nil
 	case errors.Is(err, broker.ErrNotCommitted):
 		if o.producer.Abort(ctx) != nil {
-			o.reopen(ctx)
+			o.reopen()
 		}
 		return err
 	}
 	o.log.Warn("the end of a transaction of web views is not known", "err", err)
-	o.reopen(ctx)
+	o.reopen()
 	return fmt.Errorf("%w: %w", errUnknown, err)
 }
 
 // reopen begins a new session of the producer. If that fails, the next Begin says so and it is tried again.
-func (o *outbox) reopen(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.timeout)
+func (o *outbox) reopen() {
+	ctx, cancel := context.WithTimeout(o.hard, o.timeout)
 	defer cancel()
 	if err := o.producer.Reopen(ctx); err != nil {
 		o.log.Warn("begin a new session of the web views' producer", "err", err)

@@ -67,7 +67,7 @@ func postAll(t *testing.T, f *fakeSender, exactlyOnce bool, postings ...string) 
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	o := newOutbox(ctx, f, exactlyOnce, 5*time.Second, slog.New(slog.DiscardHandler))
+	o := newOutbox(ctx, t.Context(), f, exactlyOnce, 5*time.Second, slog.New(slog.DiscardHandler))
 	errs := make([]error, len(postings))
 	var wait sync.WaitGroup
 	for i, topics := range postings {
@@ -143,7 +143,7 @@ func TestOutboxAtLeastOnce(t *testing.T) {
 // A stop answers what still comes: nobody may wait for ever.
 func TestOutboxStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	o := newOutbox(ctx, &fakeSender{}, true, time.Second, slog.New(slog.DiscardHandler))
+	o := newOutbox(ctx, t.Context(), &fakeSender{}, true, time.Second, slog.New(slog.DiscardHandler))
 	cancel()
 	done := make(chan error, 2)
 	for range 2 {

@@ -495,7 +495,9 @@ func (a *App) routes() []apphttp.View {
 
 // startViews begins to answer requests. The function it gives ends that, and may be called more than once: requests under way get some
 // time; what they wrote is stored.
-func (a *App) startViews(ctx context.Context, opts broker.Options) (stop func(), err error) {
+//
+// What is being stored ends with hard.
+func (a *App) startViews(ctx, hard context.Context, opts broker.Options) (stop func(), err error) {
 	if len(a.views) == 0 {
 		return func() {}, nil
 	}
@@ -515,8 +517,8 @@ func (a *App) startViews(ctx context.Context, opts broker.Options) (stop func(),
 		}
 	}
 	working, end := context.WithCancel(context.Background())
-	posting, endPosting := context.WithCancel(context.Background())
-	a.outbox = newOutbox(posting, producer, exactlyOnce, a.cfg.TransactionTimeout, a.log)
+	posting, endPosting := context.WithCancel(hard)
+	a.outbox = newOutbox(posting, hard, producer, exactlyOnce, a.cfg.TransactionTimeout, a.log)
 	var workers, poster sync.WaitGroup
 	for _, v := range a.views {
 		for slot := range a.cfg.Web.Instances {

@@ -33,7 +33,7 @@ func TestGatherMakesFewRequestsOfATrickle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer member.Close()
+	defer member.Close(t.Context())
 	member.Start()
 	producer, err := NewProducer(c.opts, "")
 	if err != nil {

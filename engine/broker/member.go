@@ -33,8 +33,9 @@ type Member struct {
 	opts    Options
 	group   *copartition
 	lease   *lease
-	started chan struct{} // closed by Start; the handler hears nothing before
-	closed  chan struct{} // closed by Close; a member that never started must not wait for it
+	started chan struct{}      // closed by Start; the handler hears nothing before
+	closed  chan struct{}      // closed by Close; a member that never started must not wait for it
+	abandon context.CancelFunc // ends all requests of the client
 
 	again     time.Time // when the next poll may begin; only Poll uses it
 	corrected bool      // a static member's old address; only the client's callbacks use it
@@ -99,11 +100,13 @@ func Join(opts Options, topics []string, h Handler) (*Member, error) {
 	if opts.FetchPartitionBytes > 0 {
 		kopts = append(kopts, kgo.FetchMaxPartitionBytes(opts.FetchPartitionBytes))
 	}
-	cl, err := kgo.NewClient(kopts...)
+	ctx, abandon := context.WithCancel(context.Background())
+	cl, err := kgo.NewClient(append(kopts, kgo.WithContext(ctx))...)
 	if err != nil {
+		abandon()
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}
-	m.cl = cl
+	m.cl, m.abandon = cl, abandon
 	return m, nil
 }
 
@@ -339,8 +342,15 @@ func positionsByTopic(offsets map[record.Partition]Position) map[string]map[int3
 	return out
 }
 
-// Close leaves the group. Call it once.
-func (m *Member) Close() {
+// Close leaves the group. Call it once. When ctx ends, the group has to find out by itself: after the session. The client's own Close waits
+// for requests under way, which a broker that hangs answers after minutes.
+func (m *Member) Close(ctx context.Context) {
 	close(m.closed)
-	m.cl.CloseAllowingRebalance()
+	defer m.abandon()
+	defer context.AfterFunc(ctx, m.abandon)()
+	m.cl.AllowRebalance()
+	if err := m.cl.LeaveGroupContext(ctx); err != nil {
+		m.opts.Log.Warn("left the group without its knowing; what this process had waits until its session is over", "err", err)
+	}
+	m.cl.Close()
 }

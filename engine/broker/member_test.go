@@ -128,7 +128,7 @@ func TestExpel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dead.Close()
+	defer dead.Close(context.Background())
 	admin, err := NewAdmin(Options{Brokers: g.addrs, ClientID: "test", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestMemberClosedBeforeStart(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		member.Close()
+		member.Close(t.Context())
 	}()
 	select {
 	case <-done:
@@ -197,7 +197,7 @@ func TestMemberClosedBeforeStart(t *testing.T) {
 func (m *testMember) leave() {
 	m.stop()
 	<-m.done
-	m.Close()
+	m.Close(context.Background())
 }
 
 func (m *testMember) state() MemberState {
