@@ -74,6 +74,19 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(text)
 }
 
+// waitReady waits until the process at base does all of its work; errs is what it writes meanwhile.
+func waitReady(t *testing.T, base string, errs *enginetest.Buffer) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if code, _ := get(t, base+"/readyz"); code == http.StatusOK {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("not ready\n%s", errs)
+		}
+	}
+}
+
 // What an app does, and what went wrong in it, must show at its HTTP port: to probes, Prometheus and people.
 func TestHTTP(t *testing.T) {
 	dir := t.TempDir()

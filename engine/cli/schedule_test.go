@@ -190,13 +190,7 @@ func (k *laterKafka) engine(settings ...string) *laterProcess {
 // ready waits until the process does all of its work.
 func (p *laterProcess) ready(t *testing.T) {
 	t.Helper()
-	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		if code, _ := get(t, "http://127.0.0.1:"+p.port+"/readyz"); code == 200 {
-			return
-		} else if time.Since(began) > time.Minute {
-			t.Fatalf("not ready\n%s", &p.errs)
-		}
-	}
+	waitReady(t, "http://127.0.0.1:"+p.port, &p.errs)
 }
 
 // lateDelivery is how late a message was there for readers of committed records, and how late it was sent.

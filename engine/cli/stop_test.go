@@ -88,14 +88,7 @@ spec:
 				ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: io.Discard, Err: &errs})
 			}()
 			base := "http://127.0.0.1:" + port
-			for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-				if code, _ := get(t, base+"/readyz"); code == http.StatusOK {
-					break
-				}
-				if time.Since(began) > time.Minute {
-					t.Fatalf("not ready\n%s", &errs)
-				}
-			}
+			waitReady(t, base, &errs)
 			time.Sleep(time.Second) // what was assigned is committed, and tasks run
 			if c.hangs {
 				gone.Store(true)

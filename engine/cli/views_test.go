@@ -185,14 +185,7 @@ func TestViewInstances(t *testing.T) {
 		ended <- Main(ctx, "test", []string{"dev", dir, "--http", "--set", "webPort=" + port, "--set", "webInstances=3"}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
 	}()
 	base := "http://127.0.0.1:" + port
-	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		if code, _ := get(t, base+"/readyz"); code == http.StatusOK {
-			break
-		}
-		if time.Since(began) > time.Minute {
-			t.Fatalf("not ready\n%s", &errs)
-		}
-	}
+	waitReady(t, base, &errs)
 	who := func(seconds string) string {
 		code, text := get(t, base+"/who/"+seconds)
 		if code != http.StatusOK {
