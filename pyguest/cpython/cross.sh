@@ -10,7 +10,7 @@ bin=$SOURCES/toolchain/bin
 jobs=$(nproc)
 read -ra flags <<<"$TARGET_CFLAGS"
 
-mkdir -p "$dir"/{lib,include,sysconfig} "$dir"/work/zlib/include
+mkdir -p "$dir"/{lib,include,sysconfig} "$dir/work/zlib/include"
 cp "$SOURCES"/zlib/*.h "$dir/work/zlib/include/"
 cd "$dir/work/zlib"
 for f in adler32 compress crc32 deflate infback inffast inflate inftrees trees uncompr zutil; do
