@@ -2,10 +2,12 @@ package state_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -94,25 +96,7 @@ func TestKill(t *testing.T) {
 	}
 	moved := 0
 	for kill := range kills {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$", "-test.timeout=5m")
-		cmd.Env = append(os.Environ(), "KASPR_TEST_KILL="+dir, fmt.Sprintf("KASPR_TEST_KILL_SEED=%#x", seed))
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line, _ := bufio.NewReader(out).ReadString('\n')
-		if line != "READY\n" {
-			_ = cmd.Wait()
-			t.Fatalf("kill %d: the child says %q", kill, line)
-		}
-		time.Sleep(time.Duration(rand.IntN(250)) * time.Millisecond)
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-
+		killChild(t, "TestKill", dir, seed, 250*time.Millisecond)
 		d := openDir(t, killOptions(dir))
 		for number := range int32(killPartitions) {
 			s := open(t, d, "t", number)
@@ -141,6 +125,126 @@ func TestKill(t *testing.T) {
 	t.Logf("%d kills, offsets %v, %d times a store had moved on", kills, upTo, moved)
 	if moved == 0 {
 		t.Error("no store ever got anything to disk: this tested nothing")
+	}
+}
+
+// killChild runs a test in a process of its own that finds the directory and the seed in its environment, and kills it some time after it
+// has said READY.
+func killChild(t *testing.T, test, dir string, seed uint64, within time.Duration) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), "KASPR_TEST_KILL="+dir, fmt.Sprintf("KASPR_TEST_KILL_SEED=%#x", seed))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if line != "READY\n" {
+		_ = cmd.Wait()
+		t.Fatalf("the child says %q", line)
+	}
+	time.Sleep(rand.N(within))
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
+// removedChild puts a copy of the store at model in place and destroys it, again and again, until it is killed.
+func removedChild(t *testing.T, dir string) {
+	model, place := filepath.Join(dir, "model", "t", "0"), filepath.Join(dir, "stores", "t", "0")
+	files, err := os.ReadDir(model)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := openDir(t, killOptions(filepath.Join(dir, "stores")))
+	fmt.Println("READY")
+	for {
+		fresh := filepath.Join(dir, "fresh")
+		if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755), os.MkdirAll(filepath.Dir(place), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.Link(filepath.Join(model, f.Name()), filepath.Join(fresh, f.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(d.Destroy("t", 0), os.Rename(fresh, place), d.Destroy("t", 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A process that is killed while it removes a store leaves all of it or nothing: the rest of one would be taken for a table, or for a
+// disk that has failed.
+func TestKillInRemoval(t *testing.T) {
+	if dir := os.Getenv("KASPR_TEST_KILL"); dir != "" {
+		removedChild(t, dir)
+		return
+	}
+	enough := 3
+	if testing.Short() {
+		enough = 1
+	}
+	const records = 2000
+	dir, seed := t.TempDir(), rand.Uint64()
+	model := openDir(t, killOptions(filepath.Join(dir, "model")))
+	s, table := open(t, model, "t", 0), map[string]state.Change{}
+	for at := int64(0); at < records; {
+		var changes []state.Change
+		for range 50 { // a file each
+			c := killedRecord(seed, 0, at)
+			table[string(c.Key)] = c
+			changes = append(changes, c)
+			at++
+		}
+		if err := errors.Join(s.Apply(changes, at), s.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := model.Close(); err != nil {
+		t.Fatal(err)
+	}
+	kill, cut, whole := 0, 0, 0
+	for ; cut < enough && kill < 500; kill++ {
+		killChild(t, "TestKillInRemoval", dir, seed, 50*time.Millisecond)
+		stores := filepath.Join(dir, "stores")
+		left, err := filepath.Glob(filepath.Join(stores, "t", "*.gone", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) > 0 {
+			cut++
+		}
+		d := openDir(t, killOptions(stores))
+		if numbers, err := d.Partitions("t"); err != nil || len(left) > 0 && len(numbers) > 0 {
+			t.Errorf("kill %d: there are stores %v and the rest of one, %v", kill, numbers, err)
+		}
+		s := open(t, d, "t", 0)
+		switch what := fmt.Sprintf("kill %d, offset %d, seed %#x", kill, s.Offset(), seed); s.Offset() {
+		case 0:
+			compare(t, s, nil, what)
+		case records:
+			whole++
+			compare(t, s, table, what)
+		default:
+			t.Error(what)
+		}
+		if err := s.Verify(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if names, err := os.ReadDir(filepath.Join(stores, "t")); err != nil || len(names) != 1 {
+			t.Errorf("kill %d: %v is left, %v", kill, names, err)
+		}
+	}
+	t.Logf("%d kills, %d of them in the middle of a removal, %d times the store was whole", kill, cut, whole)
+	if cut < enough {
+		t.Error("hardly any removal was cut off: this tested nothing")
 	}
 }
 
