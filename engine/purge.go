@@ -2,26 +2,32 @@ package engine
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"kaspr.io/kaspr/engine/record"
 )
 
-// purgeEvery is how often what was read for good is deleted from the app's own topics.
+// purgeEvery is how often what was read for good is deleted from the app's internal topics.
 const purgeEvery = 10 * time.Second
 
-// purgeLoop deletes records of the app's own topics once all agents here that read them have committed past them: nobody else
+// purge deletes records of the app's internal topics once all agents that read them have committed past them: nobody else
 // reads them, and by themselves they stay for ever, so that an app may stand still as long as it wants.
+type purge struct {
+	topics  map[string]bool
+	settled func() map[record.Partition]int64 // of the partitions here: below which all their agents have committed
+	delete  func(ctx context.Context, below map[record.Partition]int64) error
+	log     *slog.Logger
+
+	deleted map[record.Partition]int64 // below which nothing is left
+	refused bool                       // the last time
+}
+
 func (a *App) purgeLoop(ctx context.Context) {
-	if len(a.plan.Own) == 0 {
+	p := purge{topics: a.plan.Internal(), settled: a.Settled, delete: a.admin.DeleteRecords, log: a.log, deleted: map[record.Partition]int64{}}
+	if len(p.topics) == 0 {
 		return
 	}
-	own := map[string]bool{}
-	for i := range a.plan.Own {
-		own[a.plan.Own[i].Name] = !a.plan.Own[i].Public
-	}
-	deleted := map[record.Partition]int64{}
-	refused := false
 	tick := time.NewTicker(purgeEvery)
 	defer tick.Stop()
 	for {
@@ -29,23 +35,27 @@ func (a *App) purgeLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			p.once(ctx)
 		}
-		below := map[record.Partition]int64{}
-		for p, at := range a.Settled() {
-			if own[p.Topic] && at > deleted[p] {
-				below[p] = at
-			}
+	}
+}
+
+func (p *purge) once(ctx context.Context) {
+	below := map[record.Partition]int64{}
+	for part, at := range p.settled() {
+		if p.topics[part.Topic] && at > p.deleted[part] {
+			below[part] = at
 		}
-		err := a.admin.DeleteRecords(ctx, below)
-		switch {
-		case err == nil:
-			for p, at := range below {
-				deleted[p] = at
-			}
-			refused = false
-		case ctx.Err() == nil && !refused:
-			refused = true
-			a.log.Warn("the app's own topics grow: what was processed cannot be deleted from them; it is tried again", "every", purgeEvery, "err", err)
+	}
+	err := p.delete(ctx, below)
+	switch {
+	case err == nil:
+		for part, at := range below {
+			p.deleted[part] = at
 		}
+		p.refused = false
+	case ctx.Err() == nil && !p.refused:
+		p.refused = true
+		p.log.Warn("the app's internal topics grow: what was processed cannot be deleted from them; it is tried again", "every", purgeEvery, "err", err)
 	}
 }

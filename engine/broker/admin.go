@@ -216,20 +216,25 @@ func listed(ctx context.Context, which string, list func(context.Context, ...str
 	return offsets, failed
 }
 
-// DeleteRecords deletes what is below an offset in each partition.
+// DeleteRecords deletes what is below an offset in each partition. Of a topic's partitions that refuse the error names the first one; those
+// of the others are deleted.
 func (a *Admin) DeleteRecords(ctx context.Context, below map[record.Partition]int64) error {
 	var offsets kadm.Offsets
 	for p, at := range below {
 		offsets.AddOffset(p.Topic, p.Number, at, -1)
 	}
 	done, err := a.adm.DeleteRecords(ctx, offsets)
-	if err == nil {
-		err = done.Error()
+	if err != nil { // a broker that does not answer
+		err = fmt.Errorf("delete records: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("delete records: %w", err)
+	last := ""
+	for _, r := range done.Sorted() {
+		if r.Err != nil && r.Topic != last {
+			last = r.Topic
+			err = errors.Join(err, fmt.Errorf("delete records of %s/%d: %w", r.Topic, r.Partition, r.Err))
+		}
 	}
-	return nil
+	return err
 }
 
 // Committed is the group's committed offsets; none of one that does not exist.

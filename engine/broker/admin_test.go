@@ -1,10 +1,15 @@
 package broker
 
 import (
+	"errors"
+	"maps"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"kaspr.io/kaspr/engine/record"
 )
 
 // A broker that has just started, or never had a group, has no coordinator for a moment: whoever asks then for a group's offsets, or for what a
@@ -35,5 +40,25 @@ func TestCoordinatorIsNotThereYet(t *testing.T) {
 	}
 	if members, err := admin.Left(c.ctx, "nobody else", "client"); err != nil || len(members) != 0 || refused != 4 {
 		t.Errorf("members: %v, %v, after %d refusals", members, err, refused)
+	}
+}
+
+// What was processed is deleted where the broker allows it, also when it does not for another topic; the error names that one.
+func TestDeleteRecords(t *testing.T) {
+	c := newCluster(t, 2)
+	c.produce(c.cl, 0, 10, 10)
+	c.produce(c.cl, 1, 10, 10)
+	admin := c.admin()
+	part := func(n int32) record.Partition { return record.Partition{Topic: "log", Number: n} }
+	if err := admin.DeleteRecords(c.ctx, nil); err != nil {
+		t.Error(err)
+	}
+	err := admin.DeleteRecords(c.ctx, map[record.Partition]int64{part(0): 4, part(1): 99})
+	if !errors.Is(err, kerr.OffsetOutOfRange) || !strings.Contains(err.Error(), "log/1") || strings.Contains(err.Error(), "log/0") {
+		t.Errorf("the error is %v", err)
+	}
+	bounds, err := admin.Bounds(c.ctx, part(0), part(1))
+	if want := map[record.Partition]Bounds{part(0): {4, 10}, part(1): {0, 10}}; err != nil || !maps.Equal(bounds, want) {
+		t.Errorf("bounds %v, %v, want %v", bounds, err, want)
 	}
 }

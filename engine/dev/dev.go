@@ -122,7 +122,7 @@ func Run(ctx context.Context, b *Broker, apps []App, rt *wasmhost.Runtime, o Opt
 	out := &printer{w: bufio.NewWriterSize(o.Stdout, 64<<10), hidden: map[string]bool{}}
 	var plans []*plan.Plan
 	for _, a := range apps {
-		maps.Copy(out.hidden, internal(a.Plan))
+		maps.Copy(out.hidden, a.Plan.Internal())
 		plans = append(plans, a.Plan)
 	}
 	loaded, err := load(ctx, b, apps, rt, out, o)
@@ -255,7 +255,7 @@ func createTopics(ctx context.Context, admin *broker.Admin, apps []App, inputs [
 				}
 			}
 		}
-		for t := range internal(a.Plan) {
+		for t := range a.Plan.Internal() {
 			made[t] = true // by the app, with the partitions they need
 		}
 	}
@@ -419,20 +419,6 @@ func settled(ctx context.Context, admin *broker.Admin, apps []*engine.App) (done
 		}
 	}
 	return done, sum, nil
-}
-
-// internal is the topics whose records are the engine's own business.
-func internal(p *plan.Plan) map[string]bool {
-	topics := map[string]bool{}
-	for i := range p.Tables {
-		topics[p.Tables[i].Writes.Name] = true
-	}
-	for i := range p.Own {
-		if !p.Own[i].Public {
-			topics[p.Own[i].Name] = true
-		}
-	}
-	return topics
 }
 
 // printer writes delivered outputs as lines.

@@ -20,15 +20,38 @@ type Own struct {
 	Like string
 }
 
+// Internal is the topics through which the app's agents send to each other and that are nobody else's: those of Own that are not public,
+// and what takes writes of tables to other partitions.
+func (p *Plan) Internal() map[string]bool {
+	topics := map[string]bool{}
+	for i := range p.Tables {
+		if name := p.Tables[i].Writes.Name; name != "" {
+			topics[name] = true
+		}
+	}
+	for i := range p.Own {
+		if own := &p.Own[i]; !own.Public {
+			topics[own.Name] = true
+		}
+	}
+	return topics
+}
+
 // ChannelTopic is the name of the topic behind a channel.
 func ChannelTopic(appID, channel string) string { return appID + "-channel-" + channel }
 
-// own notes a topic of the app's own, once. What is not read yet is kept however long the app stands still.
+// internalConfig is the configuration of topics that are Internal. What is not read yet is kept however long the app stands still, and
+// however old the record that it was made of is; what was read the app deletes itself.
+func internalConfig() map[string]string {
+	return map[string]string{"cleanup.policy": "delete", "retention.ms": "-1"}
+}
+
+// own notes a topic of the app's own, once.
 func (b *builder) own(name, like, wantedBy string, at manifest.Pos) string {
 	if !slices.ContainsFunc(b.owned, func(o Own) bool { return o.Name == name }) {
 		b.owned = append(b.owned, Own{Like: like, Topic: Topic{
 			Name: name, Replicas: int16(b.cfg.Topics.ReplicationFactor), For: wantedBy, Pos: at,
-			Config: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1"},
+			Config: internalConfig(),
 		}})
 		b.topicName(b.owned[len(b.owned)-1].Topic, at)
 	}

@@ -134,7 +134,7 @@ func (b *builder) use(a *Agent, p *manifest.Processors) {
 func (b *builder) written(t *Table) {
 	t.Writes = Topic{
 		Name: WritesTopic(b.info.ID, t.Name), Replicas: t.Changelog.Replicas,
-		Config: map[string]string{"cleanup.policy": "delete"}, For: t.Label + ", writes", Pos: t.Pos,
+		Config: internalConfig(), For: t.Label + ", writes", Pos: t.Pos,
 	}
 }
 
