@@ -355,6 +355,7 @@ func (a *App) Run(ctx context.Context) error {
 	others.Go(func() { a.watchLoop(ctx, watchEvery) })
 	others.Go(func() { a.endsLoop(ctx) })
 	others.Go(func() { a.purgeLoop(ctx) })
+	others.Go(func() { a.tables.cleanupLoop(ctx, a.cfg.Store.CleanupDelay, a.member.Holds) })
 	if a.schedule != nil && a.cfg.Scheduler.DebugStatsEnabled {
 		others.Go(func() { a.schedule.statsLoop(ctx) })
 	}

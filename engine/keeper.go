@@ -36,7 +36,7 @@ func (p *tablePart) wanted() tableRole {
 func (p *tablePart) wantsChanged() {
 	switch want := p.wanted(); {
 	case !p.keeping && want != roleAbsent:
-		p.keeping = true
+		p.keeping, p.left = true, time.Time{}
 		p.of.joined.Go((&keeper{tablePart: p}).run)
 	case p.keeping && want != p.role:
 		p.interrupt()
@@ -93,7 +93,7 @@ func (k *keeper) next() (ctx context.Context, role tableRole, inputs []record.Pa
 	k.role = k.wanted()
 	if k.role == roleAbsent && k.store == nil {
 		k.stop()
-		k.stop, k.keeping = nil, false
+		k.stop, k.keeping, k.left = nil, false, time.Now()
 		k.progress.set(phaseAbsent)
 		return ctx, roleAbsent, nil, false
 	}

@@ -26,7 +26,7 @@ import (
 //
 // Every partition that is here has a keeper (keeper.go), a goroutine that opens the store, restores it from the changelog,
 // follows it, tries again what failed, and closes it. The others only say what they want: Acquire and Release for active
-// partitions, Follow for standbys.
+// partitions, Follow for standbys. What a partition leaves on disk when it goes elsewhere is deleted in time (cleanup.go).
 //
 // Invariant: a store is changed by its keeper until the partition is active and ready, and by the owner of the
 // partition's Staged from then until Release or Failed.
@@ -144,6 +144,9 @@ func (t *tables) look() {
 			if p == nil {
 				continue
 			}
+			t.mu.Lock()
+			p.left = time.Now()
+			t.mu.Unlock()
 			store, err := t.stores.Open(t.plan[i].Name, n)
 			if err == nil {
 				p.offset.Store(store.Offset())
@@ -391,7 +394,8 @@ type tablePart struct {
 		inputs map[record.Partition]struct{}
 		copy   bool // a standby, or of a global table
 	}
-	keeping bool               // guarded by tables.mu; a keeper runs
+	keeping bool               // guarded by tables.mu; a keeper runs, or the store is being deleted
+	left    time.Time          // guarded by tables.mu; since when the store has no keeper; zero: it has, or there is none
 	role    tableRole          // guarded by tables.mu; what the keeper does
 	stop    context.CancelFunc // guarded by tables.mu; interrupts it
 

@@ -292,5 +292,6 @@ type Store struct {
 	BlockCacheCompressedSize int64
 	BloomFilterSize          int // bits per key
 	CacheIndexAndFilter      bool
-	Apps                     int // of the process, that share the default of MemoryMax; 0: one
+	CleanupDelay             time.Duration // 0: never
+	Apps                     int           // of the process, that share the default of MemoryMax; 0: one
 }

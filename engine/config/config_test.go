@@ -98,7 +98,7 @@ func TestDefault(t *testing.T) {
 			CronTickInterval: 30 * time.Second, CronTickBuffer: 10 * time.Minute, CronMinInterval: 5 * time.Second,
 			PastDue: PastDueDeliver, DuplicateID: DuplicateReject,
 		},
-		Store: Store{WriteBufferSize: 64 << 20, MaxWriteBufferNumber: 3, TargetFileSizeBase: 64 << 20, BlockCacheCompressedSize: 256 << 20, BloomFilterSize: 3},
+		Store: Store{WriteBufferSize: 64 << 20, MaxWriteBufferNumber: 3, TargetFileSizeBase: 64 << 20, BlockCacheCompressedSize: 256 << 20, BloomFilterSize: 3, CleanupDelay: 10 * time.Minute},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("defaults\n%+v\nwant\n%+v", c, want)

@@ -309,6 +309,8 @@ var settings = []setting{
 		0, 100, func(c *Config) *int { return &c.Store.BloomFilterSize }),
 	boolSetting("storeRocksdbSetCacheIndexAndFilterBlocks", "false", "Keep index and filter blocks in the block cache.",
 		func(c *Config) *bool { return &c.Store.CacheIndexAndFilter }),
+	durationSetting("storeCleanupDelay", "10m", "The store of a partition that went to another process is deleted from the disk after this time, unless a standby copy stays or the partition comes back; 0: never.",
+		0, forever, func(c *Config) *time.Duration { return &c.Store.CleanupDelay }),
 }
 
 var serializers = []string{"raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
