@@ -51,6 +51,7 @@ type Instance struct {
 type call struct {
 	ctx       context.Context
 	deadline  time.Duration    // of a unit
+	began     time.Time        // moved on by all waiting that is not the guest's doing
 	unit      uint32           // in progress at the last look
 	since     time.Time        // when unit was first seen, moved on by all waiting that is not the guest's doing
 	raised    bool             // Python was asked to stop
@@ -120,7 +121,7 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	}
 	begin := time.Now()
 	in.call = call{
-		ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, since: begin, looked: begin, unit: abi.ProgressIdle,
+		ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, began: begin, since: begin, looked: begin, unit: abi.ProgressIdle,
 	}
 	if in.calls++; in.calls%callsPerStack == 0 {
 		clear(in.functions)
@@ -237,7 +238,8 @@ func (in *Instance) run(ctx context.Context, export string, data []byte) (uint32
 	if err := in.r.cfg.Gate.acquire(ctx); err != nil {
 		return 0, &CallError{Err: err, Unit: -1, Operation: -1}
 	}
-	in.call = call{ctx: ctx, deadline: in.program.LoadDeadline, holding: true, since: time.Now(), looked: time.Now(), unit: abi.ProgressIdle}
+	now := time.Now()
+	in.call = call{ctx: ctx, deadline: in.program.LoadDeadline, holding: true, began: now, since: now, looked: now, unit: abi.ProgressIdle}
 	in.begin()
 	defer in.end()
 	if data == nil {
@@ -353,8 +355,10 @@ func (in *Instance) tick() uint64 {
 		return abi.TickDie
 	}
 	in.look(now)
+	// What is in progress is the guest's word. One that lies gets no more than all of its units together, and what is between them.
+	most := c.hardAfter * time.Duration(c.units+1)
 	switch ran := now.Sub(c.since); {
-	case ran >= c.hardAfter:
+	case ran >= c.hardAfter || now.Sub(c.began) >= most:
 		c.cause = ErrDeadline
 		return abi.TickDie
 	case ran >= c.deadline && !c.raised:
@@ -403,6 +407,7 @@ func (in *Instance) look(now time.Time) {
 
 // excuse takes d, which has just passed, off the time the unit has run.
 func (in *Instance) excuse(d time.Duration) {
+	in.call.began = in.call.began.Add(d)
 	in.call.since = in.call.since.Add(d)
 	in.call.looked = in.call.looked.Add(d)
 	in.call.waited += d
@@ -554,10 +559,12 @@ func (in *Instance) setWord(field, v uint32) {
 	binary.LittleEndian.PutUint32(in.mem.bytes()[in.r.guest.state+field:], v)
 }
 
-// read returns n bytes of the guest's memory, as they are: not a copy.
+// read returns n bytes of the guest's memory, as they are: not a copy. The interrupt word is never among them, which the ticker may change at any
+// time: what was checked stays as it was found.
 func (in *Instance) read(address, n uint32) ([]byte, bool) {
 	mem := in.mem.bytes()
-	if uint64(address)+uint64(n) > uint64(len(mem)) {
+	end, word := uint64(address)+uint64(n), uint64(in.r.guest.state+abi.StateInterrupt)
+	if end > uint64(len(mem)) || uint64(address) < word+4 && word < end {
 		return nil, false
 	}
 	return mem[address : address+n : address+n], true

@@ -394,3 +394,25 @@ func BenchmarkHostCall(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*calls), "ns/hostcall")
 }
+
+// What is in progress is the guest's word, which broken code may make a lie. It ends nevertheless, and no later than if all of its units had had
+// their time.
+func TestLiesAboutProgress(t *testing.T) {
+	for _, lie := range []string{"y", "Y"} {
+		in := newTestInstance(t, newTestSnapshot(t, newTestRuntime(t, Config{}), Options{}))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := in.Call(ctx, batch(lie)); !errors.Is(err, ErrDeadline) {
+			t.Errorf("%s: %v", lie, err)
+		}
+	}
+}
+
+// What a host function reads must not change while it reads, and the ticker writes whenever it likes.
+func TestInterruptWordIsNoRequest(t *testing.T) {
+	in := newTestInstance(t, newTestSnapshot(t, newTestRuntime(t, Config{}), Options{}))
+	// Four bytes that end before the word, have its first byte, and are the word itself.
+	if res, err := in.Call(t.Context(), batch("q4", "q3", "q0")); err != nil || show(res) != "0:0 1:1 2:1 done=3" {
+		t.Errorf("%s, %v", show(res), err)
+	}
+}

@@ -115,7 +115,7 @@ func (in *Instance) idle(d time.Duration) {
 			c.outside += took
 			c.looked = c.looked.Add(took)
 			if excused {
-				c.since = c.since.Add(took)
+				c.began, c.since = c.began.Add(took), c.since.Add(took)
 			}
 		})
 	}

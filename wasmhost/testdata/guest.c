@@ -250,6 +250,21 @@ static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLe
 		output(unit, 0, key, keyLen, buf, n);
 		return 0;
 	}
+	case 'y': for (;;) { // lies about what is in progress: nothing, and the same record again
+		kaspr_state.progress = 0xFFFFFFFF;
+		for (u32 i = 0; i < 1000; i++) sink++;
+		kaspr_state.progress = unit;
+		for (u32 i = 0; i < 1000; i++) sink++;
+	}
+	case 'Y': for (u32 i = unit;; i++) { // one record after the other, without end
+		kaspr_state.progress = i;
+		for (u32 j = 0; j < 1000; j++) sink++;
+	}
+	case 'q': { // a host call whose request has the interrupt word in it
+		i32 n = host_call(1, (u8 *)&kaspr_state - number(value, valueLen), 4, 0, 0);
+		output(unit, 0, key, keyLen, buf, decimal(buf, n == (i32)0x80000000));
+		return 0;
+	}
 	case 'L': {
 		buf[0] = 30;
 		copy(buf + 1, value + 1, valueLen - 1);
