@@ -25,6 +25,7 @@ type Instance struct {
 	program *program
 	mem     *memory
 	mod     api.Module
+	library libraryFS
 	slot    tickerSlot
 	stack   [1]uint64       // parameter and result of an export
 	ctx     context.Context // an instanceContext: what the guest's host functions find the instance by
@@ -376,6 +377,23 @@ func (in *Instance) tick() uint64 {
 	// The word was set again meanwhile. Left so, who just got a turn would hand it over at once.
 	in.setWord(abi.StateInterrupt, 0)
 	return abi.TickContinue
+}
+
+// goesOn is for host functions that take as long as the guest likes: it does what a tick does when one is due, and says whether to go on.
+// Otherwise the guest is to have what is done so far, and is told by a tick of its own then.
+func (in *Instance) goesOn() bool {
+	if time.Since(in.call.looked) < in.r.cfg.Tick {
+		return true
+	}
+	switch in.tick() {
+	case abi.TickDie:
+		panic(errDie)
+	case abi.TickRaise:
+		in.call.raised = false
+		in.setWord(abi.StateInterrupt, 1)
+		return false
+	}
+	return true
 }
 
 // look changes clocks when the guest has gone to another unit. Most guests only go on, to units that are new. One that goes to and fro

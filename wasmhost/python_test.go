@@ -463,3 +463,64 @@ func TestPythonReset(t *testing.T) {
 		t.Errorf("%d restores, %d instances live; want 5 and 1", restores, live)
 	}
 }
+
+// slowLog takes its time for every line, and forgets it.
+type slowLog struct{ host }
+
+func (*slowLog) Log(int, string) { time.Sleep(20 * time.Microsecond) }
+
+// One write of a million lines is one host call, in which no tick comes: it must end at the deadline nevertheless.
+func TestWriteEndsAtDeadline(t *testing.T) {
+	c := load(t, agent("", `
+import os
+def f(value):
+    if value == 0:
+        return os.write(1, b"a\n" * 1_000_000)
+    return os.write(1, b"a\n" * value)
+`), wasmhost.Options{Deadline: 100 * time.Millisecond, Host: &slowLog{host{t: t}}})
+	began := time.Now()
+	res, err := c.Call(t.Context(), 0, values("5", "0", "7"))
+	took := time.Since(began)
+	if err != nil || res.Done != 3 || len(res.Outputs) != 2 || string(res.Outputs[0].Value) != "10" || string(res.Outputs[1].Value) != "14" {
+		t.Fatalf("%v %+v", err, res)
+	}
+	if len(res.Failures) != 1 || res.Failures[0].Record != 1 || res.Failures[0].Kind != record.FailureDeadline {
+		t.Errorf("%+v", res.Failures)
+	}
+	if took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// Each open file is memory of the host's: code that opens one after the other is refused more, and the next instance begins without any.
+func TestOpenFilesAreBounded(t *testing.T) {
+	c := load(t, agent("", `
+import os
+def f(value):
+    n = 0
+    try:
+        for i in range(value):
+            os.open("/lib/stdlib.zip" if i % 2 else "/lib", os.O_RDONLY)
+            n += 1
+    except OSError as e:
+        pass
+    if value == 1:
+        while True:
+            try:
+                while True: pass
+            except BaseException: pass
+    return n
+`), wasmhost.Options{Deadline: 100 * time.Millisecond})
+	res, err := c.Call(t.Context(), 0, values("10", "100000", "2", "1", "10"))
+	if err != nil || res.Done != 5 || len(res.Failures) != 1 || res.Failures[0].Record != 3 {
+		t.Fatalf("%v %+v", err, res)
+	}
+	var got []string
+	for _, o := range res.Outputs {
+		got = append(got, string(o.Value))
+	}
+	want := []string{"10", "53", "0", "10"} // 64 with the folder, which is open as long as its instance
+	if !slices.Equal(got, want) {
+		t.Errorf("%v files were opened, want %v", got, want)
+	}
+}

@@ -65,7 +65,6 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 		return nil, fmt.Errorf("instantiate host functions: %w", err)
 	}
 	r.module = wazero.NewModuleConfig().WithName("").WithStartFunctions().
-		WithFSConfig(libraryMount(cfg.Stdlib)).
 		WithSysWalltime().WithSysNanotime()
 	if r.ticker, err = newTicker(cfg.Tick); err != nil {
 		return nil, err

@@ -37,9 +37,9 @@ func (s *Snapshot) NewInstance(ctx context.Context) (*Instance, error) {
 
 // reset makes an instance of this Snapshot what NewInstance gives, over the module it has: only its memory and globals are
 // taken back, which costs half as much. False when that cannot be: the guest exited, or its memory has grown, which a
-// module does not forget, or it strayed and left something there. The instance is to be closed then.
+// module does not forget, or it strayed and left something there, or left files open. The instance is to be closed then.
 func (s *Snapshot) reset(ctx context.Context, in *Instance) bool {
-	if s.closed.Load() || in.closed || in.mod.IsClosed() || in.mem.strayed() || in.mem.size != s.image.size {
+	if s.closed.Load() || in.closed || in.mod.IsClosed() || in.mem.strayed() || in.mem.size != s.image.size || in.library.open > 1 {
 		return false
 	}
 	begin := time.Now()
@@ -109,9 +109,9 @@ func (r *Runtime) restore(ctx context.Context, img *image, p *program) (*Instanc
 // instantiate makes an instance over mem, which it owns from here on. Nothing of the guest runs.
 func (r *Runtime) instantiate(ctx context.Context, mem *memory, globals []uint64, p *program) (*Instance, error) {
 	in := &Instance{r: r, program: p, mem: mem, own: -1}
-	stdout := &lineWriter{log: func(line string) { p.Host.Log(20, line) }}
-	stderr := &lineWriter{log: func(line string) { p.Host.Log(30, line) }}
-	config := r.module.WithStdout(stdout).WithStderr(stderr).WithRandSource(rand.Reader).
+	in.library.zip = r.cfg.Stdlib
+	config := r.module.WithStdout(&lineWriter{in: in, level: 20}).WithStderr(&lineWriter{in: in, level: 30}).
+		WithFSConfig(in.library.mount()).WithRandSource(rand.Reader).
 		WithNanosleep(func(ns int64) { in.sleep(time.Duration(ns)) })
 	var err error
 	in.mod, err = r.wazero.InstantiateModule(experimental.WithMemoryAllocator(ctx, mem), r.compiled, config)
