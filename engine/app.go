@@ -1198,17 +1198,9 @@ func (a *App) Revoked(ctx context.Context, ps []record.Partition) {
 	a.mu.Unlock()
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
-	clean := true
-	for l, feeds := range byLane {
-		clean = l.drain(feeds, until) && clean
-	}
-	err := a.commits.commit(ctx)
-	if err != nil {
-		a.log.Warn("partitions are given up before the commit; their records are read again by the new owner", "err", err)
-		a.commits.drop(a.commits.sending, byLane)
-	}
+	clean := a.commits.handOver(ctx, byLane, until)
 	a.release(ps, byLane)
-	a.log.Info("partitions revoked", "partitions", names(ps), "took", time.Since(began).Round(time.Millisecond), "clean", clean && err == nil)
+	a.log.Info("partitions revoked", "partitions", names(ps), "took", time.Since(began).Round(time.Millisecond), "clean", clean)
 }
 
 // Lost forgets the partitions at once; steps under way throw their results away.

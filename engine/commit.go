@@ -913,6 +913,22 @@ func (c *committer) resolve(ctx context.Context, cl *closing, cause error) error
 	return c.next(ctx, cl)
 }
 
+// handOver ends and commits what feeds do that are given up, within ctx, and drops them if that does not come about.
+func (c *committer) handOver(ctx context.Context, byLane map[*lane][]*feed, until time.Time) (clean bool) {
+	clean = true
+	for l, feeds := range byLane {
+		clean = l.drain(feeds, until) && clean
+	}
+	if err := c.commit(ctx); err != nil {
+		c.log.Warn("partitions are given up before the commit; their records are read again by the new owner", "err", err)
+		clean = false
+	}
+	if !clean {
+		c.drop(c.sending, byLane)
+	}
+	return clean
+}
+
 // drop gives feeds up whose records another member may process again: nothing more of them is applied, and what was is taken
 // back with everything else that is not committed. Without transactions it is out already.
 func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {

@@ -275,7 +275,7 @@ func (f *feed) position() int64 {
 }
 
 // drain stops the feeds from beginning further steps and waits for those under way; it reports whether they all ended
-// in time. Those that did not are dropped: what they return is thrown away.
+// in time. Those that did not still count, with what they did before, until the committer drops them.
 func (l *lane) drain(feeds []*feed, until time.Time) bool {
 	timer := time.AfterFunc(time.Until(until), func() {
 		l.mu.Lock()
@@ -297,9 +297,6 @@ func (l *lane) drain(feeds []*feed, until time.Time) bool {
 			return true
 		}
 		if !time.Now().Before(until) {
-			for _, f := range feeds {
-				f.dropped = f.dropped || f.busy
-			}
 			return false
 		}
 		l.idle.Wait()

@@ -551,3 +551,36 @@ func TestLaneDrain(t *testing.T) {
 		_ = stop()
 	})
 }
+
+// What a feed had applied before a step that does not end in time must be committed with its position, or not at all: the partition's next
+// owner would make the same outputs again.
+func TestDrainInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testLane(t, &fakeCode{took: 3 * time.Second}, plan.Agent{}, limits{records: 2, bytes: 1 << 20}, true)
+		f := l.open(in0)
+		ctx := context.Background()
+		if err := l.commits.lock(ctx); err != nil { // nothing is committed meanwhile
+			t.Fatal(err)
+		}
+		l.feed(f, records(0, 0, 6))
+		stop := l.start()
+		time.Sleep(4 * time.Second)
+		if l.drain([]*feed{f}, time.Now().Add(time.Second)) {
+			t.Fatal("drained although the step takes longer")
+		}
+		l.commits.unlock()
+		time.Sleep(500 * time.Millisecond) // somebody commits
+		got, stored := l.kafka.keys("out-0"), l.kafka.stored(in0)
+		if !slices.Equal(got, offsets(0, stored)) {
+			t.Errorf("outputs %v are committed, of a position of %d", got, stored)
+		}
+		if l.commits.handOver(ctx, map[*lane][]*feed{l.lane: {f}}, time.Now()) {
+			t.Error("the step is said to have ended")
+		}
+		time.Sleep(5 * time.Second)
+		if now := l.kafka.keys("out-0"); !slices.Equal(now, got) || l.kafka.stored(in0) != stored {
+			t.Errorf("a step of a partition that was given up delivered %v", now)
+		}
+		_ = stop()
+	})
+}
