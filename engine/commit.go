@@ -178,8 +178,9 @@ func (c *committer) apply(l *lane, f *feed, w *work, v *verdict) bool {
 	return true
 }
 
-// change makes changes that come from no step part of the epoch, unless the feed's partition is being given up.
-func (c *committer) change(l *lane, f *feed, do func() error) error {
+// change makes changes that come from no step part of the epoch, unless the feed's partition is being given up. Like those of a tick they
+// are committed with a position: it proves that they are, a process that no longer owns the partition cannot write it, and the next owner waits for it.
+func (c *committer) change(l *lane, f *feed, do func() (made bool, err error)) error {
 	c.cut.RLock()
 	defer c.cut.RUnlock()
 	l.mu.Lock()
@@ -188,7 +189,11 @@ func (c *committer) change(l *lane, f *feed, do func() error) error {
 	if !ok {
 		return nil
 	}
-	return do()
+	made, err := do()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.acted = f.acted || made
+	return err
 }
 
 // begin takes a delivery into the epoch and says whether to send it now.

@@ -67,7 +67,7 @@ type feed struct {
 	notBefore  time.Time       // a retry waits until then
 	wake       time.Time       // a tick is due then; zero: none is
 	ticked     bool            // the last step was a tick: records go first
-	acted      bool            // a tick has made something since the last cut
+	acted      bool            // a tick, or what expires, has made something since the last cut
 	noSchema   bool            // the last step went back for want of a schema
 	busy       bool            // a step is running
 	alone      int64           // records below this offset are not processed beside others: that has gone wrong

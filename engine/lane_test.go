@@ -15,6 +15,8 @@ import (
 	"kaspr.io/kaspr/engine/config"
 	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/engine/record"
+	"kaspr.io/kaspr/state"
+	"kaspr.io/kaspr/state/mem"
 )
 
 // fakeCode stands for the sandbox: one output per record, named after its key; fails says which records fail.
@@ -582,5 +584,40 @@ func TestDrainInVain(t *testing.T) {
 			t.Errorf("a step of a partition that was given up delivered %v", now)
 		}
 		_ = stop()
+	})
+}
+
+// What expires is committed with a position of the partition, or a process that has lost it could still delete what its new owner has written anew.
+func TestExpiryIsCommittedWithPosition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &fakeCode{}, plan.Agent{}, limits{}, true)
+		store, err := mem.New().Open("t", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Apply([]state.Change{{Key: []byte("old"), Value: []byte("v"), Expires: 1}}, 1); err != nil {
+			t.Fatal(err)
+		}
+		b.kafka.appended = 1
+		f := b.open(in0)
+		s := &share{label: "t", staged: state.NewStaged(store), expires: true, streamTime: 1000, seen: map[*agent]uint64{}}
+		b.shares[shareOf{}] = s
+		b.feed(f, records(0, 0, 5))
+		stop := b.start()
+		time.Sleep(time.Second)
+		before := b.kafka.positions[in0]
+		if err := b.expire(f, []*share{s}, &record.Batch{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if v, err := store.Get([]byte("old")); err != nil || v != nil {
+			t.Fatalf("%q is there, %v", v, err)
+		}
+		if at := b.kafka.positions[in0]; at == before || at.Offset != before.Offset {
+			t.Errorf("the position was %v, is %v", before, at)
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
 	})
 }

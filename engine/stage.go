@@ -110,7 +110,7 @@ func (l *lane) expire(f *feed, shares []*share, b *record.Batch) error {
 		}
 		if now := time.Now(); now.Sub(s.expired) >= expireEvery {
 			s.expired = now
-			if err := l.commits.change(l, f, func() error { return l.expireShare(s) }); err != nil {
+			if err := l.commits.change(l, f, func() (bool, error) { return l.expireShare(s) }); err != nil {
 				return err
 			}
 		}
@@ -118,10 +118,10 @@ func (l *lane) expire(f *feed, shares []*share, b *record.Batch) error {
 	return nil
 }
 
-func (l *lane) expireShare(s *share) error {
+func (l *lane) expireShare(s *share) (made bool, err error) {
 	due, err := s.staged.Expired(s.streamTime, expireMax)
 	if err != nil || len(due) == 0 {
-		return err
+		return false, err
 	}
 	list := make([]state.Change, len(due))
 	for i, e := range due {
@@ -131,5 +131,5 @@ func (l *lane) expireShare(s *share) error {
 	l.mu.Lock()
 	s.version++
 	l.mu.Unlock()
-	return nil
+	return true, nil
 }
