@@ -878,8 +878,14 @@ func (a *App) Assigned(ps []record.Partition) {
 		a.worked()
 		return
 	}
+	feeds := a.feedsOf(ps)
+	a.log.Info("partitions assigned", "partitions", names(ps))
+	a.preparing.Go(func() { a.prepare(ps, feeds) })
+}
+
+// feedsOf makes the feeds of newly assigned partitions, and acquires their tables: when it returns all can be revoked.
+func (a *App) feedsOf(ps []record.Partition) (feeds []laneFeed) {
 	a.mu.Lock()
-	var feeds []laneFeed
 	for _, p := range ps {
 		for _, ag := range a.readers[p.Topic] {
 			l := ag.lanes[int(p.Number)%len(ag.lanes)]
@@ -890,17 +896,16 @@ func (a *App) Assigned(ps []record.Partition) {
 	}
 	a.resize()
 	a.mu.Unlock()
-	a.log.Info("partitions assigned", "partitions", names(ps))
-	a.preparing.Go(func() { a.prepare(ps, feeds) })
-}
-
-// prepare finds out where the agents go on in newly assigned partitions, and has their tables restored.
-func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 	for _, lf := range feeds {
 		if uses := lf.feed.agent.tables; len(uses) > 0 {
 			a.tables.Acquire(lf.feed.partition.Number, uses, []record.Partition{lf.feed.partition})
 		}
 	}
+	return feeds
+}
+
+// prepare finds out where the agents go on in newly assigned partitions, whose tables are being restored meanwhile.
+func (a *App) prepare(ps []record.Partition, feeds []laneFeed) {
 	ctx, began := a.commits.sending, time.Now()
 	err := persist(ctx, func() error { return a.locate(ctx, ps, feeds) }, func(err error) bool {
 		var wrong manifest.Errors

@@ -17,6 +17,7 @@ import (
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/state/mem"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // fakeCode stands for the sandbox: one output per record, named after its key; fails says which records fail.
@@ -618,6 +619,27 @@ func TestExpiryIsCommittedWithPosition(t *testing.T) {
 		}
 		if err := stop(); err != nil || b.failed != nil {
 			t.Fatal(err, b.failed)
+		}
+	})
+}
+
+// Partitions may be taken away before anything was found out about them.
+func TestAssignedTablesAreAcquired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &fakeCode{}, plan.Agent{Tables: []plan.TableUse{{Table: 0, Declared: true}}}, limits{}, true)
+		b.app.plan.Tables = []plan.Table{{Name: "t", Label: "t", Guest: abi.Table{Changelog: "t-log"}}}
+		logs := newFakeLogs()
+		logs.topics["t-log"] = &fakeLog{broker.TopicID{1}, make([]fakePartition, 1)}
+		b.app.tables = newTables(mem.New(), logs, "app", b.app.plan.Tables, b.app.log, func(int32) {})
+		b.app.tables.Start([]int32{1})
+		b.agent.lanes, b.app.readers = b.app.lanes, map[string][]*agent{"in": {b.agent}}
+		feeds := b.app.feedsOf([]record.Partition{in0})
+		if len(feeds) != 1 {
+			t.Fatalf("%d feeds", len(feeds))
+		}
+		b.app.tables.Release(0, []int{0}) // panics if it was not acquired
+		if err := b.app.tables.Close(context.Background()); err != nil {
+			t.Fatal(err)
 		}
 	})
 }
