@@ -59,6 +59,9 @@ func (b *builder) input(a *Agent, m *manifest.Agent) {
 		}
 	}
 	t := in.Topic
+	if t == nil && in.Channel == nil {
+		return // reported
+	}
 	if t == nil {
 		a.Topics = []string{ChannelTopic(b.info.ID, in.Channel.Name.V)}
 		a.Program.Input = abi.Input{KeySerializer: abi.Channel, ValueSerializer: abi.Channel}

@@ -59,10 +59,11 @@ func (b *builder) table(m *manifest.Table) Table {
 	}
 	if w := m.Window; w != nil {
 		g := &abi.Window{RelativeTo: w.RelativeTo.Or("stream"), Selector: code(w.RelativeToSelector, m.Label()+", relativeToSelector")}
-		if w.Tumbling != nil {
+		switch {
+		case w.Tumbling != nil:
 			g.Size, g.Expires = w.Tumbling.Size.V.Milliseconds(), w.Tumbling.Expires.V.Milliseconds()
 			g.Step = g.Size
-		} else {
+		case w.Hopping != nil: // neither has been reported
 			g.Size, g.Step, g.Expires = w.Hopping.Size.V.Milliseconds(), w.Hopping.Step.V.Milliseconds(), w.Hopping.Expires.V.Milliseconds()
 		}
 		if g.Selector != nil {

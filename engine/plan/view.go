@@ -42,15 +42,19 @@ func BasePath(setting string) string {
 }
 
 func (b *builder) view(m *manifest.WebView) View {
+	route := manifest.Route{} // of a path that is missing or wrong, which has been reported
+	if m.Route != nil {
+		route = *m.Route
+	}
 	base := BasePath(b.cfg.Web.BasePath)
 	v := View{Name: m.Name.V, Label: m.Label(), Pos: m.Pos, Method: m.Method.V, Route: m.Route, About: m.Description.V}
 	v.Path = base + "/" + strings.TrimPrefix(m.Path.V, "/")
 	taken := slices.Contains(BuiltinPaths, v.Path) || v.Path == BasePath(b.cfg.Web.MetricsBasePath)+"/metrics" ||
 		v.Path == "/schedule" && b.cfg.Scheduler.Enabled && b.cfg.Scheduler.Web
-	if taken && len(m.Route.Params) == 0 || strings.HasPrefix(v.Path, BuiltinPrefix) {
+	if taken && m.Route != nil && len(route.Params) == 0 || strings.HasPrefix(v.Path, BuiltinPrefix) {
 		b.fail(m.Path.Pos, manifest.DuplicateRoute, fmt.Sprintf("%s: the engine answers %s itself", v.Label, v.Path), "choose another path, or set webBasePath")
 	}
-	if n := len(m.Route.Params); n > abi.ViewParamsMax {
+	if n := len(route.Params); n > abi.ViewParamsMax {
 		b.fail(m.Path.Pos, manifest.OutOfRange, fmt.Sprintf("%s: its path has %d parameters; at most %d are possible", v.Label, n, abi.ViewParamsMax), "")
 	}
 	// Operations, outputs and tables are an agent's in every respect.
@@ -59,7 +63,7 @@ func (b *builder) view(m *manifest.WebView) View {
 		Init: code(m.Processors.Init, "init"), Ops: []abi.Operation{}, Outputs: []abi.Output{},
 		JSONExact: b.cfg.JSONValueStyle == config.JSONOriginal,
 		View: &abi.View{
-			Params: slices.Clone(m.Route.Params), ContentType: m.Response.ContentType.Or("text/plain"), Status: m.Response.StatusCode.V,
+			Params: slices.Clone(route.Params), ContentType: m.Response.ContentType.Or("text/plain"), Status: m.Response.StatusCode.V,
 			StatusSelector:  resultSelector(m.Response.StatusCodeSelector, "statusCodeSelector"),
 			HeadersSelector: resultSelector(m.Response.HeadersSelector, "headersSelector"),
 			BodySelector:    resultSelector(m.Response.BodySelector, "bodySelector"),
