@@ -75,15 +75,16 @@ func TestLoadProblems(t *testing.T) {
 	write(t, "utf16.yaml", "\xff\xfea\x00")
 	write(t, "latin.yaml", "a: 1\nb: caf\xe9\n")
 	write(t, "control.yaml", "a: \"\x01\"\n")
-	write(t, "bom.yaml", "\ufeff"+fmt.Sprintf(someAgent, "bom"))
+	write(t, "bom.yaml", "\ufeff"+fmt.Sprintf(someAgent, "bom")+"---\n\ufeff"+fmt.Sprintf(someAgent, "joined"))
+	write(t, "tab.yaml", "a:\n  b:\n \tc: 1\n")
 	write(t, "crlf.yaml", strings.ReplaceAll(fmt.Sprintf(someAgent, "crlf")+"---\nkind: X\n", "\n", "\r\n"))
 	write(t, "empty.yaml", "")
 	if err := os.Mkdir("none", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	set, problems := Load([]string{"good.yaml", "missing.yaml", "dir", "huge.yaml", "utf16.yaml", "latin.yaml", "control.yaml", "bom.yaml", "crlf.yaml", "empty.yaml"})
-	if len(set.Agents) != 4 {
-		t.Errorf("%d agents read, want 4", len(set.Agents))
+	set, problems := Load([]string{"good.yaml", "missing.yaml", "dir", "huge.yaml", "utf16.yaml", "latin.yaml", "control.yaml", "bom.yaml", "tab.yaml", "crlf.yaml", "empty.yaml"})
+	if len(set.Agents) != 5 {
+		t.Errorf("%d agents read, want 5", len(set.Agents))
 	}
 	_, none := Load([]string{"none"})
 	got := bytes.Buffer{}

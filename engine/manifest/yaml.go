@@ -29,6 +29,8 @@ func documents(file string, content []byte) ([]document, Errors) {
 	var problems Errors
 	// The parser knows version 1.1 of the directive only; what differs in 1.2 does not matter to manifests.
 	content = yaml12.ReplaceAll(content, []byte("${1}1"))
+	// Files joined by `cat` have byte order marks at the start of documents, where YAML allows them and the parser does not.
+	content = bytes.ReplaceAll(content, []byte("\n\ufeff"), []byte("\n"))
 	for _, piece := range split(content) {
 		decoder := yaml.NewDecoder(bytes.NewReader(piece.text))
 		for {
@@ -40,7 +42,7 @@ func documents(file string, content []byte) ([]document, Errors) {
 			if err != nil {
 				message, line := explain(piece.text, err)
 				problems = append(problems, Error{
-					Pos: Pos{File: file, Line: piece.offset + line}, ID: BadYAML, Text: message, Hint: yamlHint(message),
+					Pos: Pos{File: file, Line: piece.offset + line, Column: tabIn(piece.text, line)}, ID: BadYAML, Text: message, Hint: yamlHint(message),
 				})
 				break
 			}
@@ -168,6 +170,17 @@ func explain(text []byte, err error) (message string, line int) {
 		}
 	}
 	return message, line
+}
+
+// tabIn is the column of a tab that indents the line, 0 if there is none: it is what the parser cannot read.
+func tabIn(text []byte, line int) int {
+	n := 0
+	for l := range bytes.Lines(text) {
+		if n++; n == line {
+			return bytes.IndexByte(l[:len(l)-len(bytes.TrimLeft(l, " \t"))], '\t') + 1
+		}
+	}
+	return 0
 }
 
 // searchMax bounds the text that is parsed again and again to find one line.
