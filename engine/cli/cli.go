@@ -264,6 +264,10 @@ func (c *command) validate(ctx context.Context, paths []string) error {
 		_, more := resolveNamed(set, layers, name)
 		problems = append(problems, more...)
 	}
+	if len(apps) == 0 && !problems.Fatal() { // an empty file is no app without errors: dev and run refuse it
+		_, more := set.ChooseApp("")
+		problems = append(problems, more...)
+	}
 	// What is wrong elsewhere does not keep the Python from being checked: all problems at once.
 	rt, err := newRuntime(ctx, layers.Early(), nil)
 	if err != nil {

@@ -106,6 +106,31 @@ spec:
           keySelector: CODE
 `
 
+// Files without an app are refused when they are run, so they are not valid; and what is missing is said, whatever depends on it.
+func TestValidateWhatIsNotThere(t *testing.T) {
+	for _, c := range []struct{ name, yaml, want string }{
+		{"empty", "", "error M045: the manifests hold no app"},
+		{"comment", "# later\n---\n", "error M045: the manifests hold no app"},
+		{"another group", "apiVersion: v1\nkind: Service\n", "error M045: the manifests hold no app"},
+		{"no input", strings.Replace(everyBlock, "input:", "inputs:", 1), `m.yaml:5:3: error M008: unknown member "inputs" in spec (did you mean "input"?)`},
+		{"no path", strings.Replace(everyBlock, "path: /w", "path: 'w/{id'", 1), "m.yaml:73:32: error M033"},
+		{"no window", strings.Replace(everyBlock, "tumbling:", "tumblin:", 1), `unknown member "tumblin" in spec.window (did you mean "tumbling"?)`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			text := strings.ReplaceAll(c.yaml, "CODE", `{python: "def f(v): return v"}`)
+			if err := os.WriteFile("m.yaml", []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var stderr bytes.Buffer
+			code := Main(t.Context(), "test", []string{"validate", "m.yaml"}, Streams{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &stderr})
+			if code != exitFailed || !strings.Contains(stderr.String(), c.want) {
+				t.Errorf("exit %d, without %q:\n%s", code, c.want, stderr.String())
+			}
+		})
+	}
+}
+
 // Python that does not compile must be found before the first record, request or tick, wherever it stands, and beside
 // everything else that is wrong.
 func TestValidateCompilesEveryBlock(t *testing.T) {
