@@ -102,7 +102,7 @@ func (f *Fetch) Done() <-chan struct{} { return f.done }
 // missingFor is how long the registry's word that something does not exist counts.
 const missingFor = 10 * time.Second
 
-// responseBytesMax bounds an answer of the registry.
+// responseBytesMax bounds an answer of the registry; a schema has less (schemaBytesMax).
 const responseBytesMax = 4 << 20
 
 // New makes a Registry; it asks for nothing yet.
@@ -161,19 +161,38 @@ func (o Options) login(req *http.Request) error {
 	return nil
 }
 
-// bounded cuts answers off that are too large.
+// bounded reads no more of an answer than responseBytesMax. JSON that goes on is the registry's, and final: asked again it would be as large.
+// Errors, and pages of whoever stands before the registry, are cut off, and are no answer (final).
 type bounded struct{ http.RoundTripper }
 
 func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := b.RoundTripper.RoundTrip(req)
 	if err == nil {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, responseBytesMax), resp.Body}
+		whole := resp.StatusCode == http.StatusOK && strings.Contains(resp.Header.Get("Content-Type"), "json")
+		resp.Body = &boundedBody{body: resp.Body, left: responseBytesMax, whole: whole}
 	}
 	return resp, err
 }
+
+type boundedBody struct {
+	body  io.ReadCloser
+	left  int  // bytes that may still be read
+	whole bool // nothing can be made of a part
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left == 0 && !b.whole {
+		return 0, io.EOF
+	}
+	n, err := b.body.Read(p[:min(len(p), max(b.left, 1))]) // with nothing left: is there more?
+	if n > b.left {
+		return 0, finalError{fmt.Errorf("the answer of the schema registry has more than %d MiB", responseBytesMax>>20)}
+	}
+	b.left -= n
+	return n, err
+}
+
+func (b *boundedBody) Close() error { return b.body.Close() }
 
 // Decode appends the form of a key or value. With a Fetch its schema is not at hand yet. An error is the record's own.
 func (r *Registry) Decode(dst []byte, serializer string, data []byte) ([]byte, *Fetch, error) {

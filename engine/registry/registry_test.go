@@ -104,7 +104,7 @@ func TestDownIsWaitedFor(t *testing.T) {
 		},
 		"too many": func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(429); return true },
 		"no JSON":  func(w http.ResponseWriter, _ *http.Request) bool { fmt.Fprint(w, "<html>"); return true },
-		"too long": func(w http.ResponseWriter, _ *http.Request) bool {
+		"too long": func(w http.ResponseWriter, _ *http.Request) bool { // and not said to be JSON
 			fmt.Fprintf(w, `{"schema":"%s"}`, strings.Repeat("x", responseBytesMax))
 			return true
 		},
@@ -162,6 +162,45 @@ func TestUnknownID(t *testing.T) {
 	f.mu.Unlock()
 	if form, err := f.get(t, Avro, five); form != fiveForm || err != nil {
 		t.Errorf("%q, %v after it was registered", form, err)
+	}
+}
+
+// A schema whose answer is too large to read will be so the next time: its records must fail and say why, not wait for ever. What a
+// proxy says of an overload, however much, is no answer of the registry.
+func TestAnswerTooLarge(t *testing.T) {
+	f := newFixture(t, nil)
+	f.seed(1, `"int"`)
+	large := func(size int) string { return `{"schema": "\"int\"` + strings.Repeat(" ", size) + `"}` }
+	say := func(code int, text string, times int32) {
+		var n atomic.Int32
+		f.instead(func(w http.ResponseWriter, _ *http.Request) bool {
+			if n.Add(1) > times {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			_, _ = w.Write([]byte(text))
+			return true
+		})
+	}
+	say(200, large(responseBytesMax), 1000)
+	_, err := f.get(t, Avro, five)
+	if err == nil || !strings.Contains(err.Error(), "schema 1: the answer of the schema registry has more than 4 MiB") {
+		t.Fatalf("%v", err)
+	}
+	if n := f.Requests(); n != 1 || f.Waiting() != 0 {
+		t.Errorf("asked %d times, waits for %v", n, f.Waiting())
+	}
+	say(502, large(responseBytesMax), 1)
+	f.seed(2, `"int"`)
+	if form, err := f.get(t, Avro, []byte{0, 0, 0, 0, 2, 10}); form != fiveForm || err != nil {
+		t.Errorf("%q, %v after a proxy's long error", form, err)
+	}
+	whole := large(0)
+	say(200, large(responseBytesMax-len(whole)), 1) // just what may be read, of which the schema is too large
+	f.seed(3, `"int"`)
+	if _, err := f.get(t, Avro, []byte{0, 0, 0, 0, 3, 10}); err == nil || strings.Contains(err.Error(), "answer") {
+		t.Errorf("of an answer of 4 MiB: %v", err)
 	}
 }
 
