@@ -857,9 +857,11 @@ func (a *App) eachFeed(do func(record.Partition, *lane, *feed)) {
 	defer a.mu.Unlock()
 	for p, feeds := range a.feeds {
 		for _, lf := range feeds {
-			lf.lane.mu.Lock()
-			do(p, lf.lane, lf.feed)
-			lf.lane.mu.Unlock()
+			func() {
+				lf.lane.mu.Lock()
+				defer lf.lane.mu.Unlock() // if do panics, too, since a request's handler survives that
+				do(p, lf.lane, lf.feed)
+			}()
 		}
 	}
 }

@@ -27,7 +27,7 @@ func TestMetricsDocumented(t *testing.T) {
 			}
 		}
 	}
-	known := []string{"kaspr_http_status_codes_total", "kaspr_http_latency", "kaspr_version"} // of package http; a label
+	known := []string{"kaspr_http_status_codes_total", "kaspr_http_latency", "kaspr_http_panics_total", "kaspr_version"} // of package http; a label
 	desc := regexp.MustCompile(`fqName: "([^"]+)".*variableLabels: \{([^}]*)\}`)
 	for _, d := range described {
 		m := desc.FindStringSubmatch(d.String())

@@ -143,7 +143,9 @@ func bears(ctx *fasthttp.RequestCtx, token string) bool {
 	return ok && subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
 
-func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) {
+func (s *AdminServer) handle(ctx *fasthttp.RequestCtx) { survived(ctx, s.route, s.opts.Log) }
+
+func (s *AdminServer) route(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	path := string(ctx.URI().PathOriginal())
 	page := s.pages[path]

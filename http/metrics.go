@@ -14,6 +14,7 @@ import (
 type stats struct {
 	codes   *prometheus.CounterVec
 	latency prometheus.Histogram
+	panics  prometheus.Counter
 }
 
 func newStats(to prometheus.Registerer) *stats {
@@ -25,8 +26,11 @@ func newStats(to prometheus.Registerer) *stats {
 			Name: "kaspr_http_latency", Help: "Time to make an answer, in milliseconds.",
 			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000},
 		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kaspr_http_panics_total", Help: "Requests answered with 500 because of a bug of the engine's own.",
+		}),
 	}
-	to.MustRegister(s.codes, s.latency)
+	to.MustRegister(s.codes, s.latency, s.panics)
 	return s
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -179,7 +180,29 @@ func (s *Server) Close(ctx context.Context) error {
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	began := time.Now()
-	defer func() { s.stats.add(ctx.Response.StatusCode(), time.Since(began)) }()
+	if !survived(ctx, s.route, s.opts.Log) {
+		s.stats.panics.Inc()
+	}
+	s.stats.add(ctx.Response.StatusCode(), time.Since(began))
+}
+
+// survived runs a handler. One that panics has a bug, for which whoever asked for it must not end the process: it is logged, and answered
+// with 500.
+func survived(ctx *fasthttp.RequestCtx, handler fasthttp.RequestHandler, log *slog.Logger) (ok bool) {
+	defer func() {
+		if ok {
+			return
+		}
+		why := recover()
+		log.Error("BUG: a request's handler panicked", "method", string(ctx.Method()), "path", string(ctx.Path()), "panic", why, "stack", string(debug.Stack()))
+		ctx.Response.Reset() // of what the handler had done
+		fail(ctx, fasthttp.StatusInternalServerError, "internal error")
+	}()
+	handler(ctx)
+	return true
+}
+
+func (s *Server) route(ctx *fasthttp.RequestCtx) {
 	answer := s.routes[string(ctx.Path())]
 	switch {
 	case answer == nil && s.view(ctx):
