@@ -39,7 +39,7 @@ type Options struct {
 	Token       string        // that requests to views and for the schedule must bear; empty: none
 	TLS         TLSFiles      // with authorities of clients, those requests must come with a certificate of one
 	BodyMax     int           // bytes of a request's body; 0: what the endpoints need, which take none
-	Connections int           // at a time; those beyond are answered with 503. 0: 256
+	Connections int           // of clients at a time; those beyond are answered with 503. 0: 256
 	Read, Write time.Duration // of a whole request, and of an answer; 0: 10 s and 30 s. Tests are shorter
 	App         App
 	Registry    prometheus.Gatherer   // what /metrics tells
@@ -65,6 +65,7 @@ const (
 type Server struct {
 	srv    *fasthttp.Server
 	ln     net.Listener
+	rooms  *rooms
 	opts   Options
 	routes map[string]func(*fasthttp.RequestCtx)
 	router *router
@@ -83,14 +84,14 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("HTTP server: %w", err)
 	}
+	s := newServer(o)
+	s.ln, s.rooms.Listener = ln, ln
 	// Probes have no certificate, so it is asked of requests for data, not of connections.
-	served, err := secure(ln, o.TLS, tls.VerifyClientCertIfGiven, o.Log)
+	served, err := secure(s.rooms, o.TLS, tls.VerifyClientCertIfGiven, o.Log)
 	if err != nil {
 		_ = ln.Close() // nobody has come yet
 		return nil, fmt.Errorf("HTTP server: %w", err)
 	}
-	s := newServer(o)
-	s.ln = ln
 	go func() {
 		defer close(s.ended)
 		if err := s.srv.Serve(served); err != nil && !s.closed.Load() {
@@ -116,6 +117,7 @@ func newServer(o Options) *Server {
 	if write == 0 {
 		write = writeTimeout
 	}
+	s.rooms = &rooms{clientsMax: conns}
 	s.routes = map[string]func(*fasthttp.RequestCtx){
 		"/":                        s.ok,
 		"/healthz":                 s.ok,
@@ -135,7 +137,7 @@ func newServer(o Options) *Server {
 	}
 	s.srv = &fasthttp.Server{
 		Handler: s.handle, ErrorHandler: s.refuse, Name: "kaspr", Logger: quiet{o.Log},
-		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: conns,
+		ReadBufferSize: headBytesMax, MaxRequestBodySize: body, Concurrency: s.rooms.all(),
 		ReadTimeout: read, WriteTimeout: write, IdleTimeout: idleTimeout,
 		CloseOnShutdown: true, NoDefaultDate: true, DisablePreParseMultipartForm: true,
 		HeaderReceived: func(h *fasthttp.RequestHeader) (c fasthttp.RequestConfig) {
@@ -203,6 +205,9 @@ func survived(ctx *fasthttp.RequestCtx, handler fasthttp.RequestHandler, log *sl
 }
 
 func (s *Server) route(ctx *fasthttp.RequestCtx) {
+	if !s.seated(ctx) {
+		return
+	}
 	answer := s.routes[string(ctx.Path())]
 	switch {
 	case answer == nil && s.view(ctx):

@@ -219,7 +219,7 @@ var settings = []setting{
 		time.Millisecond, time.Hour, func(c *Config) *time.Duration { return &c.Web.Timeout }),
 	sizeSetting("webBodyBytesMax", "1MiB", "Most bytes of a request's body; a larger one is answered with 413.",
 		0, 1<<30, func(c *Config) *int64 { return &c.Web.BodyBytesMax }),
-	intSetting("webConnectionsMax", "1024", "Most connections of the HTTP server; those beyond are answered with 503.",
+	intSetting("webConnectionsMax", "1024", "Most connections of clients to the HTTP server; those beyond are answered with 503.",
 		1, 1_000_000, func(c *Config) *int { return &c.Web.ConnectionsMax }),
 	boolSetting("webDebug", "false", "Show tracebacks in the error bodies of web views. They tell strangers what the code looks like.",
 		func(c *Config) *bool { return &c.Web.Debug }),
