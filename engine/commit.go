@@ -955,9 +955,38 @@ func (c *committer) drop(ctx context.Context, byLane map[*lane][]*feed) {
 	}
 	c.cut.Unlock()
 	if !c.exactlyOnce {
+		c.abandon(ctx, byLane)
 		return
 	}
 	c.discard(ctx, e)
+}
+
+// abandonWait is how long abandon waits. What is left of the time for a revocation must be enough for it.
+const abandonWait = rebalanceTimeout / 4
+
+// abandon drops, without transactions, what is staged over the tables of feeds that were dropped: in the changelog it would come among the next
+// owner's changes. A commit under way has its changes there already, and is to end first: whoever has the store next reads them there.
+func (c *committer) abandon(ctx context.Context, byLane map[*lane][]*feed) {
+	ctx, cancel := context.WithTimeout(ctx, abandonWait)
+	defer cancel()
+	if err := c.lock(ctx); err != nil {
+		c.log.Warn("partitions are given up while a commit is under way", "err", err)
+		return
+	}
+	defer c.unlock()
+	c.cut.Lock()
+	defer c.cut.Unlock()
+	for l, feeds := range byLane {
+		l.mu.Lock()
+		for _, f := range feeds {
+			for _, s := range f.shares {
+				if s.staged != nil {
+					s.staged.Abort()
+				}
+			}
+		}
+		l.mu.Unlock()
+	}
 }
 
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;

@@ -67,6 +67,7 @@ type fakeBroker struct {
 	commit func() error                 // outcome of the next Commit, once; nil: success
 	slow   time.Duration                // how long Commit takes
 	lost   bool                         // with commit's error: the transaction is committed all the same
+	store  func()                       // at each Commit of positions alone; nil: nothing
 
 	mu        sync.Mutex
 	open      []record.Output                      // guarded by mu; of the transaction
@@ -181,6 +182,9 @@ func (s *fakeBroker) Reopen(ctx context.Context) error { return s.Abort(ctx) }
 type fakeGroup struct{ *fakeBroker }
 
 func (s fakeGroup) Commit(_ context.Context, offsets map[record.Partition]broker.Position) error {
+	if s.store != nil {
+		s.store()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.Copy(s.positions, offsets)
@@ -640,6 +644,55 @@ func TestAssignedTablesAreAcquired(t *testing.T) {
 		b.app.tables.Release(0, []int{0}) // panics if it was not acquired
 		if err := b.app.tables.Close(context.Background()); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// Without transactions, too, a partition that was lost is given up only when no commit writes to its tables any more, and what was not committed
+// never gets into its changelog, where the next owner's changes are by then.
+func TestLostPartitionIsNotWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, &changingCode{}, plan.Agent{Tables: []plan.TableUse{{Table: 0, Declared: true}}}, limits{records: 5, bytes: 1 << 20}, false)
+		b.app.plan.Tables = []plan.Table{{Name: "t", Label: "t"}}
+		b.app.tables = newTables(nil, nil, "app", b.app.plan.Tables, b.app.log, func(int32) {})
+		store, err := mem.New().Open("t", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := b.assign(b.agent, in0)
+		b.app.feeds[in0] = []laneFeed{{b.lane, f}}
+		b.position(f, 0)
+		b.begin(f, func(table int, number int32) *share {
+			return &share{table: table, label: "t", staged: state.NewStaged(store), seen: map[*agent]uint64{}}
+		})
+		given := make(chan struct{})
+		b.kafka.store = func() {
+			b.kafka.store = nil
+			b.feed(f, records(0, 5, 10)) // a step that is not part of the commit under way
+			time.Sleep(20 * time.Millisecond)
+			go func() {
+				defer close(given)
+				b.commits.drop(context.Background(), map[*lane][]*feed{b.lane: {f}})
+				// Somebody else's changes are read from the changelog.
+				if err := store.Apply([]state.Change{{Key: []byte("at"), Value: []byte("new owner's")}}, 100); err != nil {
+					t.Error(err)
+				}
+			}()
+			time.Sleep(time.Second) // the broker's answer
+		}
+		b.feed(f, records(0, 0, 5))
+		stop := b.start()
+		<-given
+		appended := b.kafka.appended
+		time.Sleep(time.Second)
+		if v, err := store.Get([]byte("at")); err != nil || string(v) != "new owner's" {
+			t.Errorf("the table has %q, %v", v, err)
+		}
+		if appended != 1 || b.kafka.appended != 1 {
+			t.Errorf("%d changes are in the changelog, 1 of them before the partition was lost", b.kafka.appended)
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
 		}
 	})
 }
