@@ -27,7 +27,7 @@ import (
 
 // The simulation: a counter per user on a simulated Kafka and simulated disks, in virtual time, with everything going wrong that
 // can: ticks among the records, commits that fail, whose answers are lost, or that a crash cuts off; crashes at any moment that lose what was
-// not flushed; partitions taken away; disks that refuse. Whatever happens, the outputs that count are each user's 1, 2, 3…,
+// not flushed; partitions taken away, and given up in time or not; disks that refuse. Whatever happens, the outputs that count are each user's 1, 2, 3…,
 // and changelog and stores end with the right counts, and the ticks of each partition have counted 1, 2, 3… too. One seed is one history: go test ./engine -run TestSim -seed N.
 
 var (
@@ -324,9 +324,22 @@ func (p *simProcess) assign(ag *agent, n int32) {
 
 // lose takes a partition away without warning.
 func (p *simProcess) lose(n int32) *agent {
+	lf := p.feeds[n]
+	p.app.commits.drop(p.app.commits.sending, map[*lane][]*feed{lf.lane: {lf.feed}})
+	return p.release(n)
+}
+
+// revoke has a partition given up within a time that may be too short.
+func (p *simProcess) revoke(n int32, within time.Duration) *agent {
+	lf, until := p.feeds[n], time.Now().Add(within)
+	ctx, cancel := context.WithDeadline(p.app.commits.sending, until)
+	defer cancel()
+	p.app.commits.handOver(ctx, map[*lane][]*feed{lf.lane: {lf.feed}}, until)
+	return p.release(n)
+}
+
+func (p *simProcess) release(n int32) *agent {
 	a, lf := p.app, p.feeds[n]
-	byLane := map[*lane][]*feed{lf.lane: {lf.feed}}
-	a.commits.drop(a.commits.sending, byLane)
 	a.mu.Lock()
 	delete(a.feeds, lf.feed.partition)
 	a.mu.Unlock()
@@ -404,7 +417,10 @@ func simulate(t *testing.T, seed int64) {
 		case 2, 3:
 			n := g.Int32N(simPartitions)
 			p.assign(p.lose(n), n)
-		case 4:
+		case 4, 5:
+			n := g.Int32N(simPartitions)
+			p.assign(p.revoke(n, time.Duration(g.IntN(8))*time.Millisecond), n)
+		case 6:
 			op := []string{"apply", "read", "open", "flush"}[g.IntN(4)]
 			fault.Store(&op)
 		}
