@@ -94,8 +94,12 @@ func (s *fakeBroker) Send(ctx context.Context, outs []record.Output, done func([
 		}
 	}
 	s.mu.Unlock()
-	time.AfterFunc(s.ack, func() { done(refused) })
+	after(s.ack, func() { done(refused) })
 }
+
+// after is time.AfterFunc, but never fires at once. In a bubble of synctest such a timer runs in its goroutine, with race detector
+// state that the bubble's goroutines share: two at the same time, and the process dies of SIGSEGV (Go 1.26, runtime/time.go, unlockAndRun).
+func after(d time.Duration, do func()) { time.AfterFunc(max(d, time.Nanosecond), do) }
 
 func (s *fakeBroker) refusal(o *record.Output) error {
 	if s.refuse == nil {
@@ -121,7 +125,7 @@ func (s *fakeBroker) Append(_ context.Context, _ record.Partition, n int, _ func
 	s.appended += int64(n)
 	next := s.appended
 	s.mu.Unlock()
-	time.AfterFunc(s.ack, func() { done(next, nil) })
+	after(s.ack, func() { done(next, nil) })
 }
 
 func (s *fakeBroker) Begin() error {
@@ -146,7 +150,7 @@ type fakeEnds struct{ *fakeBroker }
 
 func (s fakeEnds) Commit(ctx context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
 	select {
-	case <-time.After(s.slow):
+	case <-time.After(max(s.slow, time.Nanosecond)): // see after
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", broker.ErrNotCommitted, ctx.Err())
 	}

@@ -101,7 +101,7 @@ func (k simEnds) Append(ctx context.Context, to record.Partition, n int, entry f
 		next = p.high
 	})
 	k.mu.Unlock()
-	time.AfterFunc(k.ack, func() {
+	after(k.ack, func() {
 		if ctx.Err() != nil {
 			done(-1, ctx.Err())
 			return
