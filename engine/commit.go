@@ -89,7 +89,8 @@ type sender interface {
 	SendOne(ctx context.Context, o record.Output, done func(broker.Delivered, time.Time, error))
 	Append(ctx context.Context, to record.Partition, n int, entry func(int) broker.Entry, done func(int64, error))
 	Begin() error
-	Commit(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
+	Prepare(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error
+	Commit(ctx context.Context) error
 	Committed()
 	Abort(ctx context.Context) error
 	Reopen(ctx context.Context) error
@@ -589,10 +590,12 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		}
 	}
 	c.writeChangelogs(cl)
+	prepared := c.prepare(ctx, cl)
 	e.mu.Lock()
 	e.await(ctx, acked)
 	left, refused, sent, broken := e.left, e.refused, e.sent, e.broken
 	e.mu.Unlock()
+	notPrepared := <-prepared
 	var err error
 	switch {
 	case broken != nil:
@@ -601,6 +604,8 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		err = fmt.Errorf("%d batches of outputs are not acknowledged: %w", left, ctx.Err())
 	case len(refused) > 0:
 		err = c.blame(refused)
+	default:
+		err = notPrepared
 	}
 	if !c.exactlyOnce {
 		if broken != nil {
@@ -625,7 +630,7 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 	}
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, commitTimeout)
-		err = c.producer.Commit(limited, c.group, cl.positions)
+		err = c.producer.Commit(limited)
 		cancel()
 		if err != nil && !errors.Is(err, broker.ErrNotCommitted) {
 			return c.resolve(c.sending, cl, err)
@@ -635,6 +640,25 @@ func (c *committer) settle(ctx context.Context, cl *closing) error {
 		return errors.Join(err, c.rollBack(c.sending, e, nil))
 	}
 	return c.next(c.sending, cl)
+}
+
+// prepare adds the positions to the transaction while its last outputs and changes are being acknowledged. The channel gives one error. It
+// is to be waited for, whatever becomes of the epoch: a request that comes too late would be of the next transaction. running is held.
+func (c *committer) prepare(ctx context.Context, cl *closing) <-chan error {
+	done := make(chan error, 1)
+	cl.epoch.mu.Lock()
+	sent := cl.epoch.sent
+	cl.epoch.mu.Unlock()
+	if !c.exactlyOnce || sent == 0 {
+		done <- nil
+		return done
+	}
+	go func() {
+		limited, cancel := context.WithTimeout(ctx, commitTimeout)
+		defer cancel()
+		done <- c.producer.Prepare(limited, c.group, cl.positions)
+	}()
+	return done
 }
 
 // next is what follows a committed transaction. The next one begins before the stores are written: that takes as long as there are

@@ -62,17 +62,19 @@ func (c *fakeCode) history() string {
 // fakeBroker stands for both ends of Kafka: it acknowledges sends after a while, keeps what is in the open transaction apart
 // from what counts, and stores positions. Its faults are set by the test.
 type fakeBroker struct {
-	ack    time.Duration
-	refuse func(o *record.Output) error // nil: takes everything
-	commit func() error                 // outcome of the next Commit, once; nil: success
-	slow   time.Duration                // how long Commit takes
-	lost   bool                         // with commit's error: the transaction is committed all the same
-	store  func()                       // at each Commit of positions alone; nil: nothing
+	ack     time.Duration
+	refuse  func(o *record.Output) error // nil: takes everything
+	commit  func() error                 // outcome of the next Commit, once; nil: success
+	refuses error                        // of the next Prepare, once
+	slow    time.Duration                // how long Commit takes
+	lost    bool                         // with commit's error: the transaction is committed all the same
+	store   func()                       // at each Commit of positions alone; nil: nothing
 
 	mu        sync.Mutex
 	open      []record.Output                      // guarded by mu; of the transaction
 	got       map[string][]string                  // guarded by mu; keys by topic, of what counts
 	positions map[record.Partition]broker.Position // guarded by mu
+	prepared  map[record.Partition]broker.Position // guarded by mu; of the transaction
 	begun     int                                  // guarded by mu
 	appended  int64                                // guarded by mu; entries of changelogs
 	plain     bool                                 // no transactions
@@ -137,18 +139,28 @@ func (s *fakeBroker) Begin() error {
 	return nil
 }
 
-func (s *fakeBroker) end(offsets map[record.Partition]broker.Position) {
+func (s *fakeBroker) end() {
 	for _, o := range s.open {
 		s.count(o)
 	}
 	s.open = nil
-	maps.Copy(s.positions, offsets)
+	maps.Copy(s.positions, s.prepared)
+	s.prepared = nil
 }
 
 // fakeEnds is fakeBroker as the producer: Commit has another meaning there.
 type fakeEnds struct{ *fakeBroker }
 
-func (s fakeEnds) Commit(ctx context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+func (s fakeEnds) Prepare(_ context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepared = offsets
+	err := s.refuses
+	s.refuses = nil
+	return err
+}
+
+func (s fakeEnds) Commit(ctx context.Context) error {
 	select {
 	case <-time.After(max(s.slow, time.Nanosecond)): // see after
 	case <-ctx.Done():
@@ -160,11 +172,11 @@ func (s fakeEnds) Commit(ctx context.Context, _ broker.Grouped, offsets map[reco
 		err := s.commit()
 		s.commit = nil
 		if s.lost {
-			s.end(offsets)
+			s.end()
 		}
 		return err
 	}
-	s.end(offsets)
+	s.end()
 	return nil
 }
 
@@ -176,7 +188,7 @@ func (s *fakeBroker) Abort(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open = nil
+	s.open, s.prepared = nil, nil
 	return nil
 }
 

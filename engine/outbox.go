@@ -35,7 +35,7 @@ type requestSender interface {
 	Send(ctx context.Context, outs []record.Output, done func([]broker.SendFailure))
 	SendSync(ctx context.Context, o record.Output) (broker.Delivered, time.Time, error)
 	Begin() error
-	CommitAlone(ctx context.Context) error
+	Commit(ctx context.Context) error
 	Abort(ctx context.Context) error
 	Reopen(ctx context.Context) error
 }
@@ -181,7 +181,7 @@ func (o *outbox) attempt(ctx context.Context, batch []*posting) error {
 		}
 		return errAborted
 	}
-	err := o.producer.CommitAlone(ctx)
+	err := o.producer.Commit(ctx)
 	switch {
 	case err == nil:
 		return nil

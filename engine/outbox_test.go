@@ -48,7 +48,7 @@ func (f *fakeSender) SendSync(_ context.Context, o record.Output) (broker.Delive
 
 func (f *fakeSender) Begin() error { f.open = nil; return nil }
 
-func (f *fakeSender) CommitAlone(context.Context) error {
+func (f *fakeSender) Commit(context.Context) error {
 	if len(f.endings) > 0 {
 		err := f.endings[0]
 		if f.endings = f.endings[1:]; err != nil {

@@ -129,7 +129,15 @@ func (k *simKafka) settle(commit bool) {
 	k.written = nil
 }
 
-func (k simEnds) Commit(_ context.Context, _ broker.Grouped, offsets map[record.Partition]broker.Position) error {
+func (k simEnds) Prepare(ctx context.Context, g broker.Grouped, offsets map[record.Partition]broker.Position) error {
+	time.Sleep(k.ack / 2) // some acknowledgements come before it, some after
+	if k.dead.Load() {
+		return errDead
+	}
+	return fakeEnds{&k.fakeBroker}.Prepare(ctx, g, offsets)
+}
+
+func (k simEnds) Commit(context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.dead.Load() {
@@ -142,7 +150,7 @@ func (k simEnds) Commit(_ context.Context, _ broker.Grouped, offsets map[record.
 		err, happens = fault(), k.lost
 	}
 	if happens {
-		k.end(offsets)
+		k.end()
 		k.settle(true)
 	}
 	return err
@@ -154,7 +162,7 @@ func (k simEnds) Abort(context.Context) error {
 	if k.dead.Load() {
 		return errDead
 	}
-	k.open = nil
+	k.open, k.prepared = nil, nil
 	k.settle(false)
 	return nil
 }
@@ -242,7 +250,7 @@ type simProcess struct {
 func startSim(t *testing.T, g *rand.Rand, k *simKafka, stores *mem.Stores) *simProcess {
 	p := &simProcess{kafka: k, ended: make(chan struct{})}
 	k.mu.Lock() // a new session ends what an earlier one left open
-	k.open = nil
+	k.open, k.prepared = nil, nil
 	k.settle(false)
 	k.mu.Unlock()
 	table := plan.Table{Name: "counts", Label: "table counts", Guest: abi.Table{Changelog: simLog}}
@@ -408,6 +416,8 @@ func simulate(t *testing.T, seed int64) {
 			k.commit, k.lost = func() error { return fmt.Errorf("%w: chosen", broker.ErrNotCommitted) }, false
 		case 1, 2:
 			k.commit, k.lost = func() error { return errors.New("no answer") }, g.IntN(2) == 0
+		case 3:
+			k.refuses = errors.New("chosen")
 		}
 		k.mu.Unlock()
 		switch g.IntN(20) {

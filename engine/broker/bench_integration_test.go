@@ -44,7 +44,7 @@ func BenchmarkTransaction(b *testing.B) {
 		if failed := <-acknowledged; len(failed) > 0 {
 			b.Fatal(failed[0].Err)
 		}
-		if err := p.CommitAlone(b.Context()); err != nil {
+		if err := p.Commit(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}

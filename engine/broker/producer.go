@@ -24,7 +24,8 @@ import (
 // The consumer is another client (Member). Offsets come into a transaction with the group's member id and generation
 // (KIP-447), so a member that is no longer one cannot commit, whatever its producer is allowed to.
 //
-// Sends may come from many goroutines, but none may run while Begin, Commit, Abort or Reopen does.
+// Sends may come from many goroutines, but none may run while Begin, Commit, Abort or Reopen does. Nor may Prepare, which may run
+// while sends are being acknowledged.
 type Producer struct {
 	opts Options
 	id   string // transactional id; empty: none
@@ -32,6 +33,11 @@ type Producer struct {
 
 	mu        sync.Mutex
 	delivered []Delivered // guarded by mu; of the running transaction, if anybody wants to know
+
+	// Of the running transaction. Only with one of its sends acknowledged does the client know that the broker has it, and aborts it.
+	acked      atomic.Bool
+	prepared   bool
+	unanswered bool // a request of Prepare, which the broker may yet get
 }
 
 // What may wait in the client for the broker.
@@ -165,7 +171,7 @@ func (d *delivery) promise(r *kgo.Record, err error) {
 			}
 		}
 	} else {
-		d.p.tell(r)
+		d.p.took(r)
 	}
 	if d.open.Add(-1) == 0 {
 		d.mu.Lock()
@@ -175,8 +181,16 @@ func (d *delivery) promise(r *kgo.Record, err error) {
 	}
 }
 
-// tell reports an output: at once, or with transactions once the transaction is committed.
-func (p *Producer) tell(r *kgo.Record) {
+// wrote notes that the broker has something of the transaction.
+func (p *Producer) wrote() {
+	if !p.acked.Load() { // for each record: reading is cheaper
+		p.acked.Store(true)
+	}
+}
+
+// took notes an output that the broker has, and reports it: at once, or with transactions once the transaction is committed.
+func (p *Producer) took(r *kgo.Record) {
+	p.wrote()
 	switch {
 	case p.opts.Delivered == nil:
 	case p.id == "":
@@ -212,7 +226,7 @@ func (p *Producer) SendOne(ctx context.Context, o record.Output, done func(Deliv
 			done(Delivered{}, time.Time{}, fmt.Errorf("send to %s: %w", r.Topic, err))
 			return
 		}
-		p.tell(r)
+		p.took(r)
 		done(delivered(r), r.Timestamp, nil)
 	})
 	if flushing != nil {
@@ -253,6 +267,7 @@ func (p *Producer) Append(ctx context.Context, to record.Partition, n int, entry
 				failed = err
 			}
 		} else {
+			p.wrote()
 			next = max(next, r.Offset+1)
 		}
 		mu.Unlock()
@@ -283,6 +298,8 @@ func (p *Producer) Begin() error {
 	p.mu.Lock()
 	p.delivered = nil // only now nothing of it can be acknowledged any more
 	p.mu.Unlock()
+	p.acked.Store(false)
+	p.prepared, p.unanswered = false, false
 	if err := p.cl.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -297,18 +314,22 @@ type Grouped interface {
 // ErrNotCommitted says that a transaction is not committed, and will not be: Abort it.
 var ErrNotCommitted = errors.New("not committed")
 
-// Commit ends the transaction with the offsets of the member's group. All sends must have been acknowledged. With
-// ErrNotCommitted nothing of the transaction counts. Any other error leaves it open whether it does: Reopen settles
-// it, and the group's offsets then tell (Member.Committed).
-func (p *Producer) Commit(ctx context.Context, g Grouped, offsets map[record.Partition]Position) error {
-	if err := p.addOffsets(ctx, g, offsets); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotCommitted, err)
-	}
-	return p.CommitAlone(ctx)
+// Prepare is what can be done of a commit while sends are still being acknowledged, after the last of them: none gathers any longer, and
+// the offsets of the member's group become part of the transaction. With an error it can only be aborted.
+func (p *Producer) Prepare(ctx context.Context, g Grouped, offsets map[record.Partition]Position) error {
+	flushing, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { _ = p.cl.Flush(flushing) }() // as in SendOne
+	p.prepared = true
+	err := p.addOffsets(ctx, g, offsets)
+	var answer *kerr.Error
+	p.unanswered = err != nil && !errors.As(err, &answer)
+	return err
 }
 
-// CommitAlone is Commit of a transaction that has no offsets.
-func (p *Producer) CommitAlone(ctx context.Context) error {
+// Commit ends the transaction. All sends must have been acknowledged. With ErrNotCommitted nothing of it counts. Any other error leaves
+// it open whether it does: Reopen settles it, and the group's offsets then tell (Member.Committed).
+func (p *Producer) Commit(ctx context.Context) error {
 	switch err := p.cl.EndTransaction(ctx, kgo.TryCommit); {
 	case errors.Is(err, kerr.OperationNotAttempted), errors.Is(err, kerr.TransactionAbortable):
 		return fmt.Errorf("%w: end transaction: %w", ErrNotCommitted, err)
@@ -409,6 +430,11 @@ func retried(ctx context.Context, do func() error) error {
 func (p *Producer) Abort(ctx context.Context) error {
 	if err := p.cl.AbortBufferedRecords(ctx); err != nil {
 		return fmt.Errorf("abort transaction: %w", err)
+	}
+	// The broker has the offsets, but the client takes the transaction for empty and would leave it open; or it may get them yet. They
+	// would be of the next transaction. A new session's epoch makes the broker refuse both.
+	if p.unanswered || p.prepared && !p.acked.Load() {
+		return p.Reopen(ctx)
 	}
 	if err := p.cl.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return fmt.Errorf("abort transaction: %w", err)
