@@ -41,9 +41,13 @@ func documents(file string, content []byte) ([]document, Errors) {
 			}
 			if err != nil {
 				message, line := explain(piece.text, err)
-				problems = append(problems, Error{
-					Pos: Pos{File: file, Line: piece.offset + line, Column: tabIn(piece.text, line)}, ID: BadYAML, Text: message, Hint: yamlHint(message),
-				})
+				e := Error{Pos: Pos{File: file, Line: piece.offset + line}, ID: BadYAML, Text: message, Hint: yamlHint(message)}
+				if e.Hint == tabHint {
+					if e.Column = tabIn(piece.text, line); e.Column > 0 {
+						e.Text, e.Hint = "the line is indented with a tab", "indent with spaces"
+					}
+				}
+				problems = append(problems, e)
 				break
 			}
 			parsed = append(parsed, document{text: piece.text, offset: piece.offset, root: &root})
@@ -214,10 +218,12 @@ func (r *oneByteReader) Read(p []byte) (int, error) {
 	return 1, nil
 }
 
+const tabHint = "indent with spaces; quote a value that starts with @, `, % or a tab"
+
 func yamlHint(message string) string {
 	switch {
 	case strings.Contains(message, "tab character"), strings.Contains(message, "cannot start any token"):
-		return "indent with spaces; quote a value that starts with @, `, % or a tab"
+		return tabHint
 	case strings.Contains(message, "mapping values are not allowed"):
 		return "check the indentation, and for a missing colon in the line above; quote a value that contains a colon and a space"
 	case strings.Contains(message, "could not find expected ':'"), strings.Contains(message, "did not find expected key"):
