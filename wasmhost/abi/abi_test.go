@@ -368,6 +368,21 @@ func TestFailureDropsWhatTheUnitDid(t *testing.T) {
 	}
 }
 
+// A guest that is not what it should be must not fill the host's memory with what failures say.
+func TestFailureTextsAreBounded(t *testing.T) {
+	long := strings.Repeat("x", 3*failureTextMax)
+	buf := appendResult(nil, &record.Result{Done: 1, Failures: []record.Failure{{Kind: record.FailureCode, Type: long, Message: long, Traceback: long, Operation: long}}}, nil, 1)
+	res, err := DecodeResult(buf, nil, 0, 1, false)
+	if err != nil || len(res.Failures) != 1 {
+		t.Fatal(err, len(res.Failures))
+	}
+	for i, text := range []string{res.Failures[0].Type, res.Failures[0].Message, res.Failures[0].Traceback, res.Failures[0].Operation} {
+		if len(text) != failureTextMax {
+			t.Errorf("text %d has %d bytes", i, len(text))
+		}
+	}
+}
+
 // The response to a failed request is made after the failure: it alone is kept of what the request did.
 func TestResponseOfFailure(t *testing.T) {
 	buf := appendOutput(nil, record.Output{Topic: ResponseTopic, Partition: 200}, nil) // made, and then the request failed

@@ -303,6 +303,10 @@ func (d *decoder) change() (record.Change, error) {
 	return c, nil
 }
 
+// failureTextMax bounds each text of a failure: logs, metrics and dead letters have them. The guest has bounds of its own, far below, as long as it is
+// what it should be.
+const failureTextMax = 64 << 10
+
 func (d *decoder) failure() (record.Failure, error) {
 	e := d.entry
 	f := record.Failure{Record: int32(le.Uint32(e[8:])), Kind: record.FailureKind(e[12])}
@@ -314,7 +318,7 @@ func (d *decoder) failure() (record.Failure, error) {
 	for i, s := range [...]*string{&f.Type, &f.Message, &f.Traceback, &f.Operation} {
 		var text []byte
 		text, rest = d.take(rest, int64(le.Uint32(e[16+4*i:])), &ok)
-		*s = string(text) // copied: failures are kept longer than results
+		*s = string(text[:min(len(text), failureTextMax)]) // copied: failures are kept longer than results
 	}
 	if !ok || len(rest) > 0 {
 		return f, d.errorf("lengths do not add up to a failure of %d bytes", len(e))
