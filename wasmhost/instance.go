@@ -356,8 +356,9 @@ func (in *Instance) tick() uint64 {
 		return abi.TickDie
 	}
 	in.look(now)
-	// What is in progress is the guest's word. One that lies gets no more than all of its units together, and what is between them.
-	most := c.hardAfter * time.Duration(c.units+1)
+	// What is in progress is the guest's word. One that lies gets no more than all of its units together, each beside others and then alone, and what
+	// is between them.
+	most := 2 * c.hardAfter * time.Duration(c.units+1)
 	switch ran := now.Sub(c.since); {
 	case ran >= c.hardAfter || now.Sub(c.began) >= most:
 		c.cause = ErrDeadline
