@@ -32,13 +32,15 @@ type testGroup struct {
 	placed  map[string]Placement               // guarded by mu; the last of each member
 	address map[string]string                  // guarded by mu
 	stores  map[string]map[TablePartition]bool // guarded by mu
+
+	session time.Duration // of members that join from now on
 }
 
 func newTestGroup(t *testing.T, addrs []string, topics ...string) *testGroup {
 	t.Helper()
 	g := &testGroup{
 		T: t, addrs: addrs, name: "app-" + rand.Text(), owners: map[record.Partition]string{}, placed: map[string]Placement{},
-		address: map[string]string{}, stores: map[string]map[TablePartition]bool{},
+		address: map[string]string{}, stores: map[string]map[TablePartition]bool{}, session: 10 * time.Second,
 	}
 	g.changed = sync.NewCond(&g.mu)
 	admin, err := NewAdmin(Options{Brokers: addrs, ClientID: "test", Log: slog.New(slog.DiscardHandler)})
@@ -72,6 +74,7 @@ type testMember struct {
 	*Member
 	stop context.CancelFunc
 	done chan struct{}
+	dead bool // guarded by g.mu; what its client still tells it counts for nothing
 }
 
 // join adds a member that reads the topics as one set with the table "users".
@@ -88,7 +91,7 @@ func (g *testGroup) join(name, static string, topics ...string) *testMember {
 	g.mu.Unlock()
 	opts := Options{
 		Brokers: g.addrs, ClientID: name, Group: g.name, InstanceID: static, Log: slog.New(slog.DiscardHandler),
-		HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: 10 * time.Second, RebalanceTimeout: 10 * time.Second,
+		HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: g.session, RebalanceTimeout: 10 * time.Second,
 		MetadataMaxAge: time.Second, Standbys: 1,
 		Copartition:  func() []Copartition { return []Copartition{{Topics: topics, Tables: []string{"users"}}} },
 		UserData:     m.state,
@@ -121,14 +124,10 @@ func TestExpel(t *testing.T) {
 	other, fixed := g.join("other", "", "orders"), g.join("fixed", "static", "orders")
 	defer other.leave()
 	defer fixed.leave()
-	g.until("both have partitions", func() bool { return len(g.owners) == 6 })
-	dead, err := Join(Options{ // it does nothing in the group, as one that was killed
-		Brokers: g.addrs, ClientID: "dead", Group: g.name, Log: slog.New(slog.DiscardHandler), HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Minute,
-	}, []string{"orders"}, other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dead.Close(context.Background())
+	g.session = 2 * time.Minute // longer than anything here waits for
+	dead := g.join("dead", "", "orders")
+	g.until("all three have partitions", func() bool { return g.settled([]string{"other", "fixed", "dead"}, "orders") })
+	dead.die()
 	admin, err := NewAdmin(Options{Brokers: g.addrs, ClientID: "test", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -142,10 +141,8 @@ func TestExpel(t *testing.T) {
 		}
 		return members
 	}
-	for began := time.Now(); len(left("dead")) != 1 || len(left("other")) != 1; time.Sleep(10 * time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
-			t.Fatalf("members: %v, %v", left("dead"), left("other"))
-		}
+	if dead, other := left("dead"), left("other"); len(dead) != 1 || len(other) != 1 {
+		t.Fatalf("members: %v, %v", dead, other)
 	}
 	if static := left("fixed"); len(static) != 0 {
 		t.Errorf("a static member, who is known by its name, is among the left: %v", static)
@@ -162,6 +159,7 @@ func TestExpel(t *testing.T) {
 	if none, err := admin.Left(t.Context(), "no such group", "dead"); err != nil || len(none) != 0 {
 		t.Errorf("of a group that is not there: %v, %v", none, err)
 	}
+	g.until("the others have its partitions", func() bool { return g.settled([]string{"other", "fixed"}, "orders") })
 }
 
 // An app that is told to stop while it starts must end, although it was given partitions that nobody was ready for.
@@ -198,6 +196,18 @@ func (m *testMember) leave() {
 	m.stop()
 	<-m.done
 	m.Close(context.Background())
+}
+
+// die ends a member as a kill of its process does: the group hears nothing of it.
+func (m *testMember) die() {
+	m.g.mu.Lock()
+	m.dead = true
+	maps.DeleteFunc(m.g.owners, func(_ record.Partition, owner string) bool { return owner == m.name })
+	m.g.mu.Unlock()
+	m.abandon()
+	m.stop()
+	<-m.done
+	m.cl.Close()
 }
 
 func (m *testMember) state() MemberState {
@@ -245,6 +255,9 @@ func (m *testMember) Revoked(_ context.Context, ps []record.Partition) { m.Lost(
 func (m *testMember) Lost(ps []record.Partition) {
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
+	if m.dead {
+		return
+	}
 	for _, p := range ps {
 		if m.g.owners[p] != m.name {
 			m.g.Errorf("%s loses %v of %q", m.name, p, m.g.owners[p])
