@@ -145,9 +145,9 @@ func TestOutboxStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	o := newOutbox(ctx, t.Context(), &fakeSender{}, true, time.Second, slog.New(slog.DiscardHandler))
 	cancel()
-	done := make(chan error, 2)
+	done := make(chan struct{}, 2)
 	for range 2 {
-		o.post(&posting{done: func(err error) { done <- err }})
+		o.post(&posting{done: func(error) { done <- struct{}{} }})
 	}
 	o.loop()
 	for range 2 {

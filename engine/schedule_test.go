@@ -67,8 +67,11 @@ func asActions(at time.Time, topics ...string) []record.Record {
 	for i, topic := range topics {
 		r := record.Record{Topic: "app-schedule-actions", Offset: int64(i), Timestamp: at.UnixMilli(), Attempt: 1, Key: fmt.Appendf(nil, "%s-%d", topic, i), Value: []byte("v")}
 		for _, h := range [][2]string{
-			{"x-scheduler-action", "ADD"}, {"x-scheduler-deliver-to", topic}, {"x-scheduler-deliver-at", fmt.Sprint(at.Unix())},
-			{"x-scheduler-request-id", string(r.Key)}, {"x-scheduler-source", fmt.Sprintf("0@%d@%d", i, at.UnixMilli())},
+			{"x-scheduler-action", "ADD"},
+			{"x-scheduler-deliver-to", topic},
+			{"x-scheduler-deliver-at", fmt.Sprint(at.Unix())},
+			{"x-scheduler-request-id", string(r.Key)},
+			{"x-scheduler-source", fmt.Sprintf("0@%d@%d", i, at.UnixMilli())},
 		} {
 			r.Headers = append(r.Headers, record.Header{Key: h[0], Value: []byte(h[1])})
 		}

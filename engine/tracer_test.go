@@ -40,8 +40,11 @@ func TestRecordSpans(t *testing.T) {
 	spans := tracetest.NewInMemoryExporter()
 	ag := traced(t, keep{spans}, 0)
 	batch := &record.Batch{Records: []record.Record{
-		{Topic: "in", Partition: 2, Offset: 7, Attempt: 1, Headers: header(parent)}, {Topic: "in", Offset: 8, Headers: header(unsampled)},
-		{Topic: "in", Offset: 9}, {Topic: "in", Offset: 10, Attempt: 2, Headers: header(parent)}, {Topic: "in", Offset: 11, Headers: header(parent)},
+		{Topic: "in", Partition: 2, Offset: 7, Attempt: 1, Headers: header(parent)},
+		{Topic: "in", Offset: 8, Headers: header(unsampled)},
+		{Topic: "in", Offset: 9},
+		{Topic: "in", Offset: 10, Attempt: 2, Headers: header(parent)},
+		{Topic: "in", Offset: 11, Headers: header(parent)},
 	}}
 	res := record.Result{
 		Done: 4, Outputs: []record.Output{{Record: 0}, {Record: 0, Headers: header("mine")}, {Record: 1}, {Record: 2}},

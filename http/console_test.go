@@ -102,8 +102,12 @@ func TestConsoleIsLocal(t *testing.T) {
 		who, token string
 		codes      [2]int
 	}{
-		{"loopback", "", [2]int{200, 403}}, {"all", "", [2]int{200, 403}}, {"off", "", [2]int{404, 403}}, {"", "", [2]int{404, 403}},
-		{"loopback", "secret", [2]int{200, 403}}, {"all", "secret", [2]int{200, 200}},
+		{"loopback", "", [2]int{200, 403}},
+		{"all", "", [2]int{200, 403}},
+		{"off", "", [2]int{404, 403}},
+		{"", "", [2]int{404, 403}},
+		{"loopback", "secret", [2]int{200, 403}},
+		{"all", "secret", [2]int{200, 200}},
 	} {
 		s := serveConsole(t, c.who, c.token)
 		for i, host := range []string{"localhost:6065", "evil.example"} {

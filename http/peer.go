@@ -49,7 +49,7 @@ type Peers struct{ client *fasthttp.Client }
 func NewPeers(trust *tls.Config) *Peers {
 	return &Peers{&fasthttp.Client{
 		Name: "kaspr", TLSConfig: trust, MaxConnsPerHost: 64, MaxIdleConnDuration: 30 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 10 * time.Second,
-		MaxResponseBodySize: 64 << 20, RetryIf: func(*fasthttp.Request) bool { return false }, DialTimeout: fasthttp.DialDualStackTimeout,
+		MaxResponseBodySize: 64 << 20, RetryIfErr: func(*fasthttp.Request, int, error) (resetTimeout, retry bool) { return false, false }, DialTimeout: fasthttp.DialDualStackTimeout,
 		MaxConnWaitTimeout: time.Second,
 	}}
 }

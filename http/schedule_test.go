@@ -57,11 +57,18 @@ func TestScheduleChange(t *testing.T) {
 		{`{"action":"REPLACE","requestId":"b","deliverTo":"out","deliverAt":"2030-01-01","key":"","value":"text","headers":{"h":"1"}}`, 202, "@b"},
 		{`{"action":"REPLACE","requestId":"c","deliverTo":"out","deliverAt":"2030-01-01","value":{"n": 1}}`, 202, "@c"},
 		{`{"action":"REPLACE","requestId":"d","deliverTo":"out","deliverAt":"2030-01-01","value":null}`, 202, "@d"},
-		{`{"action":"CRON_PAUSE","requestId":"e"}`, 202, "@e"}, {`{"action":"CRON_RESUME","requestId":"f"}`, 202, "@f"},
-		{`{"action":"CANCEL","requestId":"bad"}`, 400, "not a change"}, {`{"action":"CANCEL","requestId":"down"}`, 503, "no broker"},
-		{``, 400, "JSON"}, {`{`, 400, "JSON"}, {`[]`, 400, "JSON"}, {`{"action":"CANCEL","requestId":"a"} {}`, 400, "something follows"},
-		{`{"action":"CANCEL","requestId":"a","id":"b"}`, 400, "id"}, {`{"action":"cancel","requestId":"a"}`, 400, "action is"},
-		{`{"action":"CANCEL"}`, 400, "requestId is needed"}, {`{"action":"CANCEL","requestId":"a","value":1}`, 400, "requestId only"},
+		{`{"action":"CRON_PAUSE","requestId":"e"}`, 202, "@e"},
+		{`{"action":"CRON_RESUME","requestId":"f"}`, 202, "@f"},
+		{`{"action":"CANCEL","requestId":"bad"}`, 400, "not a change"},
+		{`{"action":"CANCEL","requestId":"down"}`, 503, "no broker"},
+		{``, 400, "JSON"},
+		{`{`, 400, "JSON"},
+		{`[]`, 400, "JSON"},
+		{`{"action":"CANCEL","requestId":"a"} {}`, 400, "something follows"},
+		{`{"action":"CANCEL","requestId":"a","id":"b"}`, 400, "id"},
+		{`{"action":"cancel","requestId":"a"}`, 400, "action is"},
+		{`{"action":"CANCEL"}`, 400, "requestId is needed"},
+		{`{"action":"CANCEL","requestId":"a","value":1}`, 400, "requestId only"},
 		{`{"action":"REPLACE","requestId":"a","deliverTo":"out"}`, 400, "deliverAt"},
 	} {
 		if code, text := post("secret", c.body); code != c.code || !strings.Contains(text, c.text) {
@@ -116,7 +123,10 @@ func TestScheduleFromThePage(t *testing.T) {
 		}{
 			{own, "", token, 202},
 			{"", "", token, 202}, // no browser
-			{"http://evil.example", "", token, 403}, {"null", "", token, 403}, {own + ".evil.example", "", token, 403}, {"https://" + s.Addr(), "", token, 403},
+			{"http://evil.example", "", token, 403},
+			{"null", "", token, 403},
+			{own + ".evil.example", "", token, 403},
+			{"https://" + s.Addr(), "", token, 403},
 			{"http://evil.example", "evil.example", "", map[string]int{"": 403, "secret": 401}[token]}, // a name that was made to resolve to here
 			{own, "", "wrong", map[string]int{"": 202, "secret": 401}[token]},
 			{own, "", "", map[string]int{"": 202, "secret": 401}[token]},

@@ -29,7 +29,8 @@ func (a *fakeApp) Status() any { return map[string]string{"app": "shop"} }
 // closeAtEnd closes a server when the test is over, which must go well.
 func closeAtEnd(t *testing.T, s interface {
 	Close(ctx context.Context) error
-}) {
+},
+) {
 	t.Helper()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

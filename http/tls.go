@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -146,7 +147,7 @@ type tlsConn struct{ *tls.Conn }
 
 // Handshake is called by fasthttp before the first request, with the deadlines of one set.
 func (c *tlsConn) Handshake() error {
-	err := c.Conn.Handshake()
+	err := c.HandshakeContext(context.Background())
 	var plain tls.RecordHeaderError
 	if errors.As(err, &plain) && plain.Conn != nil && isMethod(string(plain.RecordHeader[:])) {
 		_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nthis port speaks HTTPS: ask https://\n") // it is closed anyway

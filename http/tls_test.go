@@ -149,8 +149,10 @@ func status(t *testing.T, c *nethttp.Client, url string, headers ...string) (int
 func TestTLS(t *testing.T) {
 	ours, others := newAuthority(t), newAuthority(t)
 	cert, key := ours.server(t)
-	o := Options{TLS: filesOf(t, cert, key, ours.pem()), Token: "secret", PeerSecret: "s", Peer: func(_ Trace, q []byte) ([]byte, error) { return q, nil },
-		Schedule: func(ScheduleQuery) (int, any) { return 200, "rem-77" }}
+	o := Options{
+		TLS: filesOf(t, cert, key, ours.pem()), Token: "secret", PeerSecret: "s", Peer: func(_ Trace, q []byte) ([]byte, error) { return q, nil },
+		Schedule: func(ScheduleQuery) (int, any) { return 200, "rem-77" },
+	}
 	s := serveViews(t, o, View{Method: "GET", Text: "/a", Serve: func(r *Request) Response {
 		return Response{Status: 200, Body: []byte(strings.Split(string(r.Head), "\n")[1])}
 	}})

@@ -49,10 +49,20 @@ func TestViewRoutes(t *testing.T) {
 		code         int
 		body         string
 	}{
-		{"GET", "/b/a", 200, "a()"}, {"POST", "/b/a", 200, "post-a()"}, {"PUT", "/b/a", 200, "put-y(a)"}, {"GET", "/b/%61", 200, "a()"},
-		{"GET", "/b/%C3%A9", 200, "accent()"}, {"GET", "/b/x%2Fy", 200, "x(x/y)"}, {"GET", "/b/n/12/a/b", 200, "n(12,a/b)"}, {"GET", "/b/n/1/", 200, "n(1,)"},
-		{"DELETE", "/b/a", 405, `{"error":"Method DELETE not allowed."}`}, {"GET", "/b/n/x/1", 404, "not found"}, {"GET", "/a", 404, "not found"},
-		{"GET", "/b/", 404, "not found"}, {"GET", "/b/a/", 404, "not found"}, {"GET", "/healthz", 200, "OK"},
+		{"GET", "/b/a", 200, "a()"},
+		{"POST", "/b/a", 200, "post-a()"},
+		{"PUT", "/b/a", 200, "put-y(a)"},
+		{"GET", "/b/%61", 200, "a()"},
+		{"GET", "/b/%C3%A9", 200, "accent()"},
+		{"GET", "/b/x%2Fy", 200, "x(x/y)"},
+		{"GET", "/b/n/12/a/b", 200, "n(12,a/b)"},
+		{"GET", "/b/n/1/", 200, "n(1,)"},
+		{"DELETE", "/b/a", 405, `{"error":"Method DELETE not allowed."}`},
+		{"GET", "/b/n/x/1", 404, "not found"},
+		{"GET", "/a", 404, "not found"},
+		{"GET", "/b/", 404, "not found"},
+		{"GET", "/b/a/", 404, "not found"},
+		{"GET", "/healthz", 200, "OK"},
 	} {
 		if got := ask(t, s, c.method, c.path); got.code != c.code || !strings.Contains(got.body, c.body) {
 			t.Errorf("%s %s: %d %q, want %d %q", c.method, c.path, got.code, got.body, c.code, c.body)

@@ -219,8 +219,15 @@ async def f(v):
     return v
 `
 	for _, test := range []struct{ value, failure string }{
-		{"at once", "KeyError"}, {"later", "KeyError"}, {"loop", "DeadlineExceeded"}, {"wait", "DeadlineExceeded"},
-		{"spin", "DeadlineExceeded"}, {"stuck", "Stuck"}, {"stubborn", "DeadlineExceeded"}, {"exit", "Trap"}, {"leave", "SystemExit"},
+		{"at once", "KeyError"},
+		{"later", "KeyError"},
+		{"loop", "DeadlineExceeded"},
+		{"wait", "DeadlineExceeded"},
+		{"spin", "DeadlineExceeded"},
+		{"stuck", "Stuck"},
+		{"stubborn", "DeadlineExceeded"},
+		{"exit", "Trap"},
+		{"leave", "SystemExit"},
 	} {
 		t.Run(test.value, func(t *testing.T) {
 			c := load(t, agent("import asyncio", code), wasmhost.Options{Deadline: 300 * time.Millisecond})

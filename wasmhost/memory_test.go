@@ -285,15 +285,37 @@ func TestAddresses(t *testing.T) {
 		x    uint64
 		want byte
 	}{
-		{0, 3, '3'}, {0, 0xffffffff_00000003, '3'}, {0, 0x12345678_0000000f, 'f'}, {7, 0x7ffffff_00000005, '5'}, {9, 0x80000002, '4'}, {10, 0xabcdef_00000001, '3'},
+		{0, 3, '3'},
+		{0, 0xffffffff_00000003, '3'},
+		{0, 0x12345678_0000000f, 'f'},
+		{7, 0x7ffffff_00000005, '5'},
+		{9, 0x80000002, '4'},
+		{10, 0xabcdef_00000001, '3'},
 		{10, 0, '2'},
 	}
 	outside := []struct {
 		f int
 		x uint64
 	}{
-		{0, 1 << 16}, {0, 0xffffffff}, {0, 0xdeadbeef_fffffff0}, {1, 0}, {1, 0xffffffff_ffffffff}, {2, 0}, {2, 0xffffffff}, {2, 0xffffffff_ffffffff}, {3, 0}, {3, 0xffffffff},
-		{4, 0}, {4, 0xffffffff}, {5, 0}, {6, 0}, {7, 0x80}, {7, 0xff}, {9, 0xffffffff}, {10, 0xffffffff_ff000000}, {10, 0x80000000},
+		{0, 1 << 16},
+		{0, 0xffffffff},
+		{0, 0xdeadbeef_fffffff0},
+		{1, 0},
+		{1, 0xffffffff_ffffffff},
+		{2, 0},
+		{2, 0xffffffff},
+		{2, 0xffffffff_ffffffff},
+		{3, 0},
+		{3, 0xffffffff},
+		{4, 0},
+		{4, 0xffffffff},
+		{5, 0},
+		{6, 0},
+		{7, 0x80},
+		{7, 0xff},
+		{9, 0xffffffff},
+		{10, 0xffffffff_ff000000},
+		{10, 0x80000000},
 	}
 	ctx := t.Context()
 	cache, err := wazero.NewCompilationCacheWithDir(t.TempDir())

@@ -28,8 +28,12 @@ var kinds = []struct {
 	Kind
 	color, text string
 }{
-	{Guest, "#7fb3d5", "guest: CPython and its glue, as wasm"}, {Engine, "#f5b041", "Kaspr"}, {Client, "#82c99a", "Kafka client"},
-	{Native, "#c39bd3", "RocksDB and other C"}, {Runtime, "#d5d8dc", "Go's runtime and libraries"}, {Kernel, "#ec7063", "kernel"},
+	{Guest, "#7fb3d5", "guest: CPython and its glue, as wasm"},
+	{Engine, "#f5b041", "Kaspr"},
+	{Client, "#82c99a", "Kafka client"},
+	{Native, "#c39bd3", "RocksDB and other C"},
+	{Runtime, "#d5d8dc", "Go's runtime and libraries"},
+	{Kernel, "#ec7063", "kernel"},
 }
 
 // Frame is one function of a stack.

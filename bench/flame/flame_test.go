@@ -2,6 +2,7 @@ package flame
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"math"
 	"strings"
@@ -89,7 +90,7 @@ func TestSVG(t *testing.T) {
 	}
 	for d := xml.NewDecoder(strings.NewReader(s)); ; {
 		_, err := d.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -186,8 +186,10 @@ func TestHTTP(t *testing.T) {
 		t.Errorf("/status for operators: %d %s", code, text)
 	}
 	for path, parts := range map[string][]string{
-		"overview": {`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
-			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"","global":false,"windowed":false,"keys":1}]`, `"errors":1`},
+		"overview": {
+			`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
+			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"","global":false,"windowed":false,"keys":1}]`, `"errors":1`,
+		},
 		"failures":             {`"operation":"operation \"add\", map","kind":"code","type":"TypeError"`, `app.yaml:20, in add`, `"offset":2`, `"value":{"text":"\"three\"","size":7}`},
 		"table?name=totals":    {`"entries":[{"partition":0,"key":{"text":"\"all\"","size":5},"value":{"text":"7","size":1}}],"looked":1}`},
 		"topic?name=sums":      {`"offset":0`, `"value":{"text":"7","size":1}`, `"next":{"0":`},

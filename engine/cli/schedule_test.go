@@ -206,7 +206,8 @@ func (k *laterKafka) schedule(times []time.Time) []lateDelivery {
 	for i, at := range times {
 		id := []byte(strconv.Itoa(i))
 		rs = append(rs, &kgo.Record{Topic: "later-app-schedule-requests", Key: id, Value: id, Headers: []kgo.RecordHeader{
-			{Key: "x-scheduler-deliver-to", Value: []byte("out")}, {Key: "x-scheduler-request-id", Value: id},
+			{Key: "x-scheduler-deliver-to", Value: []byte("out")},
+			{Key: "x-scheduler-request-id", Value: id},
 			{Key: "x-scheduler-deliver-at", Value: []byte(at.UTC().Format("2006-01-02T15:04:05.000Z07:00"))},
 		}})
 	}
@@ -340,8 +341,11 @@ func TestScheduleCronSteered(t *testing.T) {
 	p := k.engine(append(cron, "adminListen="+admin, "adminToken=secret")...)
 	p.ready(t)
 	add := &kgo.Record{Topic: "later-app-schedule-requests", Key: []byte("tick"), Headers: []kgo.RecordHeader{
-		{Key: "x-scheduler-action", Value: []byte("CRON_ADD")}, {Key: "x-scheduler-deliver-to", Value: []byte("out")}, {Key: "x-scheduler-request-id", Value: []byte("tick")},
-		{Key: "x-scheduler-cron-expr", Value: []byte("* * * * * *")}, {Key: "x-scheduler-cron-missed-fire-policy", Value: []byte("skip")},
+		{Key: "x-scheduler-action", Value: []byte("CRON_ADD")},
+		{Key: "x-scheduler-deliver-to", Value: []byte("out")},
+		{Key: "x-scheduler-request-id", Value: []byte("tick")},
+		{Key: "x-scheduler-cron-expr", Value: []byte("* * * * * *")},
+		{Key: "x-scheduler-cron-missed-fire-policy", Value: []byte("skip")},
 	}}
 	if err := k.cl.ProduceSync(t.Context(), add).FirstErr(); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ func (l *Buffer) String() string {
 	return l.b.String()
 }
 
+// Reset forgets what was written.
 func (l *Buffer) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -14,9 +14,19 @@ func TestPathsOfTheEngine(t *testing.T) {
 		path, config string
 		refused      bool
 	}{
-		{"/healthz", "", true}, {"readyz", "", true}, {"/status/", "", true}, {"/metrics", "", true}, {"/_kaspr/x", "", true}, {"/healthz/x", "", false},
-		{"/healthz", "webBasePath: /v1", false}, {"/metrics", "webMetricsBasePath: /in", false}, {"/in/metrics", "webMetricsBasePath: /in", true},
-		{"/schedule", both, true}, {"/schedule", "schedulerEnabled: true", false}, {"/schedule", "", false}, {"/schedule", both + ", webBasePath: /v1", false},
+		{"/healthz", "", true},
+		{"readyz", "", true},
+		{"/status/", "", true},
+		{"/metrics", "", true},
+		{"/_kaspr/x", "", true},
+		{"/healthz/x", "", false},
+		{"/healthz", "webBasePath: /v1", false},
+		{"/metrics", "webMetricsBasePath: /in", false},
+		{"/in/metrics", "webMetricsBasePath: /in", true},
+		{"/schedule", both, true},
+		{"/schedule", "schedulerEnabled: true", false},
+		{"/schedule", "", false},
+		{"/schedule", both + ", webBasePath: /v1", false},
 	} {
 		_, _, problems := planOf(t, "app.yaml", strings.Replace(app, "CONFIG", c.config, 1)+strings.Replace(view, "PATH", c.path, 1))
 		refused := false

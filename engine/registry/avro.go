@@ -879,9 +879,10 @@ func (t *avroType) writeScalar(dst []byte, v *abi.Value) ([]byte, error) {
 		return binary.AppendVarint(dst, n), nil
 	case avroFloat, avroDouble:
 		f := v.Float()
-		if v.Kind == abi.FormInt {
+		switch v.Kind {
+		case abi.FormInt:
 			f = float64(v.Int())
-		} else if v.Kind == abi.FormUint {
+		case abi.FormUint:
 			f = float64(v.Bits)
 		}
 		if t.kind == avroFloat && math.Abs(f) > math.MaxFloat32 && !math.IsInf(f, 0) {

@@ -65,26 +65,37 @@ func TestFormats(t *testing.T) {
 		bytes, form string
 		oneWay      string // "read" or "write" alone
 	}{
-		"avro: a default of each kind": {schemaText{Avro, defaults, nil},
+		"avro: a default of each kind": {
+			schemaText{Avro, defaults, nil},
 			"01" + "01" + "8001" + "0000003f" + "000000000000f03f" + "02ff" + "04c3a9" + "02" + "0102" + "04020400" + "02026b0000" + "00027a" + "020a" + "0608" + "0201" + "02",
-			dict(), "write"},
-		"avro: a value of each kind": {schemaText{Avro, defaults, nil},
+			dict(), "write",
+		},
+		"avro: a value of each kind": {
+			schemaText{Avro, defaults, nil},
 			"01" + "01" + "8001" + "0000003f" + "000000000000f03f" + "02ff" + "04c3a9" + "02" + "0102" + "04020400" + "02026b0000" + "00027a" + "020a" + "0608" + "0201" + "02",
 			dict("n", null, "b", yes, "i", whole(-1), "l", whole(64), "f", fraction(0.5), "d", fraction(1), "y", raw("\xff"), "s", words("é"), "e", words("B"),
 				"x", raw("\x01\x02"), "a", many(whole(1), whole(2)), "m", dict("k", many()), "u", words("z"), "v", whole(5), "r", dict("q", whole(3), "w", whole(4)),
-				"p", decimal("1E-2"), "t", moment(abi.FormInstant, 1000)), ""},
-		"avro: references of references": {schemaText{Avro, `["null", "net.Host"]`, []reference{
-			{"net.Mac", `{"type": "fixed", "name": "Mac", "namespace": "net", "size": 2}`},
-			{"net.Host", `{"type": "record", "name": "Host", "namespace": "net", "fields": [{"name": "mac", "type": "Mac"}]}`}}},
-			"02" + "0102", dict("mac", raw("\x01\x02")), ""},
-		"avro: a type in itself, by an array and a map": {schemaText{Avro, `{"type": "record", "name": "T", "fields": [
+				"p", decimal("1E-2"), "t", moment(abi.FormInstant, 1000)), "",
+		},
+		"avro: references of references": {
+			schemaText{Avro, `["null", "net.Host"]`, []reference{
+				{"net.Mac", `{"type": "fixed", "name": "Mac", "namespace": "net", "size": 2}`},
+				{"net.Host", `{"type": "record", "name": "Host", "namespace": "net", "fields": [{"name": "mac", "type": "Mac"}]}`},
+			}},
+			"02" + "0102", dict("mac", raw("\x01\x02")), "",
+		},
+		"avro: a type in itself, by an array and a map": {
+			schemaText{Avro, `{"type": "record", "name": "T", "fields": [
 			{"name": "kids", "type": {"type": "array", "items": "T"}}, {"name": "by", "type": {"type": "map", "values": ["null", "T"]}}]}`, nil},
 			"02" + "0000" + "00" + "02026b" + "02" + "0000" + "00",
-			dict("kids", many(dict("kids", many(), "by", dict())), "by", dict("k", dict("kids", many(), "by", dict()))), ""},
-		"avro: names of other namespaces": {schemaText{Avro, `{"type": "record", "name": "a.b.R", "fields": [
+			dict("kids", many(dict("kids", many(), "by", dict())), "by", dict("k", dict("kids", many(), "by", dict()))), "",
+		},
+		"avro: names of other namespaces": {
+			schemaText{Avro, `{"type": "record", "name": "a.b.R", "fields": [
 			{"name": "s", "type": {"type": "record", "name": "S", "namespace": "c", "fields": [{"name": "f", "type": {"type": "fixed", "name": "F", "size": 1}}]}},
 			{"name": "same", "type": {"type": "enum", "name": "F", "symbols": ["X"]}}, {"name": "first", "type": "c.F"}, {"name": "own", "type": "F"}]}`, nil},
-			"07" + "00" + "08" + "00", dict("s", dict("f", raw("\x07")), "same", words("X"), "first", raw("\x08"), "own", words("X")), ""},
+			"07" + "00" + "08" + "00", dict("s", dict("f", raw("\x07")), "same", words("X"), "first", raw("\x08"), "own", words("X")), "",
+		},
 		"avro: a union's enum":   {schemaText{Avro, branches, nil}, "02" + "00", words("A"), ""},
 		"avro: a union's fixed":  {schemaText{Avro, branches, nil}, "04" + "0102", raw("\x01\x02"), ""},
 		"avro: a union's moment": {schemaText{Avro, branches, nil}, "06" + "02", moment(abi.FormInstant, 1), ""},
@@ -93,37 +104,62 @@ func TestFormats(t *testing.T) {
 		"avro: a union's bytes":  {schemaText{Avro, branches, nil}, "0c" + "02ff", raw("\xff"), ""},
 		"avro: a union's map":    {schemaText{Avro, branches, nil}, "0e" + "02026b02" + "00", dict("k", whole(1)), ""},
 		"avro: a union's record": {schemaText{Avro, branches, nil}, "10" + "02", dict("only", whole(1)), ""},
-		"avro: blocks with their size, and several": {schemaText{Avro, `{"type": "array", "items": "int"}`, nil},
-			"0304" + "0204" + "02" + "06" + "00", many(whole(1), whole(2), whole(3)), "read"},
-		"avro: a decimal of a fixed size, below zero": {schemaText{Avro, `{"type": "fixed", "name": "F", "size": 3, "logicalType": "decimal", "precision": 6, "scale": 3}`, nil},
-			"fffb2e", decimal("-1234E-3"), ""},
+		"avro: blocks with their size, and several": {
+			schemaText{Avro, `{"type": "array", "items": "int"}`, nil},
+			"0304" + "0204" + "02" + "06" + "00", many(whole(1), whole(2), whole(3)), "read",
+		},
+		"avro: a decimal of a fixed size, below zero": {
+			schemaText{Avro, `{"type": "fixed", "name": "F", "size": 3, "logicalType": "decimal", "precision": 6, "scale": 3}`, nil},
+			"fffb2e", decimal("-1234E-3"), "",
+		},
 		"avro: a decimal without its precision is bytes": {schemaText{Avro, `{"type": "bytes", "logicalType": "decimal"}`, nil}, "0201", raw("\x01"), ""},
-		"avro: times of a day, local and not": {schemaText{Avro, `{"type": "record", "name": "T", "fields": [
+		"avro: times of a day, local and not": {
+			schemaText{Avro, `{"type": "record", "name": "T", "fields": [
 			{"name": "ms", "type": {"type": "int", "logicalType": "time-millis"}}, {"name": "us", "type": {"type": "long", "logicalType": "time-micros"}},
 			{"name": "lms", "type": {"type": "long", "logicalType": "local-timestamp-millis"}}, {"name": "lus", "type": {"type": "long", "logicalType": "local-timestamp-micros"}},
 			{"name": "odd", "type": {"type": "string", "logicalType": "date"}}]}`, nil},
 			"02" + "04" + "01" + "03" + "0278",
-			dict("ms", moment(abi.FormTime, 1000), "us", moment(abi.FormTime, 2), "lms", moment(abi.FormDatetime, -1000), "lus", moment(abi.FormDatetime, -2), "odd", words("x")), ""},
-		"protobuf: a message in itself": {schemaText{Protobuf, node, nil}, "00" + "0801" + "12020802" + "1a020803" + "2207" + "0a016b" + "12020804",
-			dict("v", whole(1), "next", leaf(2), "kids", many(leaf(3)), "by", dict("k", leaf(4))), ""},
-		"protobuf: imports of imports": {schemaText{Protobuf, `syntax = "proto3"; import "b.proto"; message M { x.B b = 1; }`, []reference{
-			{"a.proto", `syntax = "proto3"; package x; enum A { ZERO = 0; ONE = 1; }`},
-			{"b.proto", `syntax = "proto3"; package x; import "a.proto"; message B { A a = 1; }`}}},
-			"00" + "0a020801", dict("b", dict("a", words("ONE"))), ""},
-		"protobuf: numbers of each kind": {schemaText{Protobuf, `syntax = "proto3"; message M { sint32 a = 1; sint64 b = 2; fixed32 c = 3; sfixed64 d = 4; uint32 e = 5; float f = 6; repeated sint32 g = 7; }`, nil},
+			dict("ms", moment(abi.FormTime, 1000), "us", moment(abi.FormTime, 2), "lms", moment(abi.FormDatetime, -1000), "lus", moment(abi.FormDatetime, -2), "odd", words("x")), "",
+		},
+		"protobuf: a message in itself": {
+			schemaText{Protobuf, node, nil},
+			"00" + "0801" + "12020802" + "1a020803" + "2207" + "0a016b" + "12020804",
+			dict("v", whole(1), "next", leaf(2), "kids", many(leaf(3)), "by", dict("k", leaf(4))), "",
+		},
+		"protobuf: imports of imports": {
+			schemaText{Protobuf, `syntax = "proto3"; import "b.proto"; message M { x.B b = 1; }`, []reference{
+				{"a.proto", `syntax = "proto3"; package x; enum A { ZERO = 0; ONE = 1; }`},
+				{"b.proto", `syntax = "proto3"; package x; import "a.proto"; message B { A a = 1; }`},
+			}},
+			"00" + "0a020801", dict("b", dict("a", words("ONE"))), "",
+		},
+		"protobuf: numbers of each kind": {
+			schemaText{Protobuf, `syntax = "proto3"; message M { sint32 a = 1; sint64 b = 2; fixed32 c = 3; sfixed64 d = 4; uint32 e = 5; float f = 6; repeated sint32 g = 7; }`, nil},
 			"00" + "0803" + "1001" + "1d01000000" + "21ffffffffffffffff" + "28ffffffff0f" + "350000003f" + "3a020102",
-			dict("a", whole(-2), "b", whole(-1), "c", whole(1), "d", whole(-1), "e", whole(math.MaxUint32), "f", fraction(0.5), "g", many(whole(-1), whole(1))), ""},
-		"protobuf: an enum's value that has no name": {schemaText{Protobuf, `syntax = "proto3"; enum E { Z = 0; } message M { E e = 1; }`, nil},
-			"00" + "0809", dict("e", whole(9)), ""},
-		"protobuf: a nested message of the second one, by its indexes": {schemaText{Protobuf, `syntax = "proto3"; message A {} message B { message C { bool c = 1; } }`, nil},
-			"04" + "02" + "00" + "0801", dict("c", yes), "read"},
-		"protobuf: unknown fields and values of another version": {schemaText{Protobuf, `syntax = "proto3"; message M { int32 a = 1; }`, nil},
-			"00" + "0801" + "100a" + "1a0178", dict("a", whole(1)), "read"},
-		"jsonschema: references of references": {schemaText{JSONSchema, `{"type": "object", "properties": {"b": {"$ref": "b.json"}}}`, []reference{
-			{"a.json", `{"type": "integer"}`}, {"b.json", `{"type": "array", "items": {"$ref": "a.json"}}`}}},
-			hex.EncodeToString([]byte(`{"b": [1]}`)), string(abi.AppendFormBytes(nil, abi.FormJSON, `{"b": [1]}`)), ""},
-		"jsonschema: a schema in itself": {schemaText{JSONSchema, `{"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["v"]}`, nil},
-			hex.EncodeToString([]byte(`{"v": 1, "next": {"v": 2}}`)), string(abi.AppendFormBytes(nil, abi.FormJSON, `{"v": 1, "next": {"v": 2}}`)), ""},
+			dict("a", whole(-2), "b", whole(-1), "c", whole(1), "d", whole(-1), "e", whole(math.MaxUint32), "f", fraction(0.5), "g", many(whole(-1), whole(1))), "",
+		},
+		"protobuf: an enum's value that has no name": {
+			schemaText{Protobuf, `syntax = "proto3"; enum E { Z = 0; } message M { E e = 1; }`, nil},
+			"00" + "0809", dict("e", whole(9)), "",
+		},
+		"protobuf: a nested message of the second one, by its indexes": {
+			schemaText{Protobuf, `syntax = "proto3"; message A {} message B { message C { bool c = 1; } }`, nil},
+			"04" + "02" + "00" + "0801", dict("c", yes), "read",
+		},
+		"protobuf: unknown fields and values of another version": {
+			schemaText{Protobuf, `syntax = "proto3"; message M { int32 a = 1; }`, nil},
+			"00" + "0801" + "100a" + "1a0178", dict("a", whole(1)), "read",
+		},
+		"jsonschema: references of references": {
+			schemaText{JSONSchema, `{"type": "object", "properties": {"b": {"$ref": "b.json"}}}`, []reference{
+				{"a.json", `{"type": "integer"}`}, {"b.json", `{"type": "array", "items": {"$ref": "a.json"}}`},
+			}},
+			hex.EncodeToString([]byte(`{"b": [1]}`)), string(abi.AppendFormBytes(nil, abi.FormJSON, `{"b": [1]}`)), "",
+		},
+		"jsonschema: a schema in itself": {
+			schemaText{JSONSchema, `{"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["v"]}`, nil},
+			hex.EncodeToString([]byte(`{"v": 1, "next": {"v": 2}}`)), string(abi.AppendFormBytes(nil, abi.FormJSON, `{"v": 1, "next": {"v": 2}}`)), "",
+		},
 	} {
 		codec, _, err := compile(c.schemaText, "", true)
 		if err != nil {

@@ -313,13 +313,13 @@ func find[K comparable](r *Registry, c *cache[K], key K, get func(context.Contex
 
 // Pauses between attempts to reach the registry.
 const (
-	pauseMin = 100 * time.Millisecond
-	pauseMax = 5 * time.Second
+	pauseFirst = 100 * time.Millisecond
+	pauseMax   = 5 * time.Second
 )
 
 // ask asks until there is an answer; nil is the end of the Registry.
 func (r *Registry) ask(key any, get func(context.Context) (schemaText, int, error), message string) *schema {
-	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
+	for pause := pauseFirst; ; pause = min(2*pause, pauseMax) {
 		text, id, err := get(r.ctx)
 		if r.ctx.Err() != nil {
 			return nil

@@ -99,7 +99,7 @@ func TestDownIsWaitedFor(t *testing.T) {
 		},
 		"wrong place": func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "<html>not here", 404); return true },
 		"unauthorised": func(w http.ResponseWriter, _ *http.Request) bool {
-			http.Error(w, `{"error_code":401,"message":"who"}`, 401)
+			http.Error(w, `{"error_code":401,"message":"who"}`, http.StatusUnauthorized)
 			return true
 		},
 		"too many": func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(429); return true },
