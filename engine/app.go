@@ -27,6 +27,7 @@ import (
 	apphttp "kaspr.io/kaspr/http"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // App is one process of an app: one member of its consumer group.
@@ -53,8 +54,10 @@ type App struct {
 	instance string     // names this process among those of the app, and those that will use its stores
 	start    string     // names this run of it
 	counts   []int32    // partitions of the tables, by the plan's index
-	own      []int32    // partitions of the app's own topics, by the plan's index
-	schedule *schedule  // the message scheduler; nil: it is not enabled
+	// batchBytes is the largest batch that topics of tables take, of those of which it is known (learnRowBytes).
+	batchBytes map[string]int
+	own        []int32   // partitions of the app's own topics, by the plan's index
+	schedule   *schedule // the message scheduler; nil: it is not enabled
 
 	mu      sync.Mutex
 	readers map[string][]*agent             // guarded by mu; agents by topic
@@ -312,7 +315,7 @@ func (a *App) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts.Gather = gather
+	opts.Gather, opts.BatchBytes = gather, a.batchBytes
 	opts.Copartition, opts.Standbys = a.copartition, a.cfg.StandbyReplicas
 	opts.UserData, opts.OnAssignment = a.memberState, a.placed
 	joining := opts
@@ -453,6 +456,7 @@ func (a *App) openTables(ctx context.Context) error {
 	if missing != nil {
 		return missing
 	}
+	a.learnRowBytes(ctx)
 	if a.schedule != nil {
 		a.schedule.begin()
 	}
@@ -468,6 +472,45 @@ func (a *App) openTables(ctx context.Context) error {
 		stores = a.stores
 	}
 	return a.startTables(stores, counts)
+}
+
+// learnRowBytes finds out what the tables' topics take. Without the right to ask, they are taken to take what brokers do by default; a
+// changelog that refuses a write all the same stops the app (committer.writeChangelogs).
+func (a *App) learnRowBytes(ctx context.Context) {
+	var topics []string
+	for i := range a.plan.Tables {
+		t := &a.plan.Tables[i]
+		topics = append(topics, t.Changelog.Name)
+		if t.Writes.Name != "" {
+			topics = append(topics, t.Writes.Name)
+		}
+	}
+	if len(topics) == 0 {
+		return
+	}
+	var err error
+	if a.batchBytes, err = a.admin.MessageBytes(ctx, topics...); err != nil {
+		a.log.Info("cannot find out how large the rows of tables may be: max.message.bytes of their changelogs should not be below 1048588", "err", err)
+	}
+	for i := range a.plan.Tables {
+		if most := a.rowBytes(i); most < abi.ChangeBytesMax {
+			t := &a.plan.Tables[i]
+			a.log.Warn("rows of a table can be no larger than its changelog takes", "table", t.Name, "topic", t.Changelog.Name,
+				"max.message.bytes", a.batchBytes[t.Changelog.Name], "row", most)
+		}
+	}
+}
+
+// rowBytes is the largest write of a table, key and value: with some room for what Kafka adds, as ChangeBytesMax has it.
+func (a *App) rowBytes(table int) int {
+	if len(a.batchBytes) == 0 {
+		return abi.ChangeBytesMax
+	}
+	most, known := a.batchBytes[a.plan.Tables[table].Changelog.Name]
+	if !known {
+		return abi.ChangeBytesMax
+	}
+	return min(max(0, most-1<<10), abi.ChangeBytesMax)
 }
 
 // wrap keeps the partitions of records on their way to topics of the app's own inside of these, where an input was given more since

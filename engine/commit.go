@@ -690,7 +690,10 @@ func (c *committer) writeChangelogs(cl *closing) {
 					return
 				}
 				err = fmt.Errorf("changes of %s: write to %s/%d: %w", s.share.label, s.share.changelog.Topic, s.share.changelog.Number, err)
-				if (broker.SendFailure{Err: err}).OfMessage() {
+				if refused := (broker.SendFailure{Err: err}); refused.OfMessage() {
+					if refused.TooLarge() {
+						err = fmt.Errorf("%w; rows were let in that are larger than max.message.bytes of the topic, which could not be read at the start or was changed since: raise it, or start again", err)
+					}
 					c.fail(err) // a second pass would make the same change
 				}
 				e.finish(err)

@@ -63,7 +63,13 @@ func (l *lane) step(ctx context.Context, f *feed, w *work) error {
 		return err
 	}
 
-	f.checkChanges(w.shares, &result)
+	if f.checkChanges(w.shares, &result) {
+		defer l.distrust(w.shares)
+		if len(batch.Records) > 1 {
+			l.oneByOne(ctx, f, w)
+			return nil
+		}
+	}
 	a.app.wrap(a.plan.Channels, result.Outputs)
 	if a.app.cfg.Tracing != config.TracingOff && !batch.Tick {
 		if a.app.tracer != nil && w.known == nil {

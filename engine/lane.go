@@ -71,6 +71,7 @@ type feed struct {
 	noSchema   bool            // the last step went back for want of a schema
 	busy       bool            // a step is running
 	alone      int64           // records below this offset are not processed beside others: that has gone wrong
+	single     int64           // records below this offset are processed one by one: one of a batch wrote what its table does not take
 	era        int             // how often the feed was rewound: what a step began before must not count
 	flush      bool            // what is queued is due now, however little it is
 	draining   bool            // begin no further step: the partition is being revoked, or the engine stops
@@ -409,7 +410,7 @@ func (l *lane) dueIn(f *feed, now time.Time) time.Duration {
 	if d := f.notBefore.Sub(now); d > 0 {
 		return d
 	}
-	if f.flush {
+	if f.flush || f.chunks[0].records[0].Offset < f.single {
 		return 0
 	}
 	most, within := l.limits.records, l.limits.linger
@@ -459,6 +460,8 @@ func (l *lane) take(f *feed) work {
 		w.known, most = &k, 1
 	} else if b.Take && first.Attempt > 1 {
 		most = 1 // it failed as a list of its own, and is tried again as one
+	} else if first.Offset < f.single {
+		most = 1
 	}
 	var bytes int64
 	f.taken = chunk{}
@@ -595,6 +598,28 @@ func (l *lane) wakeBy(f *feed, at time.Time) {
 		if concerned && g.agent.timed && (g.wake.IsZero() || at.Before(g.wake)) {
 			g.wake = at
 		}
+	}
+}
+
+// oneByOne gives back what a step took, to be processed record by record: one of them has written what its table does not take, and those
+// behind it have seen that.
+func (l *lane) oneByOne(ctx context.Context, f *feed, w *work) {
+	l.mu.Lock()
+	f.single = w.batch.Records[len(w.batch.Records)-1].Offset + 1
+	l.mu.Unlock()
+	if w.pinned != nil { // what was sent must not be sent twice
+		l.commits.takeBack(ctx, l, f, w, &verdict{}, true)
+		return
+	}
+	l.settle(f, w, &verdict{})
+}
+
+// distrust has the guest forget what it remembers of tables: it takes what it wrote for what is there.
+func (l *lane) distrust(shares []*share) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range shares {
+		s.version++
 	}
 }
 

@@ -65,6 +65,9 @@ const (
 	cleanPause  = 10 * time.Millisecond
 )
 
+// rowRoom is what a row of the table has beside its message, at most.
+const rowRoom = 3 << 10
+
 // hostSchedule gives one of the scheduler's agents its code.
 func (a *App) hostSchedule(ag *agent) {
 	if a.schedule == nil {
@@ -105,6 +108,7 @@ func (s *schedule) begin() {
 			s.requests = s.app.own[i]
 		}
 	}
+	s.settings.RowBytes = max(1, min(s.settings.RowBytes, s.app.rowBytes(s.table)-rowRoom))
 	if s.requests != s.app.counts[s.table] {
 		s.distributing.tables = nil // a partition of the requests has no partition of the table beside it
 	}

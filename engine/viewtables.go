@@ -9,7 +9,6 @@ import (
 	"kaspr.io/kaspr/engine/record"
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/wasmhost"
-	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // viewTables is what web views and tasks read of tables (wasmhost.RemoteTables): what is committed, wherever it is.
@@ -197,8 +196,8 @@ func (t viewTables) place(ctx context.Context, changes []record.Change, remote b
 	for i := range changes {
 		c := &changes[i]
 		to := &t.app.plan.Tables[t.tables[c.Table]]
-		if size := len(c.Key) + len(c.Value); size > abi.ChangeBytesMax { // the guest refuses it, if it is what it should be
-			return nil, &refusedError{fmt.Errorf("a write of %d bytes to %s is more than its changelog takes (%d)", size, to.Label, abi.ChangeBytesMax)}
+		if size, most := len(c.Key)+len(c.Value), t.app.rowBytes(t.tables[c.Table]); size > most {
+			return nil, &refusedError{fmt.Errorf("a write of %d bytes to %s is more than its changelog takes (%d)", size, to.Label, most)}
 		}
 		partition := c.Partition
 		if partition == record.RecordPartition {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"kaspr.io/kaspr/engine/record"
-	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // A table write goes to the partition of the record in progress, which the step owns. One for another partition goes to that
@@ -74,16 +73,17 @@ func (f *feed) route(v *verdict, w *work) {
 	v.changes = kept
 }
 
-// checkChanges makes records fail whose table writes cannot be: too large for the changelog, which the guest itself refuses if it
-// is what it should be, or to another partition although the plan saw no sign of that in the code.
-func (f *feed) checkChanges(shares []*share, res *record.Result) {
+// checkChanges makes records fail whose table writes cannot be, and says whether there are any: too large for the changelog, which the
+// guest itself refuses where that takes what brokers do by default, or to another partition although the plan saw no sign of that in the
+// code.
+func (f *feed) checkChanges(shares []*share, res *record.Result) bool {
 	bad := map[int32]string{}
 	for i := range res.Changes {
 		c := &res.Changes[i]
 		s := shares[c.Table]
 		switch size := len(c.Key) + len(c.Value); {
-		case size > abi.ChangeBytesMax:
-			bad[c.Record] = fmt.Sprintf("a write of %d bytes to %s is more than its changelog takes (%d)", size, s.label, abi.ChangeBytesMax)
+		case size > f.agent.app.rowBytes(s.table):
+			bad[c.Record] = fmt.Sprintf("a write of %d bytes to %s is more than its changelog takes (%d)", size, s.label, f.agent.app.rowBytes(s.table))
 		case s.staged == nil && (c.Partition < 0 || c.Partition == f.partition.Number):
 			bad[c.Record] = fmt.Sprintf("%s has no partition %d", s.label, f.partition.Number)
 		case c.Partition >= 0 && c.Partition != f.partition.Number && s.writes == "":
@@ -91,7 +91,7 @@ func (f *feed) checkChanges(shares []*share, res *record.Result) {
 		}
 	}
 	if len(bad) == 0 {
-		return
+		return false
 	}
 	var outputs []record.Output
 	for _, o := range res.Outputs {
@@ -115,5 +115,6 @@ func (f *feed) checkChanges(shares []*share, res *record.Result) {
 			failures = append(failures, record.Failure{Record: i, Kind: record.FailureEncode, Type: "TableWriteError", Message: text, Operation: "table"})
 		}
 	}
-	res.Outputs, res.Changes, res.Failures = outputs, changes, failures
+	res.Outputs, res.Changes, res.Failures, res.Kept = outputs, changes, failures, nil
+	return true
 }

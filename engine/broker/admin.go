@@ -158,6 +158,38 @@ func (a *Admin) Drift(ctx context.Context, t Topic) ([]Drift, error) {
 	return drift, nil
 }
 
+// MessageBytes is the largest batch of records that each topic takes (max.message.bytes). One that was just made may not be known
+// everywhere yet.
+func (a *Admin) MessageBytes(ctx context.Context, topics ...string) (map[string]int, error) {
+	most := map[string]int{}
+	var err error
+	for began := time.Now(); ; {
+		var resources kadm.ResourceConfigs
+		resources, err = a.adm.DescribeTopicConfigs(ctx, topics...)
+		for _, r := range resources {
+			err = errors.Join(err, r.Err)
+			for _, c := range r.Configs {
+				if c.Key != "max.message.bytes" || c.Value == nil {
+					continue
+				}
+				if n, bad := strconv.Atoi(*c.Value); bad == nil {
+					most[r.Name] = n
+				}
+			}
+		}
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) || time.Since(began) > madeWait || !sleep(ctx, coordinatorPause) {
+			break
+		}
+	}
+	if err != nil {
+		return most, fmt.Errorf("describe the options of topics: %w", err)
+	}
+	return most, nil
+}
+
+// madeWait is how long a topic that was just made may be unknown to the broker that is asked.
+const madeWait = 5 * time.Second
+
 // sameOption compares lists, such as cleanup policies, in any order.
 func sameOption(a, b string) bool {
 	x, y := strings.Split(a, ","), strings.Split(b, ",")

@@ -45,6 +45,8 @@ type Options struct {
 	// Gather is how long what comes in and what is sent wait for more of it, to be one request. What comes in after a time without
 	// anything does not wait, nor does SendSync.
 	Gather time.Duration
+	// BatchBytes is the largest batch of records that topics take, of those that may take less than batchBytesMax.
+	BatchBytes map[string]int
 	// StopOnLoss makes records that the broker lost while they were being read an error of Poll, instead of a line in the log.
 	StopOnLoss bool
 	// TransactionTimeout is after what time without a commit the broker aborts a transaction, also that of a process which died.

@@ -50,6 +50,14 @@ const (
 // client's own default is less than what is let into tables.
 const batchBytesMax = 1<<20 + 12
 
+// batchBytes is the largest batch for a topic. Several messages that a topic takes must not become one that it does not.
+func (o Options) batchBytes(topic string) int32 {
+	if n, ok := o.BatchBytes[topic]; ok {
+		return int32(min(max(n, 1), batchBytesMax))
+	}
+	return batchBytesMax
+}
+
 // NewProducer returns a producer; with a transactional id it is the only one of that id from its first Begin on: the
 // broker ends the transaction an earlier one left open, and refuses the earlier one from then on.
 func NewProducer(opts Options, transactionalID string) (*Producer, error) {
@@ -64,7 +72,7 @@ func (p *Producer) connect() error {
 		// A topic that is being created, by us or by the broker, is not known everywhere at once.
 		kgo.UnknownTopicRetries(20),
 		kgo.ProducerLinger(p.opts.Gather),
-		kgo.ProducerBatchMaxBytes(batchBytesMax),
+		kgo.ProducerBatchMaxBytesFn(p.opts.batchBytes),
 		kgo.DisableClientMetrics(), // KIP-714: nothing of the client goes to the broker unasked
 		kgo.MaxBufferedRecords(bufferedRecordsMax),
 		kgo.MaxBufferedBytes(bufferedBytesMax),
