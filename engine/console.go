@@ -102,7 +102,8 @@ type tablePlan struct {
 	Help     string `json:"help"`
 	Global   bool   `json:"global"`
 	Windowed bool   `json:"windowed"`
-	Keys     int64  `json:"keys"` // estimate, of the partitions that are active here
+	Keys     int64  `json:"keys"`               // estimate, of the partitions that are active here
+	Internal bool   `json:"internal,omitempty"` // the engine's own, which no code can name
 }
 
 type commitsPart struct {
@@ -141,7 +142,7 @@ func (c console) Overview() any {
 	})
 	for i := range c.plan.Tables {
 		g := &c.plan.Tables[i].Guest
-		o.TableList = append(o.TableList, tablePlan{g.Name, g.Help, g.Global, g.Window != nil, keys[i]})
+		o.TableList = append(o.TableList, tablePlan{g.Name, g.Help, g.Global, g.Window != nil, keys[i], g.Name == plan.TaskTable})
 	}
 	return o
 }
@@ -168,8 +169,12 @@ func (c console) part(ag *agent, feeds []feedState) agentPart {
 		outputs[t] += 0
 	}
 	p.Outputs = append(p.Outputs, slices.Sorted(maps.Keys(outputs))...)
-	for _, t := range ag.tables {
-		p.Tables = append(p.Tables, c.plan.Tables[t].Name)
+	tables := ag.plan.Tables
+	if ag.plan.Task != nil {
+		tables = ag.plan.Task.Tables // those of its code; what it ran is kept in one that is no code's
+	}
+	for _, u := range tables {
+		p.Tables = append(p.Tables, c.plan.Tables[u.Table].Name)
 	}
 	failed := ag.stats.FailedAt.all()
 	if code := ag.guest(); code != nil {

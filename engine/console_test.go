@@ -18,6 +18,7 @@ import (
 	"kaspr.io/kaspr/state"
 	"kaspr.io/kaspr/state/mem"
 	"kaspr.io/kaspr/wasmhost"
+	"kaspr.io/kaspr/wasmhost/abi"
 )
 
 // A flood of failures with large records must not fill the memory, and the last ones must be the ones that are shown.
@@ -258,21 +259,63 @@ func FuzzCursor(f *testing.F) {
 	})
 }
 
-// A task must not take the place of an agent in what the console shows, nor end the process that is looked at.
+// A task must not take the place of an agent in what the console shows, nor end the process that is looked at. What is drawn of it are the tables
+// that its code reads, not the one where the leader keeps what it ran.
 func TestOverviewOfTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := testLane(t, nil, plan.Agent{}, limits{}, true)
+		x := newTablesFixture(t)
+		b.app.tables, b.app.plan.Tables = x.tables, append(slices.Clone(x.tables.plan), plan.Table{Name: plan.TaskTable})
+		for i := range b.app.plan.Tables {
+			b.app.plan.Tables[i].Guest.Name = b.app.plan.Tables[i].Name
+		}
+		ran := []plan.TableUse{{Table: len(x.tables.plan)}}
+		for _, p := range []plan.Agent{
+			{Name: "nightly", Task: &plan.Task{Tables: []plan.TableUse{{Table: users}}}, Tables: ran, Topics: []string{"leader"}},
+			{Name: "orders", Topics: []string{"in"}, Tables: []plan.TableUse{{Table: rates}}},
+		} {
+			ag := newAgent(b.app, &p)
+			ag.stats.Records.Add(int64(len(b.app.agents) + 3))
+			b.app.agents = append(b.app.agents, ag)
+		}
+		b.app.seen.running.Store(true)
+		o := newConsole(b.app).Overview().(overview)
+		got := ""
+		for _, p := range o.Parts {
+			got += fmt.Sprintln(p.Agent, p.Records, p.Inputs, p.Tables)
+		}
+		for _, t := range o.TableList {
+			got += fmt.Sprintln(t.Name, t.Internal)
+		}
+		if want := "KasprTask/nightly 3 [] [users]\norders 4 [in] [rates]\nusers false\nrates false\n_tasks true\n"; got != want {
+			t.Errorf("parts:\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// A request to a web view that fails is among the errors, as a record would be; its query and headers, where tokens and cookies are, are not kept.
+func TestFailedRequestsAreShown(t *testing.T) {
 	b := testLane(t, nil, plan.Agent{}, limits{}, true)
-	for _, p := range []plan.Agent{{Name: "nightly", Task: &plan.Task{}, Topics: []string{"leader"}}, {Name: "orders", Topics: []string{"in"}}} {
-		ag := newAgent(b.app, &p)
-		ag.stats.Records.Add(int64(len(b.app.agents) + 3))
-		b.app.agents = append(b.app.agents, ag)
+	v := newView(b.app, &plan.View{Name: "total", Program: abi.Program{View: &abi.View{ContentType: "text/plain"}}})
+	req := &apphttp.Request{
+		Head: []byte("POST\nhttp\n127.0.0.1\n/totals/%3Cb%3E\ntoken=secret\n1\nAuthorization:Bearer secret\nCookie:secret\n"), Body: []byte(`{"a": 1}`),
 	}
-	o := newConsole(b.app).Overview().(overview)
-	got := ""
-	for _, p := range o.Parts {
-		got += fmt.Sprintln(p.Agent, p.Records, p.Inputs)
+	v.failed(req, &record.Failure{Kind: record.FailureCode, Operation: "look", Type: "KeyError", Message: "'b'", Traceback: "app.yaml:7"}, apphttp.Response{})
+	v.failed(req, &record.Failure{Kind: record.FailureCode, Type: abi.HTTPError}, apphttp.Response{Status: 404}) // the code's answer, and no failure
+	list := b.app.failures.last()
+	text, err := json.Marshal(list)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%s, %v", text, err)
 	}
-	if want := "KasprTask/nightly 3 []\norders 4 [in]\n"; got != want {
-		t.Errorf("parts:\n%s\nwant\n%s", got, want)
+	f := list[0]
+	if f.Agent != "KasprWebView/total" || f.Operation != "look" || f.Type != "KeyError" || f.Traceback != "app.yaml:7" || f.Record != nil || f.Request == nil {
+		t.Fatalf("%s", text)
+	}
+	if r := *f.Request; r.Method != "POST" || r.Path != "/totals/%3Cb%3E" || r.Body.Text != `{"a": 1}` || r.Status != 500 {
+		t.Errorf("%+v", r)
+	}
+	if strings.Contains(string(text), "secret") {
+		t.Errorf("credentials are kept: %s", text)
 	}
 }
 

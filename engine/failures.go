@@ -9,18 +9,19 @@ import (
 	"unicode/utf8"
 
 	"kaspr.io/kaspr/engine/record"
+	apphttp "kaspr.io/kaspr/http"
 )
 
-// failures are the last records that failed, for the console: at most failuresMax, each with no more than the begin of its texts. The zero
+// failures are the last records and requests of web views that failed, for the console: at most failuresMax, each with no more than the begin of its texts. The zero
 // value is ready.
 type failures struct {
 	mu   sync.Mutex
 	list [failuresMax]failedRecord // guarded by mu; a ring
 	n    int64                     // guarded by mu; ever added
-	of   map[string]agentError     // guarded by mu; the last one of each agent that had one
+	of   map[string]agentError     // guarded by mu; the last one of each agent and web view that had one
 }
 
-// agentError is an agent's last failure, as /status tells it.
+// agentError is the last failure of an agent or a web view, as /status tells it.
 type agentError struct {
 	Time      time.Time `json:"time"`
 	Operation string    `json:"operation"`
@@ -37,17 +38,26 @@ const (
 
 // failedRecord is one of them, as JSON tells it.
 type failedRecord struct {
-	ID        int64    `json:"id"`
-	Time      int64    `json:"time"` // milliseconds
-	Agent     string   `json:"agent"`
-	Operation string   `json:"operation"`
-	Kind      string   `json:"kind"`
-	Type      string   `json:"type"`
-	Message   string   `json:"message"`
-	Traceback string   `json:"traceback"`
-	Policy    string   `json:"policy"` // what became of the record: retry, skip, dead-letter, stop
-	Attempt   int32    `json:"attempt"`
-	Record    shownRec `json:"record"`
+	ID        int64     `json:"id"`
+	Time      int64     `json:"time"` // milliseconds
+	Agent     string    `json:"agent"`
+	Operation string    `json:"operation"`
+	Kind      string    `json:"kind"`
+	Type      string    `json:"type"`
+	Message   string    `json:"message"`
+	Traceback string    `json:"traceback"`
+	Policy    string    `json:"policy,omitempty"` // what became of the record: retry, skip, dead-letter, stop
+	Attempt   int32     `json:"attempt,omitempty"`
+	Record    *shownRec `json:"record,omitempty"`
+	Request   *shownReq `json:"request,omitempty"` // in place of the record, of a web view
+}
+
+// shownReq is a request for people, without its query and headers: those are where credentials are.
+type shownReq struct {
+	Method string        `json:"method"`
+	Path   string        `json:"path"` // as it was sent
+	Body   *shownBytesOf `json:"body"` // null: none
+	Status int           `json:"status"`
 }
 
 // shownRec is a record for people.
@@ -113,10 +123,19 @@ func shownRecord(r *record.Record) shownRec {
 }
 
 func (l *failures) add(agent, policy string, r *record.Record, f *record.Failure, now time.Time) {
-	x := failedRecord{
-		Time: now.UnixMilli(), Agent: agent, Operation: shownText(f.Operation), Kind: f.Kind.String(), Type: shownText(f.Type), Message: shownText(f.Message),
-		Traceback: shownText(f.Traceback), Policy: policy, Attempt: r.Attempt, Record: shownRecord(r),
-	}
+	shown := shownRecord(r)
+	l.keep(failedRecord{Agent: agent, Policy: policy, Attempt: r.Attempt, Record: &shown}, f, now)
+}
+
+// addRequest adds a request that was answered with a status.
+func (l *failures) addRequest(view string, req *apphttp.Request, status int, f *record.Failure, now time.Time) {
+	method, path := req.Line()
+	l.keep(failedRecord{Agent: view, Request: &shownReq{shownText(method), shownText(path), shownOf(req.Body), status}}, f, now)
+}
+
+func (l *failures) keep(x failedRecord, f *record.Failure, now time.Time) {
+	x.Time, x.Operation, x.Kind = now.UnixMilli(), shownText(f.Operation), f.Kind.String()
+	x.Type, x.Message, x.Traceback = shownText(f.Type), shownText(f.Message), shownText(f.Traceback)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x.ID = l.n
@@ -125,7 +144,7 @@ func (l *failures) add(agent, policy string, r *record.Record, f *record.Failure
 	if l.of == nil {
 		l.of = map[string]agentError{}
 	}
-	l.of[agent] = agentError{now.UTC().Truncate(time.Millisecond), x.Operation, x.Kind, x.Type, x.Message}
+	l.of[x.Agent] = agentError{now.UTC().Truncate(time.Millisecond), x.Operation, x.Kind, x.Type, x.Message}
 }
 
 // lastOf is the last failure of an agent; nil: it had none.

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"strings"
@@ -179,8 +178,7 @@ func (a *App) traceRequest(v *plan.View, req *apphttp.Request, began time.Time) 
 	if a.tracer == nil || !a.tracer.wanted(c) {
 		return nil, c
 	}
-	line, _, _ := bytes.Cut(req.Head, []byte("\n"))
-	method := string(line)
+	method, _ := req.Line()
 	span, on := a.tracer.start(c, trace.SpanKindServer, method+" "+v.Path, began)
 	span.SetAttributes(attribute.String("http.request.method", method), attribute.String("http.route", v.Path), attribute.String("kaspr.view", v.Name))
 	return span, on

@@ -336,7 +336,7 @@ func (v *view) settle(ctx context.Context, asks []*ask, res *record.Result) {
 		if len(failures) > 0 && int(failures[0].Record) == i {
 			f := &failures[0]
 			failures = failures[1:]
-			r, sends, writes = v.failed(f, r), nil, nil
+			r, sends, writes = v.failed(a.req, f, r), nil, nil
 		}
 		if r.Status == 0 {
 			v.log.Error("BUG: a request has no response")
@@ -420,15 +420,19 @@ var contentTypeHeader = map[string]string{
 	"application/octet-stream": "application/octet-stream",
 }
 
-// failed logs and counts a failure, and gives the response to it: the one the view made, if it could.
-func (v *view) failed(f *record.Failure, made apphttp.Response) apphttp.Response {
+// failed logs and counts a failure of a request, and gives the response to it: the one the view made, if it could.
+func (v *view) failed(req *apphttp.Request, f *record.Failure, made apphttp.Response) apphttp.Response {
 	if f.Kind == record.FailureCode && f.Type == abi.NotReady {
 		return v.notReady(f.Message)
 	}
 	if f.Kind == record.FailureCode && f.Type == abi.HTTPError && made.Status != 0 && made.Status < 500 {
 		return made // the code's answer, and no failure of it; what it was to write is not written all the same
 	}
+	if made.Status == 0 {
+		made = v.fallback(f.Operation, f.Message)
+	}
 	v.stats.FailedBy[kindIndex(f.Kind)].Add(1)
+	v.app.failures.addRequest(v.shown(), req, made.Status, f, time.Now())
 	if left, ok := v.noisy.allow(time.Now()); ok {
 		attrs := []any{"operation", f.Operation, "kind", f.Kind.String(), "err", strings.TrimSuffix(f.Type+": "+f.Message, ": ")}
 		if f.Traceback != "" {
@@ -439,10 +443,7 @@ func (v *view) failed(f *record.Failure, made apphttp.Response) apphttp.Response
 		}
 		v.log.Error("request failed", attrs...)
 	}
-	if made.Status != 0 {
-		return made
-	}
-	return v.fallback(f.Operation, f.Message)
+	return made
 }
 
 // fallback is the response to an error when the view itself made none.

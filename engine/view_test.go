@@ -61,7 +61,7 @@ func TestViewNotReady(t *testing.T) {
 		x.logs.change(func() { x.logs.silent = true })
 		x.Acquire(2, []int{users}, nil)
 		x.notReady(2, users)
-		r := v.failed(&record.Failure{Kind: record.FailureCode, Type: abi.NotReady, Message: "partition 2"}, apphttp.Response{Status: 418})
+		r := v.failed(&apphttp.Request{}, &record.Failure{Kind: record.FailureCode, Type: abi.NotReady, Message: "partition 2"}, apphttp.Response{Status: 418})
 		if want := `{"error":"partition 2","progress":[{"table":"users","partition":2,"phase":"restoring","left":3,`; r.Status != 503 || !strings.HasPrefix(string(r.Body), want) {
 			t.Errorf("%d %s, want 503 %s", r.Status, r.Body, want)
 		}

@@ -33,6 +33,12 @@ type Request struct {
 	Trace  Trace
 }
 
+// Line is the method and the path, as they were sent.
+func (r *Request) Line() (method, path string) {
+	lines := strings.SplitN(string(r.Head), "\n", 5)
+	return lines[0], lines[3] // behind the scheme and the client's address
+}
+
 // Response is a view's answer.
 type Response struct {
 	Status      int

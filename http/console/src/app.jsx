@@ -335,18 +335,22 @@ function RecordOf({ r }) {
   return <table><tbody>{rows.map(([name, value]) => <tr key={name}><th scope="row">{name}</th><td>{value}</td></tr>)}</tbody></table>;
 }
 
+function RequestOf({ r }) {
+  return <table><tbody>{[["Request", `${r.method} ${r.path}`], ["Body", <Data of={r.body} />], ["Answered", r.status]].map(([name, value]) => <tr key={name}><th scope="row">{name}</th><td>{value}</td></tr>)}</tbody></table>;
+}
+
 function Errors() {
   const { now, error } = usePoll("failures", 2000);
   return (
     <>
       <h2>Last errors</h2>
       {error && <p class="alert" role="alert">{error}</p>}
-      {now?.length === 0 && <p class="soft">No record has failed since the start of this process.</p>}
+      {now?.length === 0 && <p class="soft">No record and no request has failed since the start of this process.</p>}
       {now?.map((f) => (
         <details key={f.id}>
-          <summary><span class="bad">{f.type || f.kind}</span>{f.message && `: ${f.message}`} <span class="soft">{f.agent}, {f.operation || "codec"}, {time(f.time)}, {f.policy}</span></summary>
+          <summary><span class="bad">{f.type || f.kind}</span>{f.message && `: ${f.message}`} <span class="soft">{f.agent}, {f.operation || "codec"}, {time(f.time)}, {f.request ? f.request.status : f.policy}</span></summary>
           {f.traceback && <pre aria-label="Traceback">{f.traceback}</pre>}
-          <RecordOf r={f.record} />
+          {f.request ? <RequestOf r={f.request} /> : <RecordOf r={f.record} />}
         </details>
       ))}
     </>

@@ -24,7 +24,7 @@ export function graph(overview) {
     for (const t of v.tables) edges.push([view, node("table", t)]);
     for (const t of v.outputTopics) edges.push([view, node("topic", t)]);
   }
-  for (const t of overview.tableList) node("table", t.name);
+  for (const t of overview.tableList) if (!t.internal) node("table", t.name);
   // Longest way from the left. An edge that closes a circle counts for nothing.
   const closing = new Set();
   const state = new Map();

@@ -93,14 +93,15 @@ const unharmed = async () => {
 };
 
 test("the topology shows topics, agents and tables with their rates", async () => {
-  for (const node of ["topic:orders", "agent:orders", "table:totals", "topic:totals-changed", "agent:audit", "topic:rich", "view:total", "view:place"]) {
+  for (const node of ["topic:orders", "agent:orders", "table:totals", "topic:totals-changed", "agent:audit", "topic:rich", "view:total", "view:place", "agent:KasprTask/report", "topic:reports"]) {
     await page.locator(`[data-node="${node}"]`).waitFor();
   }
   await page.getByText("The same as a list").click();
   const ways = await page.locator("main li").allTextContents();
-  for (const way of ["topic orders → agent orders", "agent orders → table totals", "agent orders → topic totals-changed", "topic totals-changed → agent audit", "agent audit → topic rich", "web view total → table totals", "web view place → topic orders"]) {
+  for (const way of ["topic orders → agent orders", "agent orders → table totals", "agent orders → topic totals-changed", "topic totals-changed → agent audit", "agent audit → topic rich", "web view total → table totals", "web view place → topic orders", "agent KasprTask/report → table totals", "agent KasprTask/report → topic reports"]) {
     assert.ok(ways.includes(way), `${way} in ${ways}`);
   }
+  assert.equal(await page.locator('[data-node="table:_tasks"]').count(), 0, "the engine's own table is drawn");
   await until("a rate in the graph", async () => /read \d[\d.,]*\/s/.test(await page.locator('[data-node="topic:orders"]').textContent()));
   const before = await page.locator('tr:has(td:text-is("orders")) td').nth(1).textContent();
   engine.stdin.write(order("later", 1));
@@ -159,13 +160,26 @@ test("operations show time and errors", async () => {
 test("an error shows its traceback and its record, as text", async () => {
   await open(/^Errors/);
   await page.locator("summary", { hasText: "ValueError" }).click();
-  const traceback = await page.getByLabel("Traceback").textContent();
+  const failed = page.locator("details", { hasText: "ValueError" });
+  const traceback = await failed.getByLabel("Traceback").textContent();
   assert.match(traceback, /app\.yaml:\d+, in tell\n\s+raise ValueError/);
-  const text = await page.locator("details").textContent();
+  const text = await failed.textContent();
   assert.ok(text.includes("orders/") && text.includes(JSON.stringify(evil).slice(1, -1)), text);
   assert.ok(text.includes(`Header note${evil}`), text);
   assert.equal(await page.locator("main img, main script").count(), 0);
   await shot("errors");
+  await unharmed();
+});
+
+test("a failed request shows its traceback and its path", async () => {
+  assert.equal((await fetch(`${web}/totals/somebody?token=secret`)).status, 500);
+  await open(/^Errors/);
+  const failed = page.locator("details", { hasText: "/totals/somebody" });
+  await failed.locator("summary", { hasText: "KeyError" }).click();
+  assert.match(await failed.getByLabel("Traceback").textContent(), /app\.yaml:\d+, in look\n\s+return totals/);
+  const text = await failed.textContent();
+  for (const part of ["KasprWebView/total", "GET /totals/somebody", "500"]) assert.ok(text.includes(part), `${part} in ${text}`);
+  assert.ok(!(await page.locator("main").textContent()).includes("secret"));
   await unharmed();
 });
 
