@@ -161,10 +161,18 @@ func (w *work) fire(at Location, f *firing) *Message {
 	return m
 }
 
-// defines tells whether a firing that was refused is still one of its cron entry's.
-func (w *work) defines(m *Message) bool {
+// goesOn tells whether a firing that was refused is still to be delivered: not if its cron entry was cancelled or replaced, or is paused.
+// One that is paused and makes up for what it missed goes on with it then, unless later ones were delivered.
+func (w *work) goesOn(m *Message) bool {
 	c := w.crons[m.Cron]
-	return c != nil && c.State < gone && c.Source == m.Source
+	if c == nil || c.Source != m.Source {
+		return false
+	}
+	if c.State == paused && !c.Skip && c.Last == m.Due {
+		c.Next = m.Due
+		w.setCron(m.Cron, c)
+	}
+	return c.State == pending
 }
 
 // skip plans the first firing that is not before a time.

@@ -121,7 +121,7 @@ func (s *Settings) Dispatch(r Reader, refused []Refusal, now time.Time) (Step, e
 		} else if m = w.fire(row.At, row.firing); m == nil {
 			continue
 		}
-		if m.Cron != "" && row.firing == nil && !w.defines(m) {
+		if m.Cron != "" && row.firing == nil && !w.goesOn(m) {
 			w.end(m, cancelled, Cancelled, "")
 			continue
 		}

@@ -511,6 +511,10 @@ func (m *model) dispatched(e *event) error {
 			if it == nil || it.from > e.now || m.defines(it) {
 				return fmt.Errorf("cancelled: %+v, at %d", it, e.now)
 			}
+			if c := m.crons[it.cron]; c != nil && c.state == "paused" && strings.HasPrefix(it.key, c.key+" ") && !c.ask.skip && c.last == it.due {
+				c.next = it.due // a resume goes on with it
+				m.tally["firing paused"]++
+			}
 			m.tally["firing cancelled"]++
 			delete(m.items, it.key)
 		default:
@@ -557,10 +561,10 @@ func (m *model) leaves(msg *Message, now int64) (*item, error) {
 	return it, nil
 }
 
-// defines tells whether a firing is one of its cron as it is now.
+// defines tells whether a firing is one of its cron as it is now, and that is not paused.
 func (m *model) defines(it *item) bool {
 	c := m.crons[it.cron]
-	return c != nil && c.state != "cancelled" && strings.HasPrefix(it.key, c.key+" ")
+	return c != nil && c.state == "active" && strings.HasPrefix(it.key, c.key+" ")
 }
 
 // holds notes what became of a message with its id, if it still has it.

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -388,5 +389,36 @@ func TestSettings(t *testing.T) {
 	}
 	if n := len(strings.Split(err.Error(), "\n")); n != 8 {
 		t.Errorf("%d problems: %v", n, err)
+	}
+}
+
+// A firing that the broker refused must not be delivered while its cron is paused; afterwards it is made up for, or skipped, as any other.
+func TestPausedWhileRefused(t *testing.T) {
+	for policy, want := range map[string][]string{"replay": {"c 10:02", "c 10:03", "c 10:04", "c 10:05"}, "skip": {"c 10:05"}} {
+		h := newHost(t)
+		h.at("10:00:30")
+		h.expect("add", h.ask("c", HeaderAction, "CRON_ADD", HeaderID, "c", HeaderExpression, "* * * * *", HeaderTo, "t", HeaderPolicy, policy), "accepted")
+		h.expect("the first one", len(h.at("10:01:00")), 1)
+		h.now = h.now.Add(time.Minute)
+		st, err := h.s.Dispatch(h.table, nil, h.now)
+		if err != nil || len(st.Messages) != 1 {
+			t.Fatal(st, err)
+		}
+		if st, err = h.s.Dispatch(h.table, []Refusal{{Message: st.Messages[0], Reason: "refused"}}, h.now); err != nil {
+			t.Fatal(err)
+		}
+		h.expect("the second one", said(h.table.lay(st).Outcomes), "retried")
+		h.expect("pause", h.ask("", HeaderAction, "CRON_PAUSE", HeaderID, "c"), "paused")
+		h.expect("delivered while it is paused", h.at("10:04:30"), []string(nil))
+		h.expect("resume", h.ask("", HeaderAction, "CRON_RESUME", HeaderID, "c"), "resumed")
+		var got []string
+		for _, value := range h.at("10:05:00") {
+			at, err := strconv.ParseInt(value[strings.LastIndex(value, "=")+1:], 10, 64)
+			if err != nil {
+				t.Fatal(value, err)
+			}
+			got = append(got, value[:2]+time.Unix(at, 0).UTC().Format("15:04"))
+		}
+		h.expect("delivered after "+policy, got, want)
 	}
 }
