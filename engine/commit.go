@@ -495,6 +495,10 @@ func (c *committer) close(ctx context.Context) (*closing, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !moved && len(cl.sets) == 0 && e.left == 0 && e.sent == 0 && len(e.pending) == 0 && e.broken == nil {
+		for _, kept := range e.kept { // of steps that only looked
+			kept()
+		}
+		e.kept = nil
 		return nil, nil
 	}
 	e.closed = true

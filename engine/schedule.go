@@ -212,6 +212,7 @@ func (s *schedule) tick(p *schedulePart, table rows, now time.Time) (record.Resu
 	refused, clean := p.due(now)
 	var st scheduler.Step
 	var err error
+	all := false // that is due was looked at
 	switch {
 	case s.settings.AtLeastOnce && slices.ContainsFunc(refused, ofMessage):
 		refused = slices.DeleteFunc(refused, func(r scheduler.Refusal) bool { return !ofMessage(r) })
@@ -227,6 +228,7 @@ func (s *schedule) tick(p *schedulePart, table rows, now time.Time) (record.Resu
 		st.Wake = now
 	default:
 		st, err = s.settings.Dispatch(table, refused, now)
+		all = st.Wake.IsZero() || st.Wake.After(now)
 	}
 	if err != nil {
 		return record.Result{}, err
@@ -246,7 +248,7 @@ func (s *schedule) tick(p *schedulePart, table rows, now time.Time) (record.Resu
 	}
 	res.Kept = func() {
 		p.count(st.Outcomes)
-		p.settled(st, refused)
+		p.settled(st, refused, all)
 	}
 	return res, nil
 }
@@ -300,8 +302,9 @@ func (p *schedulePart) plan(refused []scheduler.Refusal) {
 	p.planned = append(p.planned, refused...)
 }
 
-// settled forgets refusals that a committed step has dealt with.
-func (p *schedulePart) settled(st scheduler.Step, refused []scheduler.Refusal) {
+// settled forgets refusals that a committed step has dealt with; all of them when it has looked at all that is due: what it did not find was
+// cancelled, or replaced, since. With the clock set back one too many is forgotten, and refused once more.
+func (p *schedulePart) settled(st scheduler.Step, refused []scheduler.Refusal, all bool) {
 	if len(refused) == 0 {
 		return
 	}
@@ -319,7 +322,7 @@ func (p *schedulePart) settled(st scheduler.Step, refused []scheduler.Refusal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refused = slices.DeleteFunc(p.refused, func(r scheduler.Refusal) bool {
-		return these[r] && dealt[sending{r.Message.Source, r.Message.Due}]
+		return these[r] && (all || dealt[sending{r.Message.Source, r.Message.Due}])
 	})
 	p.planned = slices.DeleteFunc(p.planned, func(r scheduler.Refusal) bool { return these[r] })
 }

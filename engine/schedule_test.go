@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -129,6 +130,48 @@ func TestScheduleRefused(t *testing.T) {
 		c := l.app.schedule.part(0).counts
 		if c.Scheduled != 7 || c.Delivered != 4 && exactlyOnce || c.Failed != 3 {
 			t.Errorf("counted: %+v", c)
+		}
+	})
+}
+
+// A message that was refused and is cancelled then must be forgotten: otherwise what is remembered grows as long as the process lives, and
+// is looked through at each tick. Without transactions what was refused is planned anew at once.
+func TestScheduleRefusedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testSchedule(t, true, func(o *record.Output) error {
+			if o.Topic == "never" {
+				return kerr.UnknownTopicOrPartition
+			}
+			return nil
+		})
+		f, _ := l.serve(t)
+		rs := asActions(time.Now(), "never", "never", "good")
+		l.feed(f, rs)
+		stop := l.start()
+		time.Sleep(200 * time.Millisecond) // refused, and to be tried again in a second
+		cancels := asActions(time.Now(), "never", "never")
+		for i := range cancels {
+			r := &cancels[i]
+			r.Offset += 3
+			r.Headers = []record.Header{r.Headers[0], r.Headers[3], {Key: "x-scheduler-source", Value: fmt.Appendf(nil, "0@%d@%d", r.Offset, time.Now().UnixMilli())}}
+			r.Headers[0].Value = []byte("CANCEL")
+		}
+		// As if they had come before the tick that plans what was refused anew.
+		p := l.app.schedule.part(0)
+		l.feed(f, cancels)
+		time.Sleep(100 * time.Millisecond)
+		for i := range rs[:2] {
+			m := &scheduler.Message{ID: string(rs[i].Key), Topic: "never", Due: time.Now().UnixMilli(), Source: scheduler.Source{Offset: int64(i)}}
+			deliverer{l.app.schedule}.Refused(record.Partition{Topic: "app-schedule-actions"}, &record.Output{Topic: "never", Of: m}, kerr.UnknownTopicOrPartition)
+		}
+		time.Sleep(10 * time.Second)
+		if err := stop(); err != nil || l.failed != nil {
+			t.Fatal(err, l.failed)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if len(p.refused)+len(p.planned) > 0 {
+			t.Errorf("still remembered: %+v, %+v", p.refused, p.planned)
 		}
 	})
 }
