@@ -131,13 +131,13 @@ bench: pyguest ## Benchmarks: make bench BENCH=Call COUNT=10 (compare with bench
 .PHONY: bench-http
 bench-http: build ## A web view beside FastAPI on uvicorn, in one run: make bench-http REPS=3
 	@test -x $(HTTP_VENV)/bin/uvicorn || { python3 -m venv --clear $(HTTP_VENV) && $(HTTP_VENV)/bin/pip install -q --no-deps -r bench/httpbench/testdata/requirements.txt; }
-	KASPR_BINARY=$(CURDIR)/bin/kaspr KASPR_HTTP_PYTHON=$(HTTP_VENV)/bin/python $(GO) test -tags httpbench -count 1 -v -run '^TestBesideFastAPI$$' ./bench/httpbench
+	KASPR_BINARY=$(CURDIR)/bin/kaspr KASPR_HTTP_PYTHON=$(HTTP_VENV)/bin/python $(GO) test -tags 'httpbench integration' -count 1 -v -run '^TestBesideFastAPI$$' ./bench/httpbench
 
 .PHONY: bench-guest
 bench-guest: pyguest ## The guest beside native CPython of its version: make bench-guest REPS=5 PROGRAMS='python/|w1' RESULTS=file.json
 	@ls $(GUEST_VENV)/lib/python3*/site-packages/pyperformance >/dev/null 2>&1 || { python3 -m venv --clear $(GUEST_VENV) && \
 	  $(GUEST_VENV)/bin/pip install -q --no-deps -r bench/guestbench/testdata/requirements.txt; }
-	KASPR_GUEST_BENCHMARKS=$(GUEST_VENV) $(GO) test -tags guestbench -count 1 -v -timeout 1h -run '^TestBesideNative$$' ./bench/guestbench \
+	KASPR_GUEST_BENCHMARKS=$(GUEST_VENV) $(GO) test -tags 'guestbench integration' -count 1 -v -timeout 1h -run '^TestBesideNative$$' ./bench/guestbench \
 	  -reps $(or $(REPS),5) -programs '$(PROGRAMS)' $(if $(RESULTS),-results $(abspath $(RESULTS)))
 
 .PHONY: bench-peers

@@ -1,4 +1,4 @@
-//go:build guestbench
+//go:build guestbench && integration
 
 // Package guestbench measures the guest beside native CPython of the same version: programs of pyperformance, small programs about one thing each,
 // and the Python part of workload W1, side by side in one run: make bench-guest.

@@ -1,4 +1,4 @@
-//go:build guestbench
+//go:build guestbench && integration
 
 package guestbench
 
@@ -8,9 +8,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
 var le = binary.LittleEndian
@@ -18,26 +19,26 @@ var le = binary.LittleEndian
 // native is the glue in a process of its own over native CPython (pyguest/tests/native/main.c): frames on its stdin and stdout, as
 // pyguest/tests/guest.py describes them.
 type native struct {
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Reader
+	process *child.Process
+	in      io.WriteCloser
+	out     *bufio.Reader
 }
 
 func startNative(t *testing.T, command []string) *native {
 	t.Helper()
-	n := &native{cmd: exec.Command(command[0], command[1:]...)}
-	n.cmd.Stderr = os.Stderr
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	n := &native{}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stderr = os.Stderr
 	var err error
-	if n.in, err = n.cmd.StdinPipe(); err != nil {
+	if n.in, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
-	out, err := n.cmd.StdoutPipe()
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.out = bufio.NewReader(out)
-	if err := n.cmd.Start(); err != nil {
+	if n.process, err = child.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -45,8 +46,9 @@ func startNative(t *testing.T, command []string) *native {
 
 func (n *native) close(t *testing.T) {
 	_ = n.in.Close() // it ends with its input
-	if err := n.cmd.Wait(); err != nil {
-		t.Errorf("native guest: %v", err)
+	<-n.process.Done
+	if !n.process.Cmd.ProcessState.Success() {
+		t.Errorf("native guest: %v", n.process.Err)
 	}
 }
 

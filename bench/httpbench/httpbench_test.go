@@ -1,4 +1,4 @@
-//go:build httpbench
+//go:build httpbench && integration
 
 // Package httpbench measures a web view that reads one key of a table beside the same in FastAPI on uvicorn (one worker, orjson, a dict),
 // side by side in one run: make bench-http.
@@ -14,9 +14,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"kaspr.io/kaspr/engine/enginetest/child"
 )
 
 const keys = 10_000
@@ -151,19 +152,19 @@ func run(t *testing.T, s *system) (addr string) {
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	_ = ln.Close() // only the number is wanted
 	cmd := s.start(t, port)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
+	started, err := child.Start(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
 	s.pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
+		<-started.Done
 	})
 	addr = "127.0.0.1:" + port
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {

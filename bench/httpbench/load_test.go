@@ -1,4 +1,4 @@
-//go:build httpbench
+//go:build httpbench && integration
 
 package httpbench
 

@@ -41,7 +41,7 @@ func TestChannelSurvivesKill(t *testing.T) {
 	a.waitLog("partitions assigned")
 	b.waitLog("partitions assigned")
 	k.produce("pass-in", 0, n/2)
-	if err := a.cmd.Process.Kill(); err != nil {
+	if err := a.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	k.produce("pass-in", n/2, n)

@@ -60,11 +60,11 @@ func TestPartitionsAfterTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			select {
-			case <-p.done:
+			case <-p.Done:
 			case <-time.After(time.Minute):
 				t.Fatal("the engine went on")
 			}
-			if code := p.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(p.log.String(), "M050") || !strings.Contains(p.log.String(), c.want) {
+			if code := p.Cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(p.log.String(), "M050") || !strings.Contains(p.log.String(), c.want) {
 				t.Errorf("exit code %d, and no %q in the log:\n%s", code, c.want, p.log)
 			}
 		})

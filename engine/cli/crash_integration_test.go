@@ -126,8 +126,8 @@ func TestCrash(t *testing.T) {
 			}
 		}
 		victim := random.IntN(crashProcesses)
-		_ = processes[victim].cmd.Process.Kill()
-		<-processes[victim].done
+		_ = processes[victim].Cmd.Process.Kill()
+		<-processes[victim].Done
 		time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond)
 		start(victim)
 	}
@@ -293,8 +293,8 @@ func TestComesBackAtOnce(t *testing.T) {
 	other.waitLog("partitions assigned")
 	p := k.engine(app, settings)
 	p.waitLog("role=active") // of what the other one has given up
-	_ = p.cmd.Process.Kill()
-	<-p.done
+	_ = p.Cmd.Process.Kill()
+	<-p.Done
 	killed := time.Now()
 	p = k.engine(app, settings)
 	for i := range 60 {
@@ -343,14 +343,14 @@ func TestZombie(t *testing.T) {
 	}
 	feed(0, total/2)
 	time.Sleep(700 * time.Millisecond) // in the middle of an epoch
-	if err := zombie.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := zombie.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	heir := k.engine(crashApp, settings())
 	feed(total/2, total)
 	heir.waitLog("table restored") // brokerSessionTimeout is 6 s
 	time.Sleep(time.Second)
-	if err := zombie.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := zombie.Cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	zombie.waitLog("partitions lost")

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"kaspr.io/kaspr/engine/enginetest"
+	"kaspr.io/kaspr/engine/enginetest/child"
 	"kaspr.io/kaspr/engine/enginetest/realkafka"
 )
 
@@ -163,11 +164,9 @@ spec:
 
 // process is one engine process.
 type process struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	log  *enginetest.Buffer
-	done chan struct{}
-	err  error
+	*child.Process
+	t   *testing.T
+	log *enginetest.Buffer
 }
 
 // engine starts `kaspr run` on a manifest with the settings, as a process of its own.
@@ -193,24 +192,19 @@ func (k *kafka) engine(manifest string, settings map[string]string) *process {
 	if err := os.WriteFile(path, []byte(file.String()), 0o600); err != nil {
 		k.t.Fatal(err)
 	}
-	p := &process{t: k.t, log: &enginetest.Buffer{}, done: make(chan struct{})}
-	p.cmd = exec.Command(os.Args[0], "run", "--config", path)
-	p.cmd.Env = append(os.Environ(), childEnv+"=1")
-	p.cmd.Stderr = p.log
-	p.cmd.Stdout = p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	p := &process{t: k.t, log: &enginetest.Buffer{}}
+	cmd := exec.Command(os.Args[0], "run", "--config", path)
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	var err error
+	if p.Process, err = child.Start(cmd); err != nil {
 		k.t.Fatal(err)
 	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
 	k.t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
+		_ = p.Cmd.Process.Kill()
+		<-p.Done
 		if k.t.Failed() {
-			k.t.Logf("engine %d:\n%s", p.cmd.Process.Pid, p.log)
+			k.t.Logf("engine %d:\n%s", p.Cmd.Process.Pid, p.log)
 		}
 	})
 	return p
@@ -224,8 +218,8 @@ func (p *process) waitLog(text string) {
 			return
 		}
 		select {
-		case <-p.done:
-			p.t.Fatalf("the engine ended (%v) before it logged %q", p.err, text)
+		case <-p.Done:
+			p.t.Fatalf("the engine ended (%v) before it logged %q", p.Err, text)
 		default:
 		}
 	}
@@ -235,13 +229,13 @@ func (p *process) waitLog(text string) {
 // stop sends SIGTERM and returns the exit code.
 func (p *process) stop() int {
 	p.t.Helper()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-p.done:
+	case <-p.Done:
 	case <-time.After(45 * time.Second):
 		p.t.Fatal("the engine did not stop within 45 s of SIGTERM")
 	}
-	return p.cmd.ProcessState.ExitCode()
+	return p.Cmd.ProcessState.ExitCode()
 }
 
 // A record must not be lost, nor repeated, when a second process joins the group and the first one leaves it gracefully.
@@ -306,7 +300,7 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 	a.waitLog("partitions assigned")
 	b.waitLog("partitions assigned")
 	k.produce("kill-in", 0, n/2)
-	if err := a.cmd.Process.Kill(); err != nil {
+	if err := a.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	k.produce("kill-in", n/2, n)
@@ -383,11 +377,11 @@ func TestStopPolicy(t *testing.T) {
 	k.produce("stop-in", 0, 20)
 	a := k.engine(app, nil)
 	select {
-	case <-a.done:
+	case <-a.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the engine goes on after a failed record")
 	}
-	if code := a.cmd.ProcessState.ExitCode(); code != exitFailed {
+	if code := a.Cmd.ProcessState.ExitCode(); code != exitFailed {
 		t.Errorf("exit code %d", code)
 	}
 	for _, want := range []string{"stop-in/0@7", "ValueError: seven", "app.yaml:"} {
@@ -539,7 +533,7 @@ func TestSecureConnections(t *testing.T) {
 			"kafkaSaslMechanism": "PLAIN", "kafkaAuthUsername": "app", "kafkaAuthPassword": "wrong",
 		})
 		select {
-		case <-a.done:
+		case <-a.Done:
 		case <-time.After(30 * time.Second):
 			t.Fatal("the engine goes on with a wrong password")
 		}
@@ -569,12 +563,12 @@ func TestLostOffset(t *testing.T) {
 	}
 	b := k.engine(app, nil)
 	select {
-	case <-b.done:
+	case <-b.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the engine goes on without the deleted records")
 	}
-	if text := b.log.String(); b.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(text, "stored offset is 100, the log goes from 200 to 300") {
-		t.Fatalf("exit code %d\n%s", b.cmd.ProcessState.ExitCode(), text)
+	if text := b.log.String(); b.Cmd.ProcessState.ExitCode() != 1 || !strings.Contains(text, "stored offset is 100, the log goes from 200 to 300") {
+		t.Fatalf("exit code %d\n%s", b.Cmd.ProcessState.ExitCode(), text)
 	}
 	c := k.engine(app, map[string]string{"onOffsetLost": "earliest"})
 	seen, _ := numbers(t, k.outputs(time.Minute, count(200), "lost-out"))

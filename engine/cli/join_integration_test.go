@@ -79,7 +79,7 @@ func TestJoinSurvivesKill(t *testing.T) {
 	b.waitLog("partitions assigned")
 	k.produce("join-rights", 0, 250)
 	k.produce("join-lefts", 0, n/2)
-	if err := a.cmd.Process.Kill(); err != nil {
+	if err := a.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	k.produce("join-rights", 250, 500)

@@ -357,7 +357,7 @@ func TestRegistryIsKilled(t *testing.T) {
 	if got := k.outputs(2*time.Second, count(2001), "reg-out"); len(got) != 2000 {
 		t.Fatalf("%d records came out without their schema", len(got)-2000)
 	}
-	if err := a.cmd.Process.Kill(); err != nil {
+	if err := a.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	b := k.engine(countingApp, settings) // knows no schema at all

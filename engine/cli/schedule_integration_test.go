@@ -163,8 +163,8 @@ func TestScheduleCrash(t *testing.T) {
 		time.Sleep(time.Until(at))
 		victim := random.IntN(processes)
 		killed = append(killed, time.Now())
-		_ = engines[victim].cmd.Process.Kill()
-		<-engines[victim].done
+		_ = engines[victim].Cmd.Process.Kill()
+		<-engines[victim].Done
 		start(victim)
 	}
 	<-produced
@@ -227,7 +227,7 @@ var restartWindows = []time.Duration{3 * time.Second, 6 * time.Second, 12 * time
 // cpu is the processor time a process has taken.
 func (p *process) cpu() time.Duration {
 	p.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Cmd.Process.Pid))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestScheduleRates(t *testing.T) {
 // rss is the memory a process has in use, and the most it ever had, in MiB.
 func (p *process) rss() (now, most int) {
 	p.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Cmd.Process.Pid))
 	if err != nil {
 		p.t.Fatal(err)
 	}

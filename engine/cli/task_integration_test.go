@@ -72,8 +72,8 @@ func TestLeaderIsKilled(t *testing.T) {
 	for i, p := range processes {
 		if log := p.log.String(); strings.LastIndex(log, "partitions assigned") > strings.LastIndex(log, "partitions revoked") &&
 			strings.Contains(log[strings.LastIndex(log, "partitions assigned"):], "leader-app-assignor-leader/0") {
-			_ = p.cmd.Process.Kill()
-			<-p.done
+			_ = p.Cmd.Process.Kill()
+			<-p.Done
 			processes = append(processes[:i:i], processes[i+1:]...)
 			killed = true
 			break

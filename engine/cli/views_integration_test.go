@@ -219,8 +219,8 @@ func TestReadsDuringRollingRestart(t *testing.T) {
 		r.ready(i)
 		time.Sleep(time.Second)
 	}
-	_ = r.processes[1].cmd.Process.Kill()
-	<-r.processes[1].done
+	_ = r.processes[1].Cmd.Process.Kill()
+	<-r.processes[1].Done
 	time.Sleep(2 * time.Second)
 	r.start(1)
 	r.ready(1)
@@ -262,14 +262,14 @@ func TestZombieReads(t *testing.T) {
 		}
 	}
 	until("first values", is(0, 1))
-	if err := r.processes[0].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := r.processes[0].Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	until("heir", is(1, 1)) // brokerSessionTimeout is 6 s
 	r.write("zombie-reads", keys, 2)
 	until("second values", is(1, 2))
 	time.Sleep(time.Second)
-	if err := r.processes[0].cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := r.processes[0].Cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	for began := time.Now(); time.Since(began) < 3*time.Second; {
