@@ -1,18 +1,15 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"kaspr.io/kaspr/engine/broker"
 	"kaspr.io/kaspr/engine/dev"
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 // copying is a KasprApp with an agent that divides 6 by what it reads, and a table, so that it has something to keep.
@@ -125,24 +122,10 @@ func TestRunSeveralApps(t *testing.T) {
 		}
 	}
 	settings := filepath.Join(dir, "settings")
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &out, Err: &errs})
-	}()
-	until := func(what string, ok func() bool) {
-		t.Helper()
-		for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-			if time.Since(began) > time.Minute {
-				t.Fatalf("no %s\n%s", what, &errs)
-			}
-		}
-	}
+	both := start(t, nil, "run", "--config", settings)
 	at := func(app, path string) (int, string) { return get(t, "http://127.0.0.1:"+ports[app]+path) }
 	for app := range ports {
-		until("/readyz of "+app, func() bool { code, _ := at(app, "/readyz"); return code == http.StatusOK })
+		both.until("/readyz of "+app, func() bool { code, _ := at(app, "/readyz"); return code == http.StatusOK })
 	}
 	if code, _, stderr := kaspr(t, dir, nil, "health", "--ready", "--config", settings); code != exitOK {
 		t.Errorf("kaspr health --ready: exit code %d\n%s", code, stderr)
@@ -164,8 +147,8 @@ func TestRunSeveralApps(t *testing.T) {
 	}
 	feed("one-in", "1\n2\n")
 	feed("two-in", "3\n")
-	until("outputs of one", sent("one", 2))
-	until("outputs of two", sent("two", 1))
+	both.until("outputs of one", sent("one", 2))
+	both.until("outputs of two", sent("two", 1))
 	for app := range ports {
 		if _, err := os.Stat(filepath.Join(dir, "tables", app+"-app", "seen")); err != nil {
 			t.Errorf("the stores of %s: %v", app, err)
@@ -173,7 +156,7 @@ func TestRunSeveralApps(t *testing.T) {
 	}
 
 	feed("two-in", "0\n")
-	until("/readyz of one that tells of two", func() bool {
+	both.until("/readyz of one that tells of two", func() bool {
 		code, text := at("one", "/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(text, `app \"two\" of this process has stopped`)
 	})
@@ -181,19 +164,18 @@ func TestRunSeveralApps(t *testing.T) {
 		t.Errorf("/healthz of one is %d: %s", code, text)
 	}
 	feed("one-in", "3\n")
-	until("outputs of one, which goes on", sent("one", 3))
+	both.until("outputs of one, which goes on", sent("one", 3))
 	for _, args := range [][]string{{"health"}, {"health", "--ready"}} {
 		if code, _, stderr := kaspr(t, dir, nil, append(args, "--config", settings)...); code != exitFailed || !strings.Contains(stderr, `app "two"`) {
 			t.Errorf("kaspr %v: exit code %d\n%s", args, code, stderr)
 		}
 	}
-	cancel()
-	if code := <-ended; code != exitFailed {
+	if code := both.stop(); code != exitFailed {
 		t.Errorf("exit code %d, though an app has failed", code)
 	}
 	for _, text := range []string{`app "two": `, "ZeroDivisionError", "the app has stopped"} {
-		if !strings.Contains(errs.String(), text) {
-			t.Errorf("standard error lacks %q:\n%s", text, &errs)
+		if !strings.Contains(both.errs.String(), text) {
+			t.Errorf("standard error lacks %q:\n%s", text, &both.errs)
 		}
 	}
 	if code, _, _ := kaspr(t, dir, nil, "health", "--app", "one", "--config", settings); code != exitFailed {

@@ -1,14 +1,12 @@
 package cli
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/pyguest"
 )
 
@@ -88,18 +86,13 @@ func TestStopBeforeTheBrokerIsThere(t *testing.T) {
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
-	go func() { ended <- Main(ctx, "test", []string{"run", "--config", file}, Streams{Out: &out, Err: &errs}) }()
-	for began := time.Now(); !strings.Contains(errs.String(), "no broker reached"); time.Sleep(20 * time.Millisecond) {
+	app := start(t, nil, "run", "--config", file)
+	for began := time.Now(); !strings.Contains(app.errs.String(), "no broker reached"); time.Sleep(20 * time.Millisecond) {
 		if time.Since(began) > time.Minute {
-			t.Fatalf("it does not say that there is no broker:\n%s", &errs)
+			t.Fatalf("it does not say that there is no broker:\n%s", &app.errs)
 		}
 	}
-	cancel()
-	if code := <-ended; code != exitOK || strings.Contains(errs.String(), "context canceled") {
-		t.Errorf("exit code %d:\n%s", code, &errs)
+	if code := app.stop(); code != exitOK || strings.Contains(app.errs.String(), "context canceled") {
+		t.Errorf("exit code %d:\n%s", code, &app.errs)
 	}
 }

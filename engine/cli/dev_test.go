@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -38,17 +37,12 @@ func TestDevReloads(t *testing.T) {
 	}
 	write(greeter)
 	in, input := io.Pipe()
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{"dev", dir, "--input", "names=-"}, Streams{In: in, Out: &out, Err: &errs})
-	}()
+	app := start(t, in, "dev", dir, "--input", "names=-")
 	wait := func(b *enginetest.Buffer, text string) {
 		t.Helper()
 		for began := time.Now(); !strings.Contains(b.String(), text); time.Sleep(20 * time.Millisecond) {
 			if time.Since(began) > time.Minute {
-				t.Fatalf("no %q\nstandard output:\n%s\nstandard error:\n%s", text, &out, &errs)
+				t.Fatalf("no %q\nstandard output:\n%s\nstandard error:\n%s", text, &app.out, &app.errs)
 			}
 		}
 	}
@@ -59,23 +53,22 @@ func TestDevReloads(t *testing.T) {
 		}
 	}
 	say(`"Ada"`)
-	wait(&out, `"value":"Hello, Ada"`)
+	wait(&app.out, `"value":"Hello, Ada"`)
 	write(strings.Replace(greeter, "Hello", "Goodbye", 1))
-	wait(&errs, "reloading")
+	wait(&app.errs, "reloading")
 	say(`"Bob"`)
-	wait(&out, `"value":"Goodbye, Bob"`)
+	wait(&app.out, `"value":"Goodbye, Bob"`)
 	write(strings.Replace(greeter, "pipeline", "pipelin", 1))
-	wait(&errs, `did you mean "pipeline"?`)
+	wait(&app.errs, `did you mean "pipeline"?`)
 	say(`"Cleo"`)
 	write(greeter)
-	wait(&out, `"value":"Hello, Cleo"`)
-	cancel()
-	if code := <-ended; code != exitOK {
-		t.Errorf("exit code %d after a stop:\n%s", code, &errs)
+	wait(&app.out, `"value":"Hello, Cleo"`)
+	if code := app.stop(); code != exitOK {
+		t.Errorf("exit code %d after a stop:\n%s", code, &app.errs)
 	}
 	_ = input.Close()
-	if n := strings.Count(out.String(), "\n"); n != 3 {
-		t.Errorf("%d output lines for 3 records:\n%s", n, &out)
+	if n := strings.Count(app.out.String(), "\n"); n != 3 {
+		t.Errorf("%d output lines for 3 records:\n%s", n, &app.out)
 	}
 }
 

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -95,19 +94,15 @@ func TestHTTP(t *testing.T) {
 	}
 	port, admin := freePort(t), freePort(t)
 	in, input := io.Pipe()
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
 	args := []string{"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webMetricsBasePath=/internal", "--set", "adminListen=127.0.0.1:" + admin}
-	go func() { ended <- Main(ctx, "1.2.3", args, Streams{In: in, Out: &out, Err: &errs}) }()
+	app := start(t, in, args...)
 	base := "http://127.0.0.1:" + port
 	var missing string
 	until := func(what string, ok func() bool) {
 		t.Helper()
 		for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
 			if time.Since(began) > time.Minute {
-				t.Fatalf("no %s%s\nstandard output:\n%s\nstandard error:\n%s", what, missing, &out, &errs)
+				t.Fatalf("no %s%s\nstandard output:\n%s\nstandard error:\n%s", what, missing, &app.out, &app.errs)
 			}
 		}
 	}
@@ -211,9 +206,8 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("%v: exit %d, %s%s", args, code, said, errs)
 		}
 	}
-	cancel()
-	if code := <-ended; code != exitOK {
-		t.Errorf("exit %d\n%s", code, &errs)
+	if code := app.stop(); code != exitOK {
+		t.Errorf("exit %d\n%s", code, &app.errs)
 	}
 	if code, _ := get(t, base+"/healthz"); code != 0 {
 		t.Errorf("the port still answers: %d", code)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"kaspr.io/kaspr/engine/dev"
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 // Whoever asks why nothing comes out looks at topics and lag: what is there, what is missing, and how far the app is, whether it runs or not.
@@ -69,13 +67,7 @@ func topicsAndLag(t *testing.T, addrs []string) (settings string) {
 		t.Errorf("lag of topics that do not exist: %+v", lag)
 	}
 
-	var errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &enginetest.Buffer{}, Err: &errs})
-	}()
+	app := start(t, nil, "run", "--config", settings)
 	feed := func(lines string) {
 		t.Helper()
 		if err := dev.Feed(addrs, nil, []dev.Input{{Topic: "one-in", File: "-"}}, strings.NewReader(lines)); err != nil {
@@ -84,7 +76,7 @@ func topicsAndLag(t *testing.T, addrs []string) (settings string) {
 	}
 	for began := time.Now(); topics() == want(0, "0", "0"); time.Sleep(50 * time.Millisecond) {
 		if time.Since(began) > time.Minute {
-			t.Fatalf("no topics\n%s", &errs)
+			t.Fatalf("no topics\n%s", &app.errs)
 		}
 	}
 	feed("1\n2\n3\n")
@@ -93,15 +85,14 @@ func topicsAndLag(t *testing.T, addrs []string) (settings string) {
 			break
 		}
 		if time.Since(began) > time.Minute {
-			t.Fatalf("lag %+v\n%s", lag, &errs)
+			t.Fatalf("lag %+v\n%s", lag, &app.errs)
 		}
 	}
 	if l := lag[0]; l.Topic != "one-in" || l.Partition != 0 || l.End != 3 || l.Lag != 0 {
 		t.Errorf("lag of an app that has done all: %+v", l)
 	}
-	cancel()
-	if code := <-ended; code != exitOK {
-		t.Fatalf("exit code %d\n%s", code, &errs)
+	if code := app.stop(); code != exitOK {
+		t.Fatalf("exit code %d\n%s", code, &app.errs)
 	}
 	feed("4\n5\n")
 	if ask(&lag, "lag"); len(lag) != 1 || lag[0].Committed != 3 || lag[0].End != 5 || lag[0].Lag != 2 {

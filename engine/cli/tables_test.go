@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"kaspr.io/kaspr/engine/dev"
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const manyKeys = `
@@ -64,13 +62,7 @@ func TestTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &enginetest.Buffer{}, Err: &errs})
-	}()
+	app := start(t, nil, "run", "--config", settings)
 	ask := func(args ...string) (int, string, string) {
 		t.Helper()
 		return kaspr(t, dir, nil, append(append([]string{"tables"}, args...), "--config", settings)...)
@@ -81,7 +73,7 @@ func TestTables(t *testing.T) {
 			break
 		}
 		if time.Since(began) > time.Minute {
-			t.Fatalf("%v\n%s", err, &errs)
+			t.Fatalf("%v\n%s", err, &app.errs)
 		}
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
@@ -92,7 +84,7 @@ func TestTables(t *testing.T) {
 			break
 		}
 		if time.Since(began) > time.Minute {
-			t.Fatalf("no value\n%s", &errs)
+			t.Fatalf("no value\n%s", &app.errs)
 		}
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) { // what goes to other partitions is there later
@@ -100,7 +92,7 @@ func TestTables(t *testing.T) {
 			break
 		}
 		if time.Since(began) > time.Minute {
-			t.Fatalf("not all keys\n%s", &errs)
+			t.Fatalf("not all keys\n%s", &app.errs)
 		}
 	}
 	for _, c := range []struct {
@@ -165,9 +157,8 @@ func TestTables(t *testing.T) {
 	if paged != all {
 		t.Errorf("pages have %d bytes, all %d", len(paged), len(all))
 	}
-	cancel()
-	if code := <-ended; code != exitOK {
-		t.Errorf("exit code %d\n%s", code, &errs)
+	if code := app.stop(); code != exitOK {
+		t.Errorf("exit code %d\n%s", code, &app.errs)
 	}
 	if code, _, stderr := ask("get", "seen", "k00042"); code != exitFailed || !strings.Contains(stderr, admin) {
 		t.Errorf("nobody runs: exit code %d, %s", code, stderr)

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"compress/gzip"
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"io"
@@ -13,13 +12,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
-
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const tracedApp = counting + `
@@ -117,12 +113,9 @@ func (c *collecting) span(id string) *tracepb.Span {
 
 // tracedRun is a run of kaspr dev with tracing: export.
 type tracedRun struct {
-	t         *testing.T
-	base      string
-	input     *io.PipeWriter
-	out, errs enginetest.Buffer
-	cancel    context.CancelFunc
-	ended     chan int
+	*running
+	base  string
+	input *io.PipeWriter
 }
 
 func runTraced(t *testing.T, endpoint string) *tracedRun {
@@ -132,32 +125,20 @@ func runTraced(t *testing.T, endpoint string) *tracedRun {
 	}
 	port := freePort(t)
 	in, input := io.Pipe()
-	r := &tracedRun{t: t, base: "http://127.0.0.1:" + port, input: input, ended: make(chan int, 1)}
-	ctx, cancel := context.WithCancel(t.Context())
-	r.cancel = cancel
-	args := []string{
-		"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "adminListen=off",
-		"--set", "tracing=export", "--set", "otlpEndpoint=" + endpoint, "--set", "otlpHeaders=x-key=k1",
-	}
-	go func() { r.ended <- Main(ctx, "1.2.3", args, Streams{In: in, Out: &r.out, Err: &r.errs}) }()
+	app := start(t, in,
+		"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort="+port, "--set", "adminListen=off",
+		"--set", "tracing=export", "--set", "otlpEndpoint="+endpoint, "--set", "otlpHeaders=x-key=k1",
+	)
+	r := &tracedRun{app, "http://127.0.0.1:" + port, input}
 	r.until("/readyz", func() bool { code, _ := get(t, r.base+"/readyz"); return code == http.StatusOK })
 	return r
-}
-
-func (r *tracedRun) until(what string, ok func() bool) {
-	r.t.Helper()
-	for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(began) > time.Minute {
-			r.t.Fatalf("no %s\nstandard output:\n%s\nstandard error:\n%s", what, &r.out, &r.errs)
-		}
-	}
 }
 
 func (r *tracedRun) stop() {
 	r.t.Helper()
 	r.cancel()
 	_ = r.input.Close() // ends the reader
-	if code := <-r.ended; code != 0 {
+	if code := r.running.stop(); code != 0 {
 		r.t.Errorf("exit code %d\n%s", code, &r.errs)
 	}
 }

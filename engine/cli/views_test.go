@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"io"
 	"net/http"
 	"os"
@@ -10,8 +9,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const slowView = counting + `
@@ -53,25 +50,13 @@ func TestSlowView(t *testing.T) {
 	}
 	port, admin := freePort(t), freePort(t)
 	in, input := io.Pipe()
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
 	args := []string{
 		"dev", dir, "--input", "numbers=-", "--http", "--set", "webPort=" + port, "--set", "webInstances=1", "--set", "webQueueMax=1",
 		"--set", "webDeadline=20s", "--set", "webTimeout=3s", "--set", "adminListen=127.0.0.1:" + admin,
 	}
-	go func() { ended <- Main(ctx, "test", args, Streams{In: in, Out: &out, Err: &errs}) }()
+	app := start(t, in, args...)
 	base := "http://127.0.0.1:" + port
-	until := func(what string, ok func() bool) {
-		t.Helper()
-		for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-			if time.Since(began) > time.Minute {
-				t.Fatalf("no %s\nstandard output:\n%s\nstandard error:\n%s", what, &out, &errs)
-			}
-		}
-	}
-	until("/readyz", func() bool { code, _ := get(t, base+"/readyz"); return code == http.StatusOK })
+	app.until("/readyz", func() bool { code, _ := get(t, base+"/readyz"); return code == http.StatusOK })
 
 	var asking sync.WaitGroup
 	var mu sync.Mutex
@@ -106,8 +91,8 @@ func TestSlowView(t *testing.T) {
 	if _, err := io.WriteString(input, "1\n2\n"); err != nil {
 		t.Fatal(err)
 	}
-	until("records beside a view that never ends", func() bool { return strings.Contains(out.String(), `"value":3`) })
-	until("other views beside a view that never ends", func() bool { code, text := get(t, base+"/quick"); return code == 200 && text == "3" })
+	app.until("records beside a view that never ends", func() bool { return strings.Contains(app.out.String(), `"value":3`) })
+	app.until("other views beside a view that never ends", func() bool { code, text := get(t, base+"/quick"); return code == 200 && text == "3" })
 	for path, want := range map[string]string{
 		"/table/totals/?limit=10": `"entries":[{"partition":0,"key":"all","value":3}],"name":"totals"}`, "/table/?limit=1": `{"tables":[{"name":"totals"`,
 		"/table/totals/all/": "3", "/router/?limit=1": `{"routes":{"http`, "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `"name":"totals"`, "/router/totals/all/": ":" + port,
@@ -129,15 +114,15 @@ func TestSlowView(t *testing.T) {
 	if refused < 4 || late > 2 {
 		t.Errorf("%d requests were turned away at once and %d after their time, want 4 and 2: one runs, one waits", refused, late)
 	}
-	until("counts", func() bool {
+	app.until("counts", func() bool {
 		_, text := get(t, base+"/metrics")
 		return strings.Contains(text, `kaspr_view_refused_requests_total{app_name="demo-app",reason="queue",view="slow"`) &&
 			strings.Contains(text, `kaspr_guest_instance_memory_bytes{agent="KasprWebView/quick",`) && strings.Contains(text, `kaspr_guest_calls_total{agent="KasprWebView/slow",`)
 	})
-	cancel()
+	app.cancel()
 	_ = input.Close() // ends the reader
-	if code := <-ended; code != 0 {
-		t.Errorf("exit code %d\n%s", code, &errs)
+	if code := app.stop(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, &app.errs)
 	}
 }
 
@@ -177,15 +162,9 @@ func TestViewInstances(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	var out, errs enginetest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{"dev", dir, "--http", "--set", "webPort=" + port, "--set", "webInstances=3"}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
-	}()
+	app := start(t, strings.NewReader(""), "dev", dir, "--http", "--set", "webPort="+port, "--set", "webInstances=3")
 	base := "http://127.0.0.1:" + port
-	waitReady(t, base, &errs)
+	waitReady(t, base, &app.errs)
 	who := func(seconds string) string {
 		code, text := get(t, base+"/who/"+seconds)
 		if code != http.StatusOK {
@@ -221,8 +200,7 @@ func TestViewInstances(t *testing.T) {
 	if slow[0] == slow[1] || quick == slow[0] || quick == slow[1] {
 		t.Errorf("instances %v and %s, want three", slow, quick)
 	}
-	cancel()
-	if code := <-ended; code != 0 {
-		t.Errorf("exit code %d\n%s", code, &errs)
+	if code := app.stop(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, &app.errs)
 	}
 }
