@@ -52,6 +52,9 @@ func (s taskState) prepare(p *plan.Task, now time.Time, started string, foreseen
 	if s.Schedule != sched.Expression {
 		s.Schedule, s.Due = sched.Expression, milli(next(sched, now))
 	}
+	if sched.Interval > 0 && s.Due-milli(now) > sched.Interval.Milliseconds() { // by the clock of another process, or before it was set back
+		s.Due = milli(next(sched, now))
+	}
 	late := now.Sub(time.UnixMilli(s.Due))
 	if s.Pending || s.Due == 0 || late < 0 {
 		return s, s.Pending

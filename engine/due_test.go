@@ -70,6 +70,35 @@ func TestCronOverChangeOfClocks(t *testing.T) {
 	}
 }
 
+// A clock that is set must not make an interval longer, nor shorter, in the process that waits for its end; in another, which knows only the
+// time on the wall, it must not last longer than a whole one. A cron goes by that time, and no time of it comes twice.
+func TestTaskWhenTheClockIsSet(t *testing.T) {
+	every := &plan.Task{Schedule: &plan.Schedule{Interval: 10 * time.Second, Expression: "every 10s"}}
+	for _, set := range []time.Duration{-time.Hour, time.Hour} { // the clock, 4 s after a run
+		before := time.Now().Add(-set)
+		s := taskState{Schedule: "every 10s", Due: milli(before.Add(6 * time.Second))}
+		here := &task{plan: every, drawn: s.Due, at: time.Now().Add(6 * time.Second)}
+		for after, want := range map[time.Duration]bool{5 * time.Second: false, 7 * time.Second: true} {
+			if _, due := s.prepare(every, here.clock(&s, time.Now().Add(after)), "", true); due != want {
+				t.Errorf("clock set by %v: due %v later: %v", set, after, due)
+			}
+		}
+		if left := here.waits(&s); left < 5*time.Second || left > 6*time.Second {
+			t.Errorf("clock set by %v: waits for %v", set, left)
+		}
+	}
+	now := moment(t, "2026-01-01T00:00:00Z")
+	s := taskState{Schedule: "every 10s", Due: milli(now.Add(time.Hour))}
+	if got, _ := follow(every, s, now, now.Add(15*time.Second), time.Second); fmt.Sprint(got) != "[01 00:00:10]" {
+		t.Errorf("in another process it ran at %v", got)
+	}
+	minutely := cronTask(t, "* * * * *", "UTC")
+	s = taskState{Schedule: minutely.Schedule.Expression, Due: milli(now.Add(3 * time.Minute))} // 00:02 was the last run
+	if got, _ := follow(minutely, s, now, now.Add(5*time.Minute), time.Second); fmt.Sprint(got) != "[01 00:03:00 01 00:04:00]" {
+		t.Errorf("the cron ran at %v", got)
+	}
+}
+
 // An interval is a pause: it begins when a run has ended, and the first run comes after one.
 func TestIntervalIsAPause(t *testing.T) {
 	p := &plan.Task{Schedule: &plan.Schedule{Interval: 10 * time.Second, Expression: "every 10s"}}

@@ -29,8 +29,9 @@ type task struct {
 
 	feed   *feed               // of the last tick
 	since  time.Time           // from then on the runs of the feed are this process's
-	drawn  int64               // time of the run that jitter is of
+	drawn  int64               // time of the run that jitter and at are of
 	jitter time.Duration       // how much later it comes
+	at     time.Time           // drawn on the clock that nobody sets (time.Time's monotonic reading), by which intervals go
 	states map[int64]taskState // by the number of runs that count; of a task that is not on the leader
 
 	mu      sync.Mutex
@@ -84,7 +85,7 @@ func (t *task) Call(ctx context.Context, slot int, b *record.Batch) (record.Resu
 		res.Wake = now.Add(time.Second)
 		return res, nil
 	}
-	s, due := before.prepare(t.plan, now, t.starting(), before.Due >= milli(t.since))
+	s, due := before.prepare(t.plan, t.clock(&before, now), t.starting(), before.Due >= milli(t.since))
 	if due && s.Pending && t.plan.OnLeader {
 		// The next leader must know that somebody was to make the run.
 		known, err := t.state(b, committedState)
@@ -113,12 +114,25 @@ func (t *task) Call(ctx context.Context, slot int, b *record.Batch) (record.Resu
 // waits is how long the next run of the schedule has still to wait, its jitter included.
 func (t *task) waits(s *taskState) time.Duration {
 	if s.Due != t.drawn {
-		t.drawn, t.jitter = s.Due, 0
+		now := time.Now()
+		t.drawn, t.jitter, t.at = s.Due, 0, now.Add(time.UnixMilli(s.Due).Sub(now))
 		if j := t.plan.Schedule.Jitter; j > 0 {
 			t.jitter = rand.N(j + 1)
 		}
 	}
+	if t.plan.Schedule.Interval > 0 {
+		return time.Until(t.at.Add(t.jitter))
+	}
 	return time.Until(time.UnixMilli(s.Due).Add(t.jitter))
+}
+
+// clock is the time that a state's next run is held against. Of an interval that was seen to begin here it is that of the clock that nobody
+// sets; crons go by the clock on the wall.
+func (t *task) clock(s *taskState, now time.Time) time.Time {
+	if t.plan.Schedule == nil || t.plan.Schedule.Interval == 0 || s.Due == 0 || s.Due != t.drawn {
+		return now
+	}
+	return time.UnixMilli(s.Due).Add(-t.at.Sub(now))
 }
 
 // wake is when to look again; zero for never.
