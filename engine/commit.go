@@ -1022,7 +1022,7 @@ func (c *committer) abandon(ctx context.Context, byLane map[*lane][]*feed) {
 
 // takeBack undoes a step that had sent something ahead of its result, and failures then. Its records are processed again;
 // those that failed for good go to the failure policy at once. If some were repeated (record.Result) they run one after the other
-// now, so that it does not happen again.
+// now, and if that does not help each in a new instance, so that it does not happen again.
 func (c *committer) takeBack(ctx context.Context, l *lane, f *feed, w *work, v *verdict, repeated bool) {
 	e := w.pinned
 	c.cut.RLock()

@@ -246,6 +246,46 @@ func TestCommitTakesBackRepeatedSends(t *testing.T) {
 	})
 }
 
+// dyingCode sends each record with ack, and loses its instance in the middle of whatever is not a record in a new one.
+type dyingCode struct{ app *committer }
+
+func (c *dyingCode) Call(ctx context.Context, slot int, b *record.Batch) (record.Result, error) {
+	send := &sendingCode{app: c.app, fail: -1}
+	if b.Fresh {
+		return send.Call(ctx, slot, b)
+	}
+	last := *b
+	last.Records = b.Records[len(b.Records)-1:]
+	if _, err := send.Call(ctx, slot, &last); err != nil {
+		return record.Result{}, err
+	}
+	res, err := send.Call(ctx, slot, b)
+	res.Repeated = true
+	return res, err
+}
+
+// A record that has sent something and was run again, one after the other too, must not have sent it twice; and it must come to an end.
+func TestCommitTakesBackSendsOfLostInstances(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		code := &dyingCode{}
+		b := testLane(t, code, plan.Agent{}, limits{records: 4, bytes: 1 << 20}, true)
+		code.app = b.commits
+		f := b.open(in0)
+		b.feed(f, records(0, 0, 8))
+		stop := b.start()
+		time.Sleep(5 * time.Second)
+		if got := b.kafka.keys("acked"); !slices.Equal(got, offsets(0, 8)) {
+			t.Errorf("messages sent with ack: %v", got)
+		}
+		if got := b.kafka.keys("out-0"); !slices.Equal(got, offsets(0, 8)) || b.kafka.stored(in0) != 8 {
+			t.Errorf("outputs %v, stored %d", got, b.kafka.stored(in0))
+		}
+		if err := stop(); err != nil || b.failed != nil {
+			t.Fatal(err, b.failed)
+		}
+	})
+}
+
 // Without transactions nothing takes back what a record behind a failed one has sent: it must not run before that one is done.
 func TestLaneConcurrency(t *testing.T) {
 	for _, test := range []struct {

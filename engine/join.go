@@ -44,7 +44,7 @@ func (p *joinPart) Call(ctx context.Context, slot int, b *record.Batch) (record.
 
 // left gives the rows that are there to the extractor, all at once, and then all of them to the join.
 func (p *joinPart) left(ctx context.Context, slot int, b *record.Batch, table join.Table) (record.Result, error) {
-	rows := record.Batch{StopOnFailure: b.StopOnFailure}
+	rows := record.Batch{StopOnFailure: b.StopOnFailure, Fresh: b.Fresh}
 	var places []int32 // in b
 	for i := range b.Records {
 		if r := &b.Records[i]; r.Key != nil && r.Value != nil {
@@ -88,7 +88,7 @@ func (p *joinPart) left(ctx context.Context, slot int, b *record.Batch, table jo
 		res.Outputs = append(sent, res.Outputs...)
 		slices.SortStableFunc(res.Outputs, func(x, y record.Output) int { return cmp.Compare(x.Record, y.Record) })
 	}
-	res.Elapsed = extracted.Elapsed
+	res.Elapsed, res.Repeated = extracted.Elapsed, extracted.Repeated
 	return res, nil
 }
 

@@ -72,6 +72,7 @@ type feed struct {
 	busy       bool            // a step is running
 	alone      int64           // records below this offset are not processed beside others: that has gone wrong
 	single     int64           // records below this offset are processed one by one: one of a batch wrote what its table does not take
+	fresh      int64           // records below this offset are processed one by one, each in a new instance: alone was not enough
 	era        int             // how often the feed was rewound: what a step began before must not count
 	flush      bool            // what is queued is due now, however little it is
 	draining   bool            // begin no further step: the partition is being revoked, or the engine stops
@@ -463,6 +464,9 @@ func (l *lane) take(f *feed) work {
 	} else if first.Offset < f.single {
 		most = 1
 	}
+	if first.Offset < f.fresh {
+		most, b.Fresh = 1, true
+	}
 	var bytes int64
 	f.taken = chunk{}
 	for full := false; !full && len(b.Records) < most && len(f.chunks) > 0; {
@@ -545,6 +549,9 @@ func (l *lane) again(f *feed, w *work, v *verdict, repeated bool) {
 	}
 	if repeated {
 		f.alone = w.batch.Records[len(w.batch.Records)-1].Offset + 1
+		if w.batch.Concurrency <= 1 {
+			f.fresh = f.alone
+		}
 	}
 }
 

@@ -46,7 +46,9 @@ func NewComponent(s *Snapshot, slots int) *Component {
 //     records behind the failed one.
 //   - Order is kept, and StopOnFailure is respected.
 //   - When several records are in progress (Concurrency) and the instance ends, those up to the one at fault are run again one after
-//     the other. Result.Repeated says when some had sent messages by then.
+//     the other.
+//   - Result.Repeated says when records that were run again, or are left, had sent messages by then. A batch of one record that is Fresh
+//     repeats nothing.
 //   - With tables in the program, a call that ended abnormally returns what was finished: Done may be less than the batch
 //     without an error, but never 0 for a batch that is not empty. Records behind must see the changes of those before, so the
 //     caller applies the Result and calls again with the rest.
@@ -64,7 +66,7 @@ func (c *Component) Call(ctx context.Context, slot int, b *record.Batch) (record
 	if c.closed.Load() {
 		return record.Result{}, ErrClosed
 	}
-	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure, own: -1, valid: b.CacheValid, concurrency: b.Concurrency}
+	r := runner{Component: c, slot: s, ctx: ctx, stop: b.StopOnFailure, each: b.Fresh, own: -1, valid: b.CacheValid, concurrency: b.Concurrency}
 	if len(b.Records) > 0 {
 		r.own = b.Records[0].Partition
 	}
@@ -121,6 +123,7 @@ type runner struct {
 	*slot
 	ctx         context.Context
 	stop        bool   // at the first failure
+	each        bool   // attempt has an instance of its own
 	own         int32  // partition number of the batch
 	valid       uint32 // its CacheValid
 	result      record.Result
@@ -138,6 +141,11 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 	if err := r.ctx.Err(); err != nil {
 		return res, false, err
 	}
+	if r.each && r.used {
+		if err := r.renew(); err != nil {
+			return res, false, err
+		}
+	}
 	if r.instance == nil {
 		if r.instance, err = r.snapshot.NewInstance(r.ctx); err != nil {
 			return res, false, err
@@ -147,7 +155,15 @@ func (r *runner) attempt(b *record.Batch) (res record.Result, fresh bool, err er
 	b.CacheValid = r.doubt()
 	res, err = r.instance.Call(r.ctx, b)
 	r.memory.Store(r.instance.MemoryBytes())
-	if b.Concurrency > 1 && (res.Repeated || outOfMemory(&res) >= 0 && r.instance.call.sends != nil) {
+	// What is not finished is run again, or the caller's to run: as is what is behind a record that ran out of memory, and a list that failed.
+	kept := res.Done
+	if i := outOfMemory(&res); i >= 0 {
+		kept = int(res.Failures[i].Record)
+	}
+	if b.Take && listFailed(&res) {
+		kept = 0
+	}
+	if b.Concurrency > 1 && res.Repeated || r.instance.call.sentBy >= kept {
 		r.result.Repeated = true
 	}
 	switch {

@@ -365,3 +365,32 @@ func TestComponentSlotBusy(t *testing.T) {
 	}()
 	<-done
 }
+
+// A record that has sent something and is run again, or left, sends it twice: whoever can must be told to take that back. One that is alone in a
+// new instance does not.
+func TestSentAndRunAgain(t *testing.T) {
+	for _, test := range []struct {
+		values   []string
+		fresh    bool
+		want     string
+		sent     int
+		repeated bool
+	}{
+		{[]string{"echo", "S", "echo"}, false, "0:echo 1:{\"offset\":7} 2:echo done=3", 1, false},
+		{[]string{"echo", "B", "echo"}, false, "0:echo 1:B 2:echo done=3", 2, true},
+		{[]string{"S", "T"}, false, "0:{\"offset\":7} 1:T done=2", 1, false}, // the one that is run again has sent nothing
+		{[]string{"B"}, true, "0:B done=1", 1, false},
+	} {
+		host := &fakeHost{}
+		c, _ := newTestComponent(t, Options{Host: host})
+		if _, err := c.Call(t.Context(), 0, batch("echo")); err != nil {
+			t.Fatal(err)
+		}
+		b := batch(test.values...)
+		b.Fresh = test.fresh
+		res, err := c.Call(t.Context(), 0, b)
+		if got := show(res); err != nil || got != test.want || len(host.sent) != test.sent || res.Repeated != test.repeated {
+			t.Errorf("%v: %s, sent %d, repeated %v, %v", test.values, got, len(host.sent), res.Repeated, err)
+		}
+	}
+}

@@ -105,6 +105,7 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		if err != nil {
 			return nil, false
 		}
+		in.call.sentBy = max(in.call.sentBy, min(int(out.Record), in.call.units-1))
 		in.wait(func(ctx context.Context) {
 			sent := make(chan []byte, 1)
 			host.Send(ctx, out, func(answer []byte, err error) { sent <- sendAnswer(answer, err) })
@@ -120,6 +121,7 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		if err != nil {
 			return nil, false
 		}
+		in.call.sentBy = max(in.call.sentBy, min(int(out.Record), in.call.units-1))
 		in.scratch = le.AppendUint32(in.scratch[:0], in.startSend(out))
 		return in.scratch, true
 	case abi.OpWait:

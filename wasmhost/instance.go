@@ -60,6 +60,7 @@ type call struct {
 	spent     map[uint32]spent // of units that were in progress before, once the guest went back to one
 	highest   uint32           // unit seen so far
 	sends     *sends           // nil: none was started
+	sentBy    int              // last unit that has sent something ahead of the result, -1 without one
 	holding   bool             // a turn of the Gate
 	cause     error            // why the host ended the call
 	panicked  any              // a panic in host code, to be thrown again outside of the guest
@@ -122,7 +123,7 @@ func (in *Instance) Call(ctx context.Context, b *record.Batch) (record.Result, e
 	}
 	begin := time.Now()
 	in.call = call{
-		ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, began: begin, since: begin, looked: begin, unit: abi.ProgressIdle,
+		ctx: ctx, deadline: in.program.Deadline, units: units, records: b.Records, holding: true, sentBy: -1, began: begin, since: begin, looked: begin, unit: abi.ProgressIdle,
 	}
 	if in.calls++; in.calls%callsPerStack == 0 {
 		clear(in.functions)

@@ -64,6 +64,8 @@ type Batch struct {
 	// Concurrency is how many records may be in progress at once: while the code of one waits, those behind it with other keys begin.
 	// Up to 1 they run one after the other.
 	Concurrency int
+	// Fresh says that each record is to run in an instance in which nothing has run: then it is never run again.
+	Fresh bool
 }
 
 // PartitionByKey as Output.Partition lets the producer choose: murmur2 of the key, or any partition for a null key.

@@ -244,6 +244,14 @@ static u32 one(u32 unit, const u8 *key, i32 keyLen, const u8 *value, i32 valueLe
 		output(unit, 0, key, keyLen, buf, n);
 		return 0;
 	}
+	case 'B': { // sends, and traps then if it is not the first record of its instance
+		u32 before = used;
+		output(unit, "sent-to", key, keyLen, value, valueLen);
+		host_call(3, result + before, used - before, buf, sizeof buf);
+		used = before;
+		if (!fresh) __builtin_trap();
+		break;
+	}
 	case 'E': {
 		i32 n = host_call(4, value + 1, valueLen - 1, buf, sizeof buf);
 		if (n < 0) return 1;
