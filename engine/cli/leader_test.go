@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"kaspr.io/kaspr/engine/dev"
-	"kaspr.io/kaspr/engine/enginetest"
 )
 
 const asksLeader = `
@@ -37,27 +35,21 @@ func TestOneLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	type process struct {
-		port  string
-		stop  context.CancelFunc
-		ended chan int
-		errs  enginetest.Buffer
+		*running
+		port string
 	}
 	processes := make([]process, 2)
 	for i := range processes {
 		p := &processes[i]
-		p.port, p.ended = freePort(t), make(chan int, 1)
+		p.port = freePort(t)
 		settings := filepath.Join(t.TempDir(), "settings")
 		text := "definitionsDir: " + manifests + "\ndataDir: " + t.TempDir() + "\ntopicReplicationFactor: 1\nwebPort: " + p.port +
 			"\nbrokerSessionTimeout: 10s\nbrokerHeartbeatInterval: 500ms\nkafkaBootstrapServers: " + strings.Join(kafka.Addrs(), ",") + "\n"
 		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		var ctx context.Context
-		ctx, p.stop = context.WithCancel(t.Context())
-		defer p.stop()
-		go func() {
-			p.ended <- Main(ctx, "test", []string{"run", "--config", settings}, Streams{Out: &enginetest.Buffer{}, Err: &p.errs})
-		}()
+		p.running = start(t, nil, "run", "--config", settings)
+		defer p.stop() // while there is a broker
 	}
 	// leads is who says so, of the processes that answer: their numbers, or nil while one of them does not answer.
 	leads := func(of ...int) (list []int) {
@@ -91,16 +83,14 @@ func TestOneLeader(t *testing.T) {
 		}
 	}
 	first := until(0, 1)
-	processes[first].stop()
-	if code := <-processes[first].ended; code != exitOK {
+	if code := processes[first].stop(); code != exitOK {
 		t.Errorf("exit code %d\n%s", code, &processes[first].errs)
 	}
 	other := 1 - first
 	if next := until(other); next != other {
 		t.Errorf("%d leads", next)
 	}
-	processes[other].stop()
-	if code := <-processes[other].ended; code != exitOK {
+	if code := processes[other].stop(); code != exitOK {
 		t.Errorf("exit code %d\n%s", code, &processes[other].errs)
 	}
 }

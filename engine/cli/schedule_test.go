@@ -13,14 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"kaspr.io/kaspr/engine/dev"
-	"kaspr.io/kaspr/engine/enginetest"
 	"kaspr.io/kaspr/engine/record"
 	apphttp "kaspr.io/kaspr/http"
 )
@@ -43,17 +41,10 @@ func TestScheduleShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, "test", []string{
-			"dev", dir, "--http", "--set", "webPort=" + port, "--set", "schedulerWebEnabled=true", "--set", "webToken=secret-of-views", "--input", "later-app-schedule-requests=" + input,
-		}, Streams{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &bytes.Buffer{}})
-	}()
-	defer func() {
-		cancel()
-		<-ended
-	}()
+	shown := start(t, strings.NewReader(""),
+		"dev", dir, "--http", "--set", "webPort="+port, "--set", "schedulerWebEnabled=true", "--set", "webToken=secret-of-views", "--input", "later-app-schedule-requests="+input,
+	)
+	defer shown.stop()
 	type page struct {
 		Messages []struct {
 			ID   string `json:"requestId"`
@@ -139,10 +130,8 @@ type laterKafka struct {
 }
 
 type laterProcess struct {
-	port  string
-	stop  func() int
-	errs  enginetest.Buffer
-	ended chan int
+	*running
+	port string
 }
 
 func newLaterKafka(t *testing.T) *laterKafka {
@@ -169,22 +158,15 @@ func newLaterKafka(t *testing.T) *laterKafka {
 // engine starts a process.
 func (k *laterKafka) engine(settings ...string) *laterProcess {
 	k.t.Helper()
-	p := &laterProcess{port: freePort(k.t), ended: make(chan int, 1)}
+	port := freePort(k.t)
 	args := []string{"run"}
 	for _, s := range append([]string{
 		"definitionsDir=" + k.manifests, "dataDir=" + k.t.TempDir(), "topicPartitions=" + strconv.Itoa(laterPartitions), "topicReplicationFactor=1",
-		"webPort=" + p.port, "adminListen=off", "kafkaBootstrapServers=" + strings.Join(k.broker.Addrs(), ","),
+		"webPort=" + port, "adminListen=off", "kafkaBootstrapServers=" + strings.Join(k.broker.Addrs(), ","),
 	}, settings...) {
 		args = append(args, "--set", s)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { p.ended <- Main(ctx, "test", args, Streams{Out: &enginetest.Buffer{}, Err: &p.errs}) }()
-	p.stop = sync.OnceValue(func() int {
-		cancel()
-		return <-p.ended
-	})
-	k.t.Cleanup(func() { p.stop() })
-	return p
+	return &laterProcess{start(k.t, nil, args...), port}
 }
 
 // ready waits until the process does all of its work.
