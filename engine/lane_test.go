@@ -226,6 +226,12 @@ func (s *fakeBroker) keys(topic string) []string {
 }
 
 // stored is the group's position of the partition; 0 for none.
+func (s *fakeBroker) position(p record.Partition) broker.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.positions[p]
+}
+
 func (s *fakeBroker) stored(p record.Partition) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -626,7 +632,7 @@ func TestExpiryIsCommittedWithPosition(t *testing.T) {
 		b.feed(f, records(0, 0, 5))
 		stop := b.start()
 		time.Sleep(time.Second)
-		before := b.kafka.positions[in0]
+		before := b.kafka.position(in0)
 		if err := b.expire(f, []*share{s}, &record.Batch{}); err != nil {
 			t.Fatal(err)
 		}
@@ -634,7 +640,7 @@ func TestExpiryIsCommittedWithPosition(t *testing.T) {
 		if v, err := store.Get([]byte("old")); err != nil || v != nil {
 			t.Fatalf("%q is there, %v", v, err)
 		}
-		if at := b.kafka.positions[in0]; at == before || at.Offset != before.Offset {
+		if at := b.kafka.position(in0); at == before || at.Offset != before.Offset {
 			t.Errorf("the position was %v, is %v", before, at)
 		}
 		if err := stop(); err != nil || b.failed != nil {
