@@ -102,12 +102,14 @@ func (k *keeper) next() (ctx context.Context, role tableRole, inputs []record.Pa
 
 // serve does what the role asks for until ctx ends or something fails.
 func (k *keeper) serve(ctx context.Context, role tableRole, inputs []record.Partition) error {
-	select {
-	case <-time.After(k.delay):
+	if k.delay > 0 {
+		pause := time.After(k.delay)
 		k.delay = 0
-	case <-ctx.Done():
-		k.delay = 0
-		return ctx.Err()
+		select {
+		case <-pause:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	k.progress.begin(role)
 	if err := k.open(); err != nil {

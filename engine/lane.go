@@ -279,12 +279,14 @@ func (f *feed) position() int64 {
 // drain stops the feeds from beginning further steps and waits for those under way; it reports whether they all ended
 // in time. Those that did not still count, with what they did before, until the committer drops them.
 func (l *lane) drain(feeds []*feed, until time.Time) bool {
-	timer := time.AfterFunc(time.Until(until), func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.idle.Broadcast()
-	})
-	defer timer.Stop()
+	if left := time.Until(until); left > 0 {
+		timer := time.AfterFunc(left, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.idle.Broadcast()
+		})
+		defer timer.Stop()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, f := range feeds {
