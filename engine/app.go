@@ -503,9 +503,6 @@ func (a *App) learnRowBytes(ctx context.Context) {
 
 // rowBytes is the largest write of a table, key and value: with some room for what Kafka adds, as ChangeBytesMax has it.
 func (a *App) rowBytes(table int) int {
-	if len(a.batchBytes) == 0 {
-		return abi.ChangeBytesMax
-	}
 	most, known := a.batchBytes[a.plan.Tables[table].Changelog.Name]
 	if !known {
 		return abi.ChangeBytesMax

@@ -105,7 +105,7 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		if err != nil {
 			return nil, false
 		}
-		in.call.sentBy = max(in.call.sentBy, min(int(out.Record), in.call.units-1))
+		in.sentAhead(out)
 		in.wait(func(ctx context.Context) {
 			sent := make(chan []byte, 1)
 			host.Send(ctx, out, func(answer []byte, err error) { sent <- sendAnswer(answer, err) })
@@ -121,7 +121,7 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		if err != nil {
 			return nil, false
 		}
-		in.call.sentBy = max(in.call.sentBy, min(int(out.Record), in.call.units-1))
+		in.sentAhead(out)
 		in.scratch = le.AppendUint32(in.scratch[:0], in.startSend(out))
 		return in.scratch, true
 	case abi.OpWait:
@@ -163,6 +163,11 @@ func (in *Instance) operation(op uint32, request []byte) (answer []byte, ok bool
 		return in.tableInfo(request)
 	}
 	return nil, false
+}
+
+// sentAhead notes that the output's unit sends something before the call has its result. The guest wrote the number: it may be any.
+func (in *Instance) sentAhead(out record.Output) {
+	in.call.sentBy = max(in.call.sentBy, min(int(out.Record), in.call.units-1))
 }
 
 // encode keeps the turn of the Gate, unless the schema has to be waited for.
