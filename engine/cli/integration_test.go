@@ -120,6 +120,18 @@ func count(n int) func([]*kgo.Record) bool {
 	}
 }
 
+// nothingBehind is done two seconds after n records have come, or when there are more. The time is not that of the reader's start, which
+// takes as long on a busy machine.
+func nothingBehind(n int) func([]*kgo.Record) bool {
+	var since time.Time
+	return func(rs []*kgo.Record) bool {
+		if len(rs) >= n && since.IsZero() {
+			since = time.Now()
+		}
+		return len(rs) > n || len(rs) == n && time.Since(since) > 2*time.Second
+	}
+}
+
 // inKeyOrder fails when outputs of one key came in another order than their first inputs.
 func inKeyOrder(t *testing.T, rs []*kgo.Record) {
 	t.Helper()
