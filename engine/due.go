@@ -60,7 +60,7 @@ func (s taskState) prepare(p *plan.Task, now time.Time, started string, foreseen
 		return s, s.Pending
 	}
 	if sched.Interval == 0 && !foreseen && late > lateMax+sched.Jitter {
-		missed := matches(sched, time.UnixMilli(s.Due-1), now)
+		missed := 1 + matches(sched, time.UnixMilli(s.Due), now) // Due itself need be no time of the expression: one that makes up, or was queued
 		if !sched.MakeUp {
 			s.Missed += missed
 			s.Due = milli(next(sched, now))

@@ -149,6 +149,27 @@ func TestMissed(t *testing.T) {
 	}
 }
 
+// A run that makes up for others, or was queued, is one run when its leader leaves it: what was missed must neither go down nor forget it.
+func TestLeftRunIsMissedOnce(t *testing.T) {
+	p := cronTask(t, "0 * * * *", "UTC")
+	p.Schedule.MakeUp, p.Schedule.Jitter = true, time.Minute
+	s := taskState{Schedule: p.Schedule.Expression, Due: milli(moment(t, "2026-01-01T01:00:00Z"))}
+	for _, c := range []struct {
+		at     string // a leader comes, and goes before jitter lets it run
+		missed int64
+	}{{"2026-01-01T04:30:00Z", 3}, {"2026-01-01T04:40:00Z", 3}, {"2026-01-01T05:10:00Z", 4}} {
+		var due bool
+		if s, due = s.prepare(p, moment(t, c.at), "", false); !due || s.Missed != c.missed {
+			t.Errorf("%s: due %v, %d missed, want %d", c.at, due, s.Missed, c.missed)
+		}
+	}
+	p.Schedule.MakeUp, p.Schedule.Queue = false, true
+	s = taskState{Schedule: p.Schedule.Expression, Due: milli(moment(t, "2026-01-01T04:40:00Z"))} // queued
+	if s, due := s.prepare(p, moment(t, "2026-01-01T05:10:00Z"), "", false); due || s.Missed != 2 {
+		t.Errorf("queued: due %v, %d missed, want 2", due, s.Missed)
+	}
+}
+
 // A leader that hands over within a moment must not lose the run that was due just then.
 func TestLateIsNotMissed(t *testing.T) {
 	p := cronTask(t, "0 * * * *", "UTC")
