@@ -34,6 +34,7 @@ type observed struct {
 	closing     atomic.Bool  // views take no more requests
 	asking      atomic.Int64 // requests that views are to answer
 	joined      atomic.Bool  // the group has given this member its partitions, and has not put it out since
+	worked      atomic.Bool  // all that was assigned was worked on, once: tasks may run
 	assignments atomic.Int64 // times the group did
 	rebalances  rebalances
 	processor   processor

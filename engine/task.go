@@ -76,7 +76,8 @@ func (t *task) Call(ctx context.Context, slot int, b *record.Batch) (record.Resu
 	}
 	w := ctx.Value(workKey{}).(*work)
 	now := time.Now()
-	if w.feed != t.feed {
+	worked := t.agent.app.seen.worked.Load()
+	if w.feed != t.feed || !worked { // what was due before nobody was there to run
 		t.feed, t.since = w.feed, now
 	}
 	before, err := t.state(b, b.Records[0].Partition)
@@ -98,6 +99,9 @@ func (t *task) Call(ctx context.Context, slot int, b *record.Batch) (record.Resu
 		}
 	}
 	switch {
+	case due && !worked: // and nothing is kept: a run that cannot begin for long is missed
+		res.Wake = now.Add(startedEvery)
+		return res, nil
 	case due && !s.Pending && t.waits(&s) > 0:
 		res.Wake = t.wake(&s)
 	case due:
@@ -271,9 +275,10 @@ func (a *App) startTasks() {
 // startedEvery is how often tasks look whether the app has come to work.
 const startedEvery = 20 * time.Millisecond
 
-// beginTasks lets them begin when all assigned partitions are worked on for the first time: tables are there by then.
+// beginTasks lets tasks run when all assigned partitions are worked on for the first time: tables are there by then. Those on the leader,
+// whose feed is a partition's, look for it themselves.
 func (a *App) beginTasks(ctx context.Context) {
-	if len(a.local) == 0 {
+	if len(a.tasks()) == 0 {
 		return
 	}
 	tick := time.NewTicker(startedEvery)
@@ -288,6 +293,7 @@ func (a *App) beginTasks(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+	a.seen.worked.Store(true)
 	for _, lf := range a.local {
 		lf.lane.position(lf.feed, 0)
 		lf.lane.begin(lf.feed, nil)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,6 +56,7 @@ func localTask(t *testing.T, p *plan.Task, code caller, exactlyOnce bool) (*benc
 	l.position(f, 7)
 	l.begin(f, nil)
 	l.app.startTasks()
+	l.app.seen.worked.Store(true)
 	for _, lf := range l.app.local {
 		lf.lane.position(lf.feed, 0)
 		lf.lane.begin(lf.feed, nil)
@@ -278,6 +280,7 @@ func taskSeries(t *testing.T, list []taskStatus, leader bool) map[string]float64
 type leaders struct {
 	staged, committed map[string][]byte
 	broken            error
+	restored          time.Time // by then a process that leads has all its tables
 }
 
 func (x *leaders) TableGet(own int32, _ int, _ int32, key []byte) ([]byte, error) {
@@ -296,17 +299,25 @@ func (x *leaders) TableScan(int32, int, int32, []byte, []byte, func(key, value [
 
 func (x *leaders) TableInfo(int) (int32, []int32, int64, error) { return 1, []int32{0}, 0, nil }
 
+// agent is a task on the leader, in a process that has come to work.
+func (x *leaders) agent(p *plan.Task) *agent {
+	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
+	ag.app.seen.worked.Store(true)
+	ag.view = x
+	return ag
+}
+
 // lead is one process's time as the leader: ticks as they are asked for, each committed, until the end. started is the process's name if
 // it became the leader when it started. What it ran goes into sent.
 func (x *leaders) lead(t *testing.T, p *plan.Task, started string, until time.Time, sent *[]string) {
-	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
-	ag.view = x
+	ag := x.agent(p)
 	code := &fakeRuns{}
 	run := newTask(ag, p, code)
 	run.starting = func() string { return started }
 	w := &work{feed: &feed{}}
 	for wake := time.Now(); !wake.IsZero() && wake.Before(until); {
 		time.Sleep(time.Until(wake))
+		ag.app.seen.worked.Store(!time.Now().Before(x.restored))
 		res, err := run.Call(context.WithValue(context.Background(), workKey{}, w), 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
 		if err != nil {
 			t.Fatal(err)
@@ -355,6 +366,82 @@ func TestLeaderChange(t *testing.T) {
 	}
 }
 
+// A leader's tables may take long to be restored. A run before would fail, since it cannot read them: none may begin, and none be lost that
+// is not missed.
+func TestLeaderAwaitsTables(t *testing.T) {
+	minutely := func() *plan.Task { return cronTask(t, "* * * * *", "UTC") }
+	for _, c := range []struct {
+		name     string
+		task     *plan.Task
+		restored time.Duration
+		want     string
+		missed   int64
+	}{
+		{"at start", &plan.Task{}, 90 * time.Second, "[00:01:30]", 0},
+		{"cron", minutely(), 150 * time.Second, "[00:03:00 00:04:00]", 2},
+		{"cron, late", minutely(), 122 * time.Second, "[00:02:02 00:03:00 00:04:00]", 1},
+		{"cron, made up for", func() *plan.Task { p := minutely(); p.Schedule.MakeUp = true; return p }(), 150 * time.Second, "[00:02:30 00:03:00 00:04:00]", 1},
+		{"interval", every(time.Minute), 150 * time.Second, "[00:02:30 00:03:30]", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				midnight := time.Now()
+				x := &leaders{staged: map[string][]byte{}, committed: map[string][]byte{}, restored: midnight.Add(c.restored)}
+				c.task.OnLeader = true
+				var sent []string
+				x.lead(t, c.task, "a", midnight.Add(4*time.Minute+10*time.Second), &sent)
+				if got := fmt.Sprint(sent); got != c.want {
+					t.Errorf("ran at %s, want %s", got, c.want)
+				}
+				var s taskState
+				if err := json.Unmarshal(x.committed["t"], &s); err != nil || s.Missed != c.missed || s.Skipped != 0 {
+					t.Errorf("%+v, %v, want %d missed", s, err, c.missed)
+				}
+			})
+		})
+	}
+}
+
+// Tasks may run when all that was assigned is worked on, and no sooner.
+func TestTasksMayRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testLane(t, nil, plan.Agent{Task: &plan.Task{OnLeader: true}}, limits{}, true)
+		l.agent.runs(newTask(l.agent, l.agent.plan.Task, &fakeRuns{}))
+		l.app.agents = []*agent{l.agent}
+		other := newAgent(l.app, &plan.Agent{Name: "b"})
+		other.runs(&fakeCode{})
+		began := make(chan struct{})
+		go func() {
+			defer close(began)
+			l.app.beginTasks(t.Context())
+		}()
+		may := func(when string, want bool) {
+			t.Helper()
+			time.Sleep(time.Second)
+			if l.app.seen.worked.Load() != want {
+				t.Errorf("%s: tasks may run: %v", when, !want)
+			}
+		}
+		may("before the app runs", false)
+		l.app.seen.running.Store(true)
+		may("before anything is assigned", false)
+		l.app.mu.Lock()
+		for _, p := range []record.Partition{in0, in1} {
+			f := l.assign(other, p)
+			l.position(f, 0)
+			l.app.feeds[p] = []laneFeed{{l.lane, f}}
+		}
+		l.app.mu.Unlock()
+		l.app.seen.joined.Store(true)
+		may("before the tables are restored", false)
+		l.begin(l.app.feeds[in0][0].feed, nil)
+		may("before all of them are", false)
+		l.begin(l.app.feeds[in1][0].feed, nil)
+		may("with all of them", true)
+		<-began
+	})
+}
+
 // A run at start is made once for a start of the app, not by every leader, and noted before it begins.
 func TestLeaderAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -375,8 +462,7 @@ func TestLeaderAtStart(t *testing.T) {
 // The run at start must not begin before its note is committed: a leader that dies in it leaves it to the next one.
 func TestLeaderNotesRunAtStart(t *testing.T) {
 	x, p := &leaders{staged: map[string][]byte{}}, &plan.Task{OnLeader: true}
-	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
-	ag.view = x
+	ag := x.agent(p)
 	run := newTask(ag, p, &fakeRuns{})
 	run.starting = func() string { return "a" }
 	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
@@ -405,8 +491,7 @@ func TestLeaderNotesRunAtStart(t *testing.T) {
 func TestTaskStateIsNotOurs(t *testing.T) {
 	x, p := &leaders{staged: map[string][]byte{"t": []byte(`{"due": "soon"}`)}}, every(time.Minute)
 	p.OnLeader = true
-	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
-	ag.view = x
+	ag := x.agent(p)
 	run := newTask(ag, p, &fakeRuns{})
 	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
 	res, err := run.Call(ctx, 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
@@ -424,8 +509,7 @@ func TestTaskStateIsNotOurs(t *testing.T) {
 // A store that cannot be read must neither end the process nor make a run that may have been made.
 func TestTaskStateIsBroken(t *testing.T) {
 	x, p := &leaders{broken: errors.New("disk")}, &plan.Task{OnLeader: true}
-	ag := newAgent(&App{log: slog.New(slog.DiscardHandler)}, &plan.Agent{Name: "t", Task: p, Tables: []plan.TableUse{{}}})
-	ag.view = x
+	ag := x.agent(p)
 	run := newTask(ag, p, &fakeRuns{})
 	ctx := context.WithValue(context.Background(), workKey{}, &work{feed: &feed{}})
 	res, err := run.Call(ctx, 0, &record.Batch{Tick: true, Records: []record.Record{{Offset: -1}}})
