@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"kaspr.io/kaspr/engine/manifest"
@@ -33,6 +34,16 @@ func (b *builder) environment() map[string]string {
 		env[v.Name.V] = value
 	}
 	return env
+}
+
+// packages says of each Python package that it cannot be imported. An import of one fails when the app is loaded.
+func (b *builder) packages() {
+	if b.app.Packages == nil {
+		return
+	}
+	for _, r := range b.app.Packages.Requirements {
+		b.warn(r.Pos, manifest.NoEffect, b.app.Label()+": package "+strconv.Quote(r.V)+" cannot be imported: this version loads no packages", "what Code needs of it can stand in init")
+	}
 }
 
 var reference = regexp.MustCompile(`\$\$|\$\([A-Za-z_.-][A-Za-z0-9_.-]*\)`)

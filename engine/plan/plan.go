@@ -124,6 +124,7 @@ func (b *builder) plan() *Plan {
 		b.fail(manifest.Pos{}, manifest.WhichApp, "the definition files name no app", "set appName (K_APP_NAME)")
 	}
 	b.env = b.environment()
+	b.packages()
 	conf := b.cfg.Conf()
 	conf["id"], conf["name"], conf["app_name"], conf["app"] = id, id, id, name
 	b.info = abi.AppInfo{Name: name, ID: id, Conf: conf}
