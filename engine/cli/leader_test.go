@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,10 +22,15 @@ spec:
   processors:
     pipeline: [ask]
     operations: [{name: ask, map: {python: "def ask(request): return context['app'].is_leader()"}}]
+---
+apiVersion: kaspr.io/v1alpha1
+kind: KasprTask
+metadata: {name: once, labels: {kaspr.io/app: demo}}
+spec: {processors: {pipeline: [run], operations: [{name: run, map: {python: "def run(): return 1"}}]}}
 `
 
 // Code that does something once for all processes asks app.is_leader: of two processes one must lead, never both, and the other when it
-// has gone.
+// has gone. A task without a schedule runs once in each of them, whatever the group does.
 func TestOneLeader(t *testing.T) {
 	kafka, err := dev.NewBroker(1)
 	if err != nil {
@@ -89,6 +96,13 @@ func TestOneLeader(t *testing.T) {
 	other := 1 - first
 	if next := until(other); next != other {
 		t.Errorf("%d leads", next)
+	}
+	code, text := get(t, "http://127.0.0.1:"+processes[other].port+"/status")
+	var status struct {
+		Tasks []struct{ Runs, Failures int }
+	}
+	if err := json.Unmarshal([]byte(text), &status); err != nil || code != 200 || fmt.Sprint(status.Tasks) != "[{1 0}]" {
+		t.Errorf("/status: %d %s %v", code, text, err)
 	}
 	if code := processes[other].stop(); code != exitOK {
 		t.Errorf("exit code %d\n%s", code, &processes[other].errs)
