@@ -312,17 +312,30 @@ class _Block:
                            self._hint(name, _functions(self.tree)))
         if role != "map" and (inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value)):
             raise _Problem("Entrypoint", _no_yield(role), _line_of_function(value, self))
-        self._check_arguments(name, value, *arguments)
-        return value
+        why = _mismatch(value, *arguments)
+        if why is None:
+            return value
+        bare, keywords = arguments
+        if role == "nameSelector" and _mismatch(value, bare, ()) is None:
+            return _without_keywords(value)
+        wants = ", ".join([*([] if bare else ["one value"]), *(f"{keyword}=" for keyword in keywords)]) or "nothing"
+        raise _Problem("Entrypoint", f"{name} is called with {wants}: {why}", _line_of_function(value, self))
 
-    def _check_arguments(self, name, value, bare, keywords):
-        if not isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__"):
-            return
-        try:
-            inspect.signature(value).bind(*() if bare else (None,), **dict.fromkeys(keywords))
-        except TypeError as exc:
-            wants = ", ".join([*([] if bare else ["one value"]), *(f"{keyword}=" for keyword in keywords)]) or "nothing"
-            raise _Problem("Entrypoint", f"{name} is called with {wants}: {exc}", _line_of_function(value, self)) from None
+
+def _mismatch(function, bare, keywords):
+    """Why a function cannot be called without a value (bare), or with one, and these keywords; None: nothing is known against it."""
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+        return None
+    try:
+        inspect.signature(function).bind(*() if bare else (None,), **dict.fromkeys(keywords))
+    except TypeError as exc:
+        return exc
+    return None
+
+
+def _without_keywords(function):
+    """The original gives a nameSelector the value and nothing else, so what was written for it takes no tables."""
+    return lambda value, **_keywords: function(value)
 
 
 def _no_yield(role):

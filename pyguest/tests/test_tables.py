@@ -101,7 +101,8 @@ class Mapping(TableCase):
 
     def test_default_selectors(self):  # E3
         for default, want in (("def d(): return int", 0), ("def d(): return [1]", [1]), ("class C(dict): pass\ndef d(): return C", {}),
-                              ("def d():\n  return lambda: 'made'", "made"), ("def d(): return None", None)):
+                              ("def d():\n  return lambda: 'made'", "made"), ("def d(): return None", None),
+                              ("def d(): return context['app'].name", "shop")):
             g, host = self.tables("def f(v, t): return t['x']", table(default=default))
             self.assertEqual(self.outputs(g, host, 0), [want])
         bad = self.problems([("map", "def f(v, t): return v")], tables=[table(default="\ndef d(): return 1 / 0")])
@@ -134,6 +135,23 @@ class Mapping(TableCase):
         host.apply(r)
         self.assertEqual([(o.topic or o.index, o.key, o.value) for o in r.outputs if o.key], [("side", b'"1/1"', b"1"), ("side", b'"3/3"', b"3")])
         self.assertEqual(host.of(0, 0), {b'"n"': b"3"})
+
+    def test_name_selectors_with_and_without_tables(self):  # agent.md 6, B-12
+        def send(source):
+            return {"topicSend": {"nameSelector": source}, "passThrough": True}
+        g = self.guest([("map", "def f(v, t):\n  t['to'] = v\n  return v"), send("def n(v): return v + '-value'"), send("def n(v, t): return t['to'] + '-table'"),
+                        send("def n(v, **tables): return '-'.join([v, *tables])"), send("async def n(v): return v + '-async'")], tables=(table(),))
+        Tables(g)
+        self.assertEqual([o.topic for o in g.process(user("a")).outputs], ["a-value", "a-table", "a-t", "a-async", ""])
+        g = self.guest([send("def n(v): return v.missing")], tables=(table(),))
+        f = self.failure(g.process(user("a")))
+        self.assertEqual((f.type, f.operation), ("AttributeError", 'operation "op0", nameSelector'))
+        self.assertNotIn("kaspr_load", f.traceback)
+        for source in ("def n(v, other): return v", "def n(): return 'x'"):
+            [bad] = self.problems([send(source)], tables=[table()])
+            self.assertIn("n is called with one value, t=:", bad["message"])
+        [bad] = self.problems([{"topicSend": {"topic": "x", "keySelector": "def k(v): return v"}}], tables=[table()])
+        self.assertIn("k is called with one value, t=:", bad["message"])
 
     def test_several_tables(self):
         g, host = self.tables("def f(v, a, b):\n  a[v] = 'a'\n  b[v] = 'b'\n  return [a[v], b[v], a is context['app'].tables['a'], a == b, bool(a), repr(a)]",
