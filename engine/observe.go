@@ -412,9 +412,19 @@ type agentStatus struct {
 	Skipped      int64  `json:"skipped"`
 	Retried      int64  `json:"retried"`
 
-	Lag       int64       `json:"lag"` // of its partitions here, as far as their ends are known
+	Lag       int64       `json:"lag"`   // of its partitions here, as far as their ends are known
+	State     agentState  `json:"state"` // of its partitions here
 	LastError *agentError `json:"lastError,omitempty"`
 }
+
+// agentState is what an agent does in this process.
+type agentState string
+
+const (
+	agentIdle    agentState = "idle"    // none of its partitions is here
+	agentWaiting agentState = "waiting" // one of them waits for its position or its tables
+	agentRunning agentState = "running"
+)
 
 // Status is apphttp.App's. What exceptions say may quote records and tables, so it is not told to everybody.
 func (a observer) Status() any {
@@ -442,7 +452,9 @@ func (a observer) tell() status {
 	s.State, _ = a.state(s.Partitions)
 	s.Leader = a.isLeader()
 	s.Owners, _, _ = administration{a}.Routes("", apphttp.Page{})
-	s.Rebalancing = s.State == stateJoining
+	// From the loss of partitions until all that came are worked on: who supervises the process by the original's contract takes one that is
+	// rebalancing and not recovering for long to hang.
+	s.Rebalancing = s.State == stateJoining || s.State == stateRestoring
 	add := func(to map[string][]int32, topic string, n int32) {
 		if !slices.Contains(to[topic], n) {
 			to[topic] = append(to[topic], n)
@@ -479,11 +491,17 @@ func (a *agent) status(feeds []feedState) agentStatus {
 	n := &a.stats
 	s := agentStatus{
 		Agent: a.shown(), Records: n.Records.Load(), Outputs: n.Outputs.Load(), Failed: n.Failed.Load(), DeadLettered: n.DeadLettered.Load(),
-		Skipped: n.Skipped.Load(), Retried: n.Retried.Load(), LastError: a.app.failures.lastOf(a.shown()),
+		Skipped: n.Skipped.Load(), Retried: n.Retried.Load(), State: agentIdle, LastError: a.app.failures.lastOf(a.shown()),
 	}
 	for i := range feeds {
-		if feeds[i].Agent == s.Agent {
-			s.Lag += max(0, feeds[i].Lag)
+		if feeds[i].Agent != s.Agent {
+			continue
+		}
+		s.Lag += max(0, feeds[i].Lag)
+		if !feeds[i].Ready {
+			s.State = agentWaiting
+		} else if s.State == agentIdle {
+			s.State = agentRunning
 		}
 	}
 	return s

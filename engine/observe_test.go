@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -28,6 +29,8 @@ func TestReady(t *testing.T) {
 		x := newTablesFixture(t)
 		b.app.tables = x.tables
 		b.app.agents = []*agent{b.agent}
+		b.app.plan.Tables = []plan.Table{{Name: "users", Changelog: plan.Topic{Name: "users-log"}}, {Name: "rates", Changelog: plan.Topic{Name: "rates-log"}}}
+		synctest.Wait() // for the copies of rates, which is global
 		want := func(ready bool, parts ...string) {
 			t.Helper()
 			ok, detail := observer{b.app}.Ready()
@@ -44,11 +47,20 @@ func TestReady(t *testing.T) {
 				t.Errorf("ready %v: %s", ok, text)
 			}
 		}
+		tells := func(rebalancing, recovering bool, agent agentState) {
+			t.Helper()
+			s := observer{b.app}.tell()
+			if s.Rebalancing != rebalancing || s.Recovering != recovering || s.Agents[0].State != agent {
+				t.Errorf("%s: rebalancing %v, recovering %v, agent %s; want %v, %v, %s", s.State, s.Rebalancing, s.Recovering, s.Agents[0].State, rebalancing, recovering, agent)
+			}
+		}
 		want(false, `"state":"starting"`, `"tables":[]`)
 		b.app.seen.running.Store(true)
 		want(false, `"state":"joining"`)
+		tells(true, false, agentIdle)
 		b.app.Assigned(nil)
 		want(true, `"state":"running"`, `"ready":true`) // nothing is assigned, and nothing waits
+		tells(false, false, agentIdle)
 
 		// Its table is behind, and the broker slow.
 		x.append("users-log", 2, "a=1", "b=2", "c=3")
@@ -60,6 +72,7 @@ func TestReady(t *testing.T) {
 		b.position(f, 0)
 		time.Sleep(x.tuning.stalledAfter + time.Second)
 		want(false, `"state":"restoring"`, `1 of 1 assigned partitions`, `"table":"users","partition":2,"role":"active"`, `"left":3`, `"stalls":1`, `the broker returns no records`)
+		tells(true, true, agentWaiting) // until its records are processed again
 		value := gathered(t, b.app)
 		for series, n := range map[string]float64{
 			"kaspr_health": 2, "kaspr_total_rebalances_recovering": 1, "kaspr_table_restore_records_left": 3, "kaspr_table_restore_stalls_total": 1,
@@ -73,6 +86,7 @@ func TestReady(t *testing.T) {
 		x.ready(2, users)
 		b.begin(f, nil)
 		want(true, `"phase":"active"`, `"left":0`)
+		tells(false, false, agentRunning)
 		ends := map[string]map[int32]int64{"in": {2: 9}}
 		b.app.seen.ends.Store(&ends)
 		b.put(f, records(2, 0, 4), 4)
@@ -86,8 +100,20 @@ func TestReady(t *testing.T) {
 			}
 		}
 
+		x.Follow([]standby{{users, 1}})
+		synctest.Wait()
+		if got, want := fmt.Sprint(observer{b.app}.tell().Assignment), "{map[in:[2] users-log:[2]] map[rates-log:[0 1] users-log:[1]]}"; got != want {
+			t.Errorf("the assignment is %s, want %s", got, want)
+		}
+
 		b.app.Lost(nil)
 		want(false, `"state":"joining"`)
+		delete(b.app.feeds, p)
+		for series := range gathered(t, b.app) {
+			if strings.Contains(series, "topic_partition_") || strings.Contains(series, "topics_partition") {
+				t.Errorf("%s is still told of a partition that left", series)
+			}
+		}
 		b.app.Assigned(nil)
 		want(true)
 		b.app.until = time.Now()

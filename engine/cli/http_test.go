@@ -19,7 +19,7 @@ const counting = `
 apiVersion: kaspr.io/v1alpha1
 kind: KasprTable
 metadata: {name: totals, labels: {kaspr.io/app: demo}}
-spec: {name: totals}
+spec: {name: totals, description: sum of the numbers}
 ---
 apiVersion: kaspr.io/v1alpha1
 kind: KasprAgent
@@ -163,6 +163,7 @@ func TestHTTP(t *testing.T) {
 		Agents []struct {
 			Agent                string
 			Records, Failed, Lag int64
+			State                string
 			LastError            struct{ Operation, Type, Message string }
 		}
 		Owners map[string]map[string][]int `json:"table_metadata"`
@@ -171,9 +172,12 @@ func TestHTTP(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &status); err != nil || code != http.StatusOK {
 		t.Fatalf("/status: %d %s %v", code, text, err)
 	}
+	if !strings.Contains(text, `"leader":false,"rebalancing":false,"recovering":false`) {
+		t.Errorf("/status: %s", text)
+	}
 	if got, want := fmt.Sprintf("%+v", status), "{App:demo-app Version:1.2.3 "+
 		"Assignment:{Actives:map[demo-app-totals-changelog:[0] numbers:[0]]} "+
-		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1 Lag:0 LastError:{Operation:operation \"add\", map Type:TypeError Message:}}] "+
+		"Partitions:[{Topic:numbers Agent:sum Position:4 Committed:4 End:4 Lag:0}] Agents:[{Agent:sum Records:4 Failed:1 Lag:0 State:running LastError:{Operation:operation \"add\", map Type:TypeError Message:}}] "+
 		"Owners:map[http://"+name+":"+port+":map[demo-app-totals-changelog:[0]]]}"; got != want {
 		t.Errorf("/status:\n%s\nwant\n%s", got, want)
 	}
@@ -183,7 +187,7 @@ func TestHTTP(t *testing.T) {
 	for path, parts := range map[string][]string{
 		"overview": {
 			`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,
-			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"","global":false,"windowed":false,"keys":1}]`, `"errors":1`,
+			`{"name":"operation \"add\", map","seconds":`, `"tableList":[{"name":"totals","help":"sum of the numbers","global":false,"windowed":false,"keys":1}]`, `"errors":1`,
 		},
 		"failures":             {`"operation":"operation \"add\", map","kind":"code","type":"TypeError"`, `app.yaml:20, in add`, `"offset":2`, `"value":{"text":"\"three\"","size":7}`},
 		"table?name=totals":    {`"entries":[{"partition":0,"key":{"text":"\"all\"","size":5},"value":{"text":"7","size":1}}],"looked":1}`},

@@ -99,9 +99,10 @@ func TestOneLeader(t *testing.T) {
 	}
 	code, text := get(t, "http://127.0.0.1:"+processes[other].port+"/status")
 	var status struct {
-		Tasks []struct{ Runs, Failures int }
+		Leader bool
+		Tasks  []struct{ Runs, Failures int }
 	}
-	if err := json.Unmarshal([]byte(text), &status); err != nil || code != 200 || fmt.Sprint(status.Tasks) != "[{1 0}]" {
+	if err := json.Unmarshal([]byte(text), &status); err != nil || code != 200 || fmt.Sprint(status) != "{true [{1 0}]}" {
 		t.Errorf("/status: %d %s %v", code, text, err)
 	}
 	if code := processes[other].stop(); code != exitOK {

@@ -95,7 +95,7 @@ func TestSlowView(t *testing.T) {
 	app.until("other views beside a view that never ends", func() bool { code, text := get(t, base+"/quick"); return code == 200 && text == "3" })
 	for path, want := range map[string]string{
 		"/table/totals/?limit=10": `"entries":[{"partition":0,"key":"all","value":3}],"name":"totals"}`, "/table/?limit=1": `{"tables":[{"name":"totals"`,
-		"/table/totals/all/": "3", "/router/?limit=1": `{"routes":{"http`, "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `"name":"totals"`, "/router/totals/all/": ":" + port,
+		"/table/totals/all/": "3", "/router/?limit=1": `{"routes":{"http`, "/router/": `"demo-app-totals-changelog":[0]`, "/table/": `[{"name":"totals","help":"sum of the numbers"}]`, "/router/totals/all/": ":" + port,
 	} {
 		if code, text := get(t, "http://127.0.0.1:"+admin+path); code != 200 || !strings.Contains(text, want) || strings.Contains(text, "@") {
 			t.Errorf("%s: %d %s, want %s", path, code, text, want)
