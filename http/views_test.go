@@ -74,6 +74,15 @@ func TestViewRoutes(t *testing.T) {
 	if got := ask(t, s, "DELETE", "/b/a").header.Get("Allow"); got != "GET, HEAD, POST, PUT" {
 		t.Errorf("Allow %q", got)
 	}
+	metrics := ask(t, s, "GET", "/metrics") // answers of views count as those of the server's own endpoints do
+	for _, series := range []string{`{status_code="200"} 10`, `{status_code="404"} 4`, `{status_code="405"} 2`} {
+		if !strings.Contains(metrics.body, "kaspr_http_status_codes_total"+series+"\n") {
+			t.Errorf("no %s in\n%s", series, metrics.body)
+		}
+	}
+	if ct := metrics.header.Get("Content-Type"); !strings.HasPrefix(ct, "text/plain; version=0.0.4") {
+		t.Errorf("metrics are %q", ct)
+	}
 }
 
 // What code sees of a request must be the request, and nothing in it may look like another line of the head.

@@ -20,3 +20,20 @@ func TestKeyedPartitionIsTheProducers(t *testing.T) {
 		}
 	}
 }
+
+// Records without a key must go to all partitions in turn, or one of them gets everything: the partition changes with each batch that is produced.
+func TestKeylessRecordsAreSpread(t *testing.T) {
+	producer := ByKeyOrGiven().ForTopic("t")
+	used := map[int]bool{}
+	for range 200 {
+		at := producer.Partition(&kgo.Record{Partition: record.PartitionByKey}, 4)
+		if again := producer.Partition(&kgo.Record{Partition: record.PartitionByKey}, 4); again != at {
+			t.Fatalf("two records of one batch go to partitions %d and %d", at, again)
+		}
+		used[at] = true
+		producer.(kgo.TopicPartitionerOnNewBatch).OnNewBatch()
+	}
+	if len(used) != 4 {
+		t.Errorf("200 batches went to partitions %v of 4", used)
+	}
+}

@@ -459,6 +459,37 @@ func TestDeclaredTopics(t *testing.T) {
 	}
 }
 
+// On a broker that makes no topics, an output to one that does not exist is its record's failure, and nobody else's.
+func TestOutputToNoTopic(t *testing.T) {
+	k := newKafka(t, realkafka.Shared(t))
+	for _, topic := range []string{"lack-in", "lack-out", "lack-dead"} {
+		k.topic(topic, 1)
+	}
+	app := strings.Replace(relay("lack", "name: lack-in", "lack-out"), "name: lack-out\n",
+		"nameSelector: {python: \"def name(v): return 'lack-nowhere' if v['n'] == 2 else 'lack-out'\"}\n", 1)
+	app = strings.Replace(app, "  processors:", "  onError: {policy: dead-letter, topic: lack-dead}\n  processors:", 1)
+	a := k.engine(app, nil)
+	k.produce("lack-in", 0, 5)
+	if seen, twice := numbers(t, k.outputs(time.Minute, count(4), "lack-out")); len(seen) != 4 || seen[2] || twice > 0 {
+		t.Errorf("outputs %v, %d of them twice", seen, twice)
+	}
+	dead := k.outputs(time.Minute, count(1), "lack-dead")
+	if len(dead) != 1 || string(dead[0].Value) != `{"n":2}` {
+		t.Fatalf("dead letters %v", dead)
+	}
+	said := map[string]string{}
+	for _, h := range dead[0].Headers {
+		said[h.Key] = string(h.Value)
+	}
+	if said["kaspr-error-kind"] != "send" || !strings.Contains(said["kaspr-error-message"], "lack-nowhere") {
+		t.Errorf("the dead letter says %v", said)
+	}
+	if code := a.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	k.committed("lack-app", "lack-in")
+}
+
 // A stop takes no longer than its limit, although a record never ends; that record is not lost, and what came before it is
 // committed.
 func TestStopIsBounded(t *testing.T) {
