@@ -145,9 +145,9 @@ func (w *work) fire(at Location, f *firing) *Message {
 		w.setCron(f.Cron, c)
 		return nil
 	}
-	bound := w.s.CronReplayBack
-	if c.Skip {
-		bound = min(bound, w.s.CronGrace)
+	bound := w.s.CronGrace // what is not later than that was not missed, however little is made up for
+	if !c.Skip {
+		bound = max(bound, w.s.CronReplayBack)
 	}
 	if w.now.Sub(time.UnixMilli(c.Next)) > bound {
 		w.skip(f.Cron, c, sched, w.now.Add(-bound))

@@ -423,9 +423,9 @@ func (m *model) cron(a *ask, key string, partition int32, now int64) string {
 
 func (m *model) bound(skip bool) int64 {
 	if skip {
-		return min(m.s.CronGrace, m.s.CronReplayBack).Milliseconds()
+		return m.s.CronGrace.Milliseconds()
 	}
-	return m.s.CronReplayBack.Milliseconds()
+	return max(m.s.CronGrace, m.s.CronReplayBack).Milliseconds()
 }
 
 func firingKey(of Source, due int64) string {

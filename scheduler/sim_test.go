@@ -165,7 +165,7 @@ func newWorld(seed uint64) *world {
 	w.s.Cron = true
 	w.s.CronMinGap = 2 * time.Second
 	w.s.CronGrace = time.Duration(rng.IntN(20)) * time.Second
-	w.s.CronReplayBack = time.Duration(20+rng.IntN(100)) * time.Second
+	w.s.CronReplayBack = time.Duration(rng.IntN(120)) * time.Second
 	if rng.IntN(3) == 0 {
 		w.s.Results = "results"
 	}

@@ -173,7 +173,8 @@ func TestExamples(t *testing.T) {
 			}
 			return list
 		}
-		for policy, want := range map[string][]string{"skip": nil, "replay": fires(11, 12, 13)} {
+		all := fires(11, 12, 13)
+		for policy, want := range map[string][]string{"skip": nil, "replay": all, "": all, "Skip": all, "other": all} {
 			h := newHost(t)
 			h.at("10:20:00")
 			h.expect("add", h.ask("x", HeaderAction, "CRON_ADD", HeaderTo, "t", HeaderID, "sync", HeaderExpression, "0 * * * *", HeaderPolicy, policy), "accepted")
@@ -182,7 +183,7 @@ func TestExamples(t *testing.T) {
 			h.expect("pause", h.ask("", HeaderAction, "CRON_PAUSE", HeaderID, "sync"), "paused")
 			h.expect("paused", h.at("16:30:00"), none)
 			h.expect("resume", h.ask("", HeaderAction, "CRON_RESUME", HeaderID, "sync"), "resumed")
-			if policy == "replay" {
+			if policy != "skip" { // whatever else it says
 				want = fires(15, 16)
 			}
 			h.expect("resumed", h.at("16:30:01"), want)
@@ -357,22 +358,31 @@ func TestResults(t *testing.T) {
 
 // Every number that a dashboard of the original shows is there, once.
 func TestSeries(t *testing.T) {
-	seen := map[string]bool{}
-	c, st := Counts{Scheduled: 1}, Stats{Messages: 2}
-	for _, s := range AllSeries {
-		if seen[s.Name] || s.Help == "" || strings.HasSuffix(s.Name, "_total") != s.Counter {
-			t.Errorf("%+v", s)
-		}
-		seen[s.Name] = true
-		_ = s.Value(&c, &st)
+	c := Counts{
+		Scheduled: 1, PastDue: 2, Replaced: 3, Unchanged: 4, Cancelled: 5, Rejected: 6, Delivered: 7, Retried: 8, Expired: 9, Failed: 10,
+		CronAdded: 11, CronCancelled: 12, CronPaused: 13, CronResumed: 14, Fired: 15, FiringsMissed: 16, FiringsSkip: 17,
 	}
-	for _, name := range strings.Fields(`kms_last_location_time kms_last_location_seq kms_last_location_lag kms_timetable_size kms_messages_scheduled_total
-		kms_messages_delivered_total kms_messages_removed_total kms_messages_delivered_instant_total kms_messages_replaced_total
-		kms_messages_replace_noop_total kms_messages_canceled_total kms_cron_registered_total kms_cron_canceled_total kms_cron_paused_total
-		kms_cron_resumed_total kms_cron_fires_materialized_total kms_cron_fires_missed_total kms_cron_fires_skipped_total kms_cron_registry_size`) {
-		if !seen[name] {
-			t.Errorf("%s is missing", name)
+	st := Stats{Messages: 18, Crons: 19, Lag: 20500 * time.Millisecond, Low: Location{Due: 21500, Seq: 22}}
+	want := map[string]float64{
+		"kms_messages_scheduled_total": 1, "kms_messages_delivered_instant_total": 2, "kms_messages_replaced_total": 3, "kms_messages_replace_noop_total": 4,
+		"kms_messages_canceled_total": 5, "kms_messages_rejected_total": 6, "kms_messages_delivered_total": 7, "kms_messages_retried_total": 8,
+		"kms_messages_expired_total": 9, "kms_messages_failed_total": 10, "kms_messages_removed_total": 3 + 5 + 9 + 10,
+		"kms_cron_registered_total": 11, "kms_cron_canceled_total": 12, "kms_cron_paused_total": 13, "kms_cron_resumed_total": 14,
+		"kms_cron_fires_materialized_total": 15, "kms_cron_fires_missed_total": 16, "kms_cron_fires_skipped_total": 17,
+		"kms_timetable_size": 18, "kms_cron_registry_size": 19, "kms_last_location_lag": 20.5, "kms_last_location_time": 21.5, "kms_last_location_seq": 22,
+	}
+	for _, s := range AllSeries {
+		value, ok := want[s.Name]
+		if !ok || s.Help == "" || strings.HasSuffix(s.Name, "_total") != s.Counter || strings.HasPrefix(s.Name, "kms_last_location") != (s.Type == "D") {
+			t.Errorf("%+v, or it is there twice", s)
 		}
+		if got := s.Value(&c, &st); got != value {
+			t.Errorf("%s is %v, want %v", s.Name, got, value)
+		}
+		delete(want, s.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("missing: %v", want)
 	}
 }
 
@@ -392,9 +402,48 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// Which firings count as missed, and how far back they are made up for, is what the settings say; one that is not missed is delivered whatever
+// they say.
+func TestMissedFirings(t *testing.T) {
+	for _, c := range []struct {
+		name, policy string
+		change       func(*Settings)
+		back         string // the clock when the scheduler looks again, after 10:00:30
+		want         []string
+	}{
+		{"replay", "replay", func(*Settings) {}, "10:05:20", []string{"10:01", "10:02", "10:03", "10:04", "10:05"}},
+		{"replay, two minutes back", "replay", func(s *Settings) { s.CronReplayBack = 2 * time.Minute }, "10:05:20", []string{"10:04", "10:05"}},
+		{"replay, nothing made up", "replay", func(s *Settings) { s.CronReplayBack = 0 }, "10:05:20", []string{"10:05"}},
+		{"replay, nothing made up, late by a millisecond", "replay", func(s *Settings) { s.CronReplayBack = 0 }, "10:01:00.001", []string{"10:01"}},
+		{"skip", "skip", func(*Settings) {}, "10:05:20", []string{"10:05"}},
+		{"skip, later than the interval", "skip", func(*Settings) {}, "10:05:31", nil},
+		{"skip, an interval of three minutes", "skip", func(s *Settings) { s.CronGrace = 3 * time.Minute }, "10:05:20", []string{"10:03", "10:04", "10:05"}},
+		{"skip, nothing made up", "skip", func(s *Settings) { s.CronReplayBack = 0 }, "10:05:20", []string{"10:05"}},
+	} {
+		h := newHost(t)
+		c.change(&h.s)
+		h.at("10:00:30")
+		h.expect(c.name+": add", h.ask("x", HeaderAction, "CRON_ADD", HeaderID, "c", HeaderExpression, "* * * * *", HeaderTo, "t", HeaderPolicy, c.policy), "accepted")
+		h.expect(c.name, clocks(t, h.at(c.back)), c.want)
+	}
+}
+
+// clocks are the times that firings say they are for.
+func clocks(t *testing.T, values []string) (list []string) {
+	t.Helper()
+	for _, value := range values {
+		at, err := strconv.ParseInt(value[strings.LastIndex(value, "=")+1:], 10, 64)
+		if err != nil {
+			t.Fatal(value, err)
+		}
+		list = append(list, time.Unix(at, 0).UTC().Format("15:04"))
+	}
+	return list
+}
+
 // A firing that the broker refused must not be delivered while its cron is paused; afterwards it is made up for, or skipped, as any other.
 func TestPausedWhileRefused(t *testing.T) {
-	for policy, want := range map[string][]string{"replay": {"c 10:02", "c 10:03", "c 10:04", "c 10:05"}, "skip": {"c 10:05"}} {
+	for policy, want := range map[string][]string{"replay": {"10:02", "10:03", "10:04", "10:05"}, "skip": {"10:05"}} {
 		h := newHost(t)
 		h.at("10:00:30")
 		h.expect("add", h.ask("c", HeaderAction, "CRON_ADD", HeaderID, "c", HeaderExpression, "* * * * *", HeaderTo, "t", HeaderPolicy, policy), "accepted")
@@ -411,14 +460,6 @@ func TestPausedWhileRefused(t *testing.T) {
 		h.expect("pause", h.ask("", HeaderAction, "CRON_PAUSE", HeaderID, "c"), "paused")
 		h.expect("delivered while it is paused", h.at("10:04:30"), []string(nil))
 		h.expect("resume", h.ask("", HeaderAction, "CRON_RESUME", HeaderID, "c"), "resumed")
-		var got []string
-		for _, value := range h.at("10:05:00") {
-			at, err := strconv.ParseInt(value[strings.LastIndex(value, "=")+1:], 10, 64)
-			if err != nil {
-				t.Fatal(value, err)
-			}
-			got = append(got, value[:2]+time.Unix(at, 0).UTC().Format("15:04"))
-		}
-		h.expect("delivered after "+policy, got, want)
+		h.expect("delivered after "+policy, clocks(t, h.at("10:05:00")), want)
 	}
 }
