@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -91,7 +92,7 @@ func parse(rec *record.Record, action bool) (Request, []Problem) {
 		problems = append(problems, Problem{code, fmt.Sprintf(text, args...)})
 	}
 	control := map[string]string{}
-	for _, h := range rec.Headers {
+	for i, h := range rec.Headers {
 		switch h.Key {
 		default:
 			r.Headers = append(r.Headers, h)
@@ -99,6 +100,9 @@ func parse(rec *record.Record, action bool) (Request, []Problem) {
 		case HeaderFire, HeaderDue, HeaderSent: // of a message that was delivered and is scheduled again
 			continue
 		case HeaderAction, HeaderTo, HeaderAt, HeaderID, HeaderExpires, HeaderExpression, HeaderZone, HeaderPolicy, HeaderSource:
+		}
+		if slices.ContainsFunc(rec.Headers[i+1:], func(later record.Header) bool { return later.Key == h.Key }) {
+			continue // the last one counts, also where this one could not be read
 		}
 		if h.Value == nil || !utf8.Valid(h.Value) {
 			fail(BadHeader, "header %s is not UTF-8 text", h.Key)

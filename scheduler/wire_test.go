@@ -193,6 +193,23 @@ func TestRejected(t *testing.T) {
 	}
 }
 
+// Of a control header that is there twice the last one counts, whatever the others hold.
+func TestLastHeaderCounts(t *testing.T) {
+	s := Defaults("billing-app")
+	rec := record.Record{Headers: append([]record.Header{{Key: HeaderAt}, {Key: HeaderID, Value: []byte("\xff")}},
+		headers(HeaderAction, "POSTPONE", HeaderTo, "a b", HeaderAt, "tomorrow", HeaderTo, "t", HeaderID, "i", HeaderAction, "REPLACE", HeaderAt, later, "tenant", "a", "tenant", "b")...)}
+	st := s.Distribute([]record.Record{rec}, someDay)
+	if len(st.Outcomes) > 0 {
+		t.Fatalf("%+v: %s", st.Outcomes, st.Outputs[0].Value)
+	}
+	got := fmt.Sprintf("%q", st.Outputs[0].Headers)
+	want := `[{"tenant" "a"} {"tenant" "b"} {"x-scheduler-action" "REPLACE"} {"x-scheduler-request-id" "i"} {"x-scheduler-deliver-to" "t"} ` +
+		`{"x-scheduler-deliver-at" "1772355600"} {"x-scheduler-source" "0@0@0"}]`
+	if got != want {
+		t.Errorf("headers %s,\nwant    %s", got, want)
+	}
+}
+
 // Whoever repairs rejected requests needs their bytes back.
 func TestRejectionValue(t *testing.T) {
 	s := Defaults("a")
