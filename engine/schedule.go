@@ -41,6 +41,9 @@ type schedulePart struct {
 	era  int   // of the feed, at the last step
 
 	mu      sync.Mutex
+	since   time.Time               // guarded by mu; when work on the partition began here
+	looked  time.Time               // guarded by mu; when it was last looked through for what is due
+	sending int                     // guarded by mu; messages of steps that are not committed
 	cleaned time.Time               // guarded by mu; when ids are looked for again
 	refused []scheduler.Refusal     // guarded by mu
 	planned []scheduler.Refusal     // guarded by mu; at_least_once: in steps that are not committed
@@ -151,6 +154,13 @@ func (p *schedulePart) count(outcomes []scheduler.Outcome) {
 	p.counts.Add(outcomes)
 }
 
+// send counts messages that leave; what has left for good is taken off again.
+func (p *schedulePart) send(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sending += n
+}
+
 // rows is a partition of the table as package scheduler reads it.
 type rows struct{ state.Reader }
 
@@ -246,7 +256,9 @@ func (s *schedule) tick(p *schedulePart, table rows, now time.Time) (record.Resu
 	for i := range res.Changes {
 		res.Changes[i].Record = 0
 	}
+	p.send(len(st.Messages))
 	res.Kept = func() {
+		p.send(-len(st.Messages))
 		p.count(st.Outcomes)
 		p.settled(st, refused, all)
 	}
@@ -263,9 +275,9 @@ func (p *schedulePart) follow(w *work) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w.feed != p.feed { // its owner may have been another process in between
-		p.refused, p.planned = nil, nil
+		p.refused, p.planned, p.since = nil, nil, time.Now()
 	}
-	p.refused, p.planned = append(p.refused, p.planned...), nil
+	p.refused, p.planned, p.sending = append(p.refused, p.planned...), nil, 0
 	p.feed, p.era = w.feed, w.era
 	p.cleaned = time.Time{}
 }
@@ -274,6 +286,7 @@ func (p *schedulePart) follow(w *work) {
 func (p *schedulePart) due(now time.Time) (refused []scheduler.Refusal, clean bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.looked = now
 	refused = slices.Clone(p.refused)
 	for name, t := range p.closed {
 		if now.Before(t.until) {

@@ -22,6 +22,41 @@ var mSchedule = func() []*prometheus.Desc {
 	return list
 }()
 
+// The original's series of what works on a partition. Here that is one thing, which delivers and forgets; it is active where the partition is, and
+// series of a partition end when it leaves.
+var (
+	mDispatcher = metric("kms_dispatcher_info", "When the partition's messages began to be delivered here, in seconds since 1970, as the state ACTIVE; 0 for other states.", "partition", "state")
+	mJanitor    = metric("kms_janitor_info", "When the partition's ids began to be forgotten here, in seconds since 1970, as the state ACTIVE; 0 for other states.", "partition", "state")
+	mSending    = metric("kms_active_deliveries", "Messages that are sent and not committed yet.", "partition")
+	mLooked     = metric("kms_cron_ticker_last_tick", "When the partition was last looked through for what is due, in seconds since 1970. Only with cron entries enabled.", "partition")
+)
+
+// partStates are the states of the original's.
+var partStates = []string{"ACTIVE", "PAUSED", "REVOKED"}
+
+// seconds are those since 1970; 0 for no time.
+func seconds(at time.Time) float64 {
+	if at.IsZero() {
+		return 0
+	}
+	return float64(at.UnixMilli()) / 1000
+}
+
+func (c collection) schedulePart(x *scheduleState, cron bool) {
+	for _, state := range partStates {
+		since := 0.0
+		if state == "ACTIVE" {
+			since = seconds(x.Since)
+		}
+		c.gauge(mDispatcher, since, number(x.Partition), state)
+		c.gauge(mJanitor, since, number(x.Partition), state)
+	}
+	c.gauge(mSending, float64(x.Sending), number(x.Partition))
+	if cron {
+		c.gauge(mLooked, seconds(x.Looked), number(x.Partition))
+	}
+}
+
 func (c collection) schedule(s *schedule) {
 	if s == nil {
 		return
@@ -32,6 +67,7 @@ func (c collection) schedule(s *schedule) {
 	for i := range states {
 		here.Messages += states[i].Stats.Messages
 		here.Crons += states[i].Stats.Crons
+		c.schedulePart(&states[i], s.settings.Cron)
 	}
 	for i, d := range mSchedule {
 		switch x := &scheduler.AllSeries[i]; {

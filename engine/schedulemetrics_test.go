@@ -1,9 +1,17 @@
 package engine
 
 import (
+	"fmt"
+	"log/slog"
 	"reflect"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"kaspr.io/kaspr/engine/config"
+	"kaspr.io/kaspr/engine/plan"
 	"kaspr.io/kaspr/scheduler"
 )
 
@@ -23,19 +31,58 @@ func TestScheduleSeries(t *testing.T) {
 			t.Errorf("%s: %d, want %d", v.Type().Field(i).Name, got, want)
 		}
 	}
-	names := map[string]bool{}
-	for i := range scheduler.AllSeries {
-		names[scheduler.AllSeries[i].Name] = true
-	}
-	for _, name := range []string{
-		"kms_last_location_time", "kms_last_location_seq", "kms_last_location_lag", "kms_timetable_size", "kms_messages_scheduled_total",
-		"kms_messages_delivered_total", "kms_messages_removed_total", "kms_messages_delivered_instant_total", "kms_messages_replaced_total",
-		"kms_messages_replace_noop_total", "kms_messages_canceled_total", "kms_cron_registered_total", "kms_cron_canceled_total",
-		"kms_cron_paused_total", "kms_cron_resumed_total", "kms_cron_fires_materialized_total", "kms_cron_fires_missed_total",
-		"kms_cron_fires_skipped_total", "kms_cron_registry_size",
-	} {
-		if !names[name] {
-			t.Errorf("no %s of the original", name)
+}
+
+// How many messages are sent and not committed yet must be told, and not go on being told of those that were taken back.
+func TestScheduleSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testSchedule(t, true, nil)
+		l.kafka.slow = time.Second
+		f, _ := l.serve(t)
+		began := time.Now()
+		due := began.Add(10 * time.Second).Truncate(time.Second)
+		l.feed(f, asActions(due, "out", "out"))
+		stop := l.start()
+		want := func(when string, after time.Duration, sending int) {
+			t.Helper()
+			time.Sleep(time.Until(due.Add(after)))
+			p := l.app.schedule.part(0)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if p.sending != sending || p.since.Before(began) || p.since.After(began.Add(time.Second)) || time.Since(p.looked) > 2*lookEvery {
+				t.Errorf("%s: %d messages are sent, want %d; worked on since %s, looked at %s", when, p.sending, sending, p.since, p.looked)
+			}
 		}
+		want("waiting", -time.Second, 0)
+		l.kafka.mu.Lock()
+		l.kafka.commit = func() error { return fmt.Errorf("%w", kerr.TransactionAbortable) }
+		l.kafka.mu.Unlock()
+		want("in a transaction that will be aborted", 800*time.Millisecond, 2)
+		want("in the end", 10*time.Second, 0)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.kafka.keys("out"); len(got) != 2 || l.commits.stats.Rollbacks.Load() != 1 {
+			t.Errorf("delivered %v, %d rollbacks", got, l.commits.stats.Rollbacks.Load())
+		}
+	})
+}
+
+// Each setting must reach what it is for: one that is dropped on the way would be its default without a word.
+func TestScheduleTakesSettings(t *testing.T) {
+	a := &App{plan: &plan.Plan{App: plan.App{ID: "app"}}, log: slog.New(slog.DiscardHandler)}
+	a.cfg.ProcessingGuarantee = config.AtLeastOnce
+	a.cfg.Scheduler = config.Scheduler{
+		DispatcherLookbackDays: 2, JanitorCleanInterval: 3 * time.Second, JanitorHighwaterOffset: 4 * time.Second, CronEnabled: true,
+		CronTickInterval: 5 * time.Second, CronMinInterval: 6 * time.Second, PastDue: config.PastDueReject, DuplicateID: config.DuplicateReplace,
+		Horizon: 7 * time.Second, Interleave: true, Provenance: true, Results: true,
+	}
+	s := newSchedule(a)
+	want := scheduler.Defaults("app")
+	want.AtLeastOnce, want.Replace, want.RejectPast, want.Interleave, want.Provenance, want.Cron = true, true, true, true, true, true
+	want.Results, want.Horizon, want.Remember = "app-schedule-results", 7*time.Second, 4*time.Second
+	want.CronGrace, want.CronMinGap, want.CronReplayBack = 5*time.Second, 6*time.Second, 48*time.Hour
+	if s.settings != want || s.clean != 3*time.Second {
+		t.Errorf("%+v, every %s,\nwant %+v", s.settings, s.clean, want)
 	}
 }

@@ -14,6 +14,9 @@ type scheduleState struct {
 	Partition int32
 	Stats     scheduler.Stats
 	Counts    scheduler.Counts
+	Since     time.Time // when work on it began; zero: not yet
+	Looked    time.Time // when it was last looked through for what is due
+	Sending   int       // messages sent and not committed
 }
 
 // states reads the partitions that are here, in order: a few rows of each. What it cannot read is left out; its owner finds it, too.
@@ -33,7 +36,7 @@ func (s *schedule) states(now time.Time) []scheduleState {
 		}
 		p := s.part(number)
 		p.mu.Lock()
-		list = append(list, scheduleState{number, st, p.counts})
+		list = append(list, scheduleState{number, st, p.counts, p.since, p.looked, p.sending})
 		p.mu.Unlock()
 	}
 	return list

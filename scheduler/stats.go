@@ -117,8 +117,8 @@ type Series struct {
 	Value      func(c *Counts, st *Stats) float64
 }
 
-// AllSeries are the series of the original that mean something here, and those that are new. kms_dispatcher_info, kms_janitor_info
-// and app_info are the host's: they tell what it does with a partition.
+// AllSeries are the series of the original that tell what is in a partition and what was done there, and those that are new. Those of who works on it
+// (kms_dispatcher_info and the like) are the host's.
 var AllSeries = []Series{
 	gauge("kms_timetable_size", "Messages that wait, with the next firings of crons.", "", func(_ *Counts, st *Stats) float64 { return float64(st.Messages) }),
 	gauge("kms_last_location_time", "All that was due before this time has left, in seconds since the Unix epoch.", "D", func(_ *Counts, st *Stats) float64 { return float64(st.Low.Due) / 1000 }),

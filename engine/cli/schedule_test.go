@@ -116,6 +116,19 @@ func TestScheduleShown(t *testing.T) {
 	token = "wrong"
 	ask(1, "list")
 	ask(1, "get", "b")
+	// What dashboards of the original show.
+	_, text := get(t, "http://127.0.0.1:"+port+"/metrics")
+	for series, want := range map[string]string{
+		`app_info\{.*kms_enabled="1".*\}`: `1\.\d+e\+09`, `kms_timetable_size\{.*\}`: `7`, `kms_cron_registry_size\{.*\}`: `1`, `kms_messages_scheduled_total\{.*\}`: `7`,
+		`kms_messages_canceled_total\{.*\}`: `1`, `kms_cron_registered_total\{.*\}`: `1`, `kms_last_location_lag\{.*partition="2".*type="D".*\}`: `0`,
+		`kms_dispatcher_info\{.*partition="1",state="ACTIVE".*\}`: `1\.\d+e\+09`, `kms_dispatcher_info\{.*partition="1",state="REVOKED".*\}`: `0`,
+		`kms_janitor_info\{.*partition="0",state="ACTIVE".*\}`: `1\.\d+e\+09`, `kms_active_deliveries\{.*partition="0".*\}`: `0`,
+		`kms_cron_ticker_last_tick\{.*partition="2".*\}`: `1\.\d+e\+09`,
+	} {
+		if !regexp.MustCompile(`(?m)^kaspr_` + series + ` ` + want + `$`).MatchString(text) {
+			t.Errorf("no %s with %s in the metrics:\n%s", series, want, strings.Join(regexp.MustCompile(`(?m)^kaspr_(kms|app_info).*`).FindAllString(text, -1), "\n"))
+		}
+	}
 }
 
 // laterPartitions is in how many partitions the app of a laterKafka schedules.
