@@ -226,7 +226,8 @@ func (a administration) Value(ctx context.Context, table, key string, asJSON boo
 // Status is apphttp.Admin's: to operators all of it is told.
 func (a administration) Status() any { return a.tell() }
 
-func (a administration) Rebalance() error {
+// Rebalance is apphttp.App's and apphttp.Admin's.
+func (a observer) Rebalance() error {
 	if !a.seen.running.Load() {
 		return fmt.Errorf("%w: the app is starting", apphttp.ErrUnavailable)
 	}

@@ -158,8 +158,8 @@ func (s *AdminServer) route(ctx *fasthttp.RequestCtx) {
 		fail(ctx, fasthttp.StatusForbidden, "not for pages of other hosts")
 		return
 	}
-	if path == "/signal/rebalance" {
-		s.rebalance(ctx)
+	if path == rebalancePath {
+		rebalance(ctx, s.opts.Admin.Rebalance)
 		return
 	}
 	if path == "/schedule" || path == "/schedule/" {
@@ -219,19 +219,6 @@ func segments(path string) ([]string, bool) {
 		parts[i] = plain
 	}
 	return parts, true
-}
-
-func (s *AdminServer) rebalance(ctx *fasthttp.RequestCtx) {
-	if !ctx.IsPost() {
-		ctx.Response.Header.Set("Allow", "POST")
-		fail(ctx, fasthttp.StatusMethodNotAllowed, "only POST is answered here")
-		return
-	}
-	if err := s.opts.Admin.Rebalance(); err != nil {
-		fail(ctx, fasthttp.StatusServiceUnavailable, err.Error())
-		return
-	}
-	reply(ctx, fasthttp.StatusOK, map[string]string{"status": "ok", "message": "Rebalance requested"})
 }
 
 func (s *AdminServer) router(ctx *fasthttp.RequestCtx, names []string) {

@@ -184,6 +184,9 @@ func TestViewToken(t *testing.T) {
 	if got := ask(t, s, "DELETE", "/a"); got.code != 401 {
 		t.Errorf("DELETE: %d", got.code)
 	}
+	if got := ask(t, s, "POST", "/signal/rebalance"); got.code != 401 {
+		t.Errorf("a rebalance without the token: %d", got.code)
+	}
 	req, err := nethttp.NewRequestWithContext(t.Context(), "GET", "http://"+s.Addr()+"/a", nil)
 	if err != nil {
 		t.Fatal(err)

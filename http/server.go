@@ -25,6 +25,8 @@ type App interface {
 	Ready() (bool, any)
 	// Status is the state as a value for JSON. It has no data of records or tables: the server asks nobody who they are.
 	Status() any
+	// Rebalance has the group assign its partitions anew. It does not wait for it.
+	Rebalance() error
 }
 
 // Options are where to listen and what to serve.
@@ -69,7 +71,8 @@ type Server struct {
 	opts   Options
 	routes map[string]func(*fasthttp.RequestCtx)
 	router *router
-	views  access // what requests for data must show: to views, for their description, for the schedule
+	views  access // what requests for data must show: to views, for their description, for the schedule; and to have the group rebalance
+	signal signal
 	stats  *stats
 	closed atomic.Bool
 	ended  chan struct{}
@@ -125,6 +128,7 @@ func newServer(o Options) *Server {
 		"/status":                  s.status,
 		"/status/":                 s.status, // the original's
 		metricsPath(o.MetricsBase): s.metrics,
+		rebalancePath:              s.rebalance, // which looks at the method itself
 	}
 	if o.Peer != nil {
 		s.routes[peerPath] = s.peer // which looks at the method itself
@@ -208,12 +212,13 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) {
 	if !s.seated(ctx) {
 		return
 	}
-	answer := s.routes[string(ctx.Path())]
+	path := string(ctx.Path())
+	answer := s.routes[path]
 	switch {
 	case answer == nil && s.view(ctx):
 	case answer == nil:
 		fail(ctx, fasthttp.StatusNotFound, "not found")
-	case !ctx.IsGet() && !ctx.IsHead() && string(ctx.Path()) != peerPath:
+	case !ctx.IsGet() && !ctx.IsHead() && path != peerPath && path != rebalancePath:
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
 		fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
 	default:

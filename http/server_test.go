@@ -3,6 +3,7 @@ package http
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,7 +18,10 @@ import (
 )
 
 // fakeApp is ready when it is told so.
-type fakeApp struct{ ready atomic.Bool }
+type fakeApp struct {
+	ready      atomic.Bool
+	rebalanced atomic.Int64
+}
 
 func (a *fakeApp) Ready() (bool, any) {
 	ok := a.ready.Load()
@@ -25,6 +29,15 @@ func (a *fakeApp) Ready() (bool, any) {
 }
 
 func (a *fakeApp) Status() any { return map[string]string{"app": "shop"} }
+
+// Rebalance counts, but not before the app is ready.
+func (a *fakeApp) Rebalance() error {
+	if !a.ready.Load() {
+		return errors.New("the app is starting")
+	}
+	a.rebalanced.Add(1)
+	return nil
+}
 
 // closeAtEnd closes a server when the test is over, which must go well.
 func closeAtEnd(t *testing.T, s interface {
@@ -121,6 +134,56 @@ func TestRoutes(t *testing.T) {
 		if !strings.Contains(text, series) {
 			t.Errorf("no %s in\n%s", series, text)
 		}
+	}
+}
+
+// The original's operator has the group rebalance at this port, and knows the answer. Strangers must not be able to keep the group at it, nor a page
+// in somebody's browser.
+func TestRebalance(t *testing.T) {
+	s, app := serve(t, "")
+	for _, c := range []struct {
+		method, path, origin string
+		ready                bool
+		code                 int
+		body                 string
+		header, value        string
+		rebalanced           int64
+	}{
+		{"GET", "/signal/rebalance", "", true, 405, `{"error":"only POST is answered here"}`, "Allow", "POST", 0},
+		{"POST", "/signal/rebalance/", "", true, 404, `{"error":"not found"}`, "", "", 0},
+		{"POST", "/signal/rebalance", "http://evil.example", true, 403, `{"error":"not for pages in a browser"}`, "", "", 0},
+		{"POST", "/signal/rebalance", "", false, 503, `{"error":"the app is starting"}`, "", "", 0},
+		{"POST", "/signal/rebalance", "", true, 200, `{"message":"Rebalance requested","status":"ok"}`, "Cache-Control", "no-store", 1},
+		{"POST", "/signal/rebalance", "", true, 429, `{"error":"a rebalance was requested a moment ago"}`, "Retry-After", "10", 1},
+	} {
+		app.ready.Store(c.ready)
+		req, err := nethttp.NewRequestWithContext(t.Context(), c.method, "http://"+s.Addr()+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.origin != "" {
+			req.Header.Set("Origin", c.origin)
+		}
+		resp, err := nethttp.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || strings.TrimSpace(string(text)) != c.body || c.header != "" && resp.Header.Get(c.header) != c.value {
+			t.Errorf("%s %s: %d %s %v, %v", c.method, c.path, resp.StatusCode, text, resp.Header, err)
+		}
+		if n := app.rebalanced.Load(); n != c.rebalanced {
+			t.Errorf("%s %s: %d rebalances, want %d", c.method, c.path, n, c.rebalanced)
+		}
+	}
+	var gate signal
+	now, asked := time.Now(), 0
+	for _, later := range []time.Duration{0, 9 * time.Second, 10 * time.Second, 11 * time.Second, 21 * time.Second} {
+		_ = gate.pass(now.Add(later), func() error { asked++; return nil })
+	}
+	if asked != 3 {
+		t.Errorf("%d rebalances in 21 s", asked)
 	}
 }
 

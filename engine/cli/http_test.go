@@ -57,7 +57,17 @@ func freePort(t *testing.T) string {
 // get is the answer to a request, or 0 while nobody answers.
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	return answerTo(t, http.MethodGet, url)
+}
+
+func post(t *testing.T, url string) (int, string) {
+	t.Helper()
+	return answerTo(t, http.MethodPost, url)
+}
+
+func answerTo(t *testing.T, method, url string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +194,19 @@ func TestHTTP(t *testing.T) {
 	if code, text := get(t, "http://127.0.0.1:"+admin+"/status"); code != http.StatusOK || !strings.Contains(text, `"type":"TypeError","message":"`) {
 		t.Errorf("/status for operators: %d %s", code, text)
 	}
+	// The original's operator asks for a rebalance at this port; the group must assign anew.
+	assignments := func() string {
+		_, text := get(t, base+"/internal/metrics")
+		_, after, _ := strings.Cut(text, `kaspr_assignment_operations_total{app_name="demo-app",operation="completed",worker_name="`+name+`"} `)
+		count, _, _ := strings.Cut(after, "\n")
+		return count
+	}
+	before := assignments()
+	if code, text := post(t, base+"/signal/rebalance"); code != http.StatusOK || strings.TrimSpace(text) != `{"message":"Rebalance requested","status":"ok"}` {
+		t.Errorf("/signal/rebalance: %d %s", code, text)
+	}
+	until("another assignment", func() bool { now := assignments(); return before != "" && now != "" && now != before })
+	until("/readyz after it", func() bool { code, _ := get(t, base+"/readyz"); return code == http.StatusOK })
 	for path, parts := range map[string][]string{
 		"overview": {
 			`"parts":[{"agent":"sum","records":4,`, `"inputs":["numbers"],"outputTopics":["demo-app-sum-dead-letter","sums"],"tables":["totals"]`,

@@ -28,7 +28,7 @@ type View struct {
 }
 
 // BuiltinPaths are those the engine answers itself, on the same port. No view can have one.
-var BuiltinPaths = []string{"/", "/healthz", "/readyz", "/status", "/status/", "/openapi.json"}
+var BuiltinPaths = []string{"/", "/healthz", "/readyz", "/status", "/status/", "/openapi.json", "/signal/rebalance"}
 
 // BuiltinPrefix begins the paths of what processes of an app ask of each other.
 const BuiltinPrefix = "/_kaspr/"

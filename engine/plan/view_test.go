@@ -18,6 +18,8 @@ func TestPathsOfTheEngine(t *testing.T) {
 		{"readyz", "", true},
 		{"/status/", "", true},
 		{"/metrics", "", true},
+		{"/signal/rebalance", "", true},
+		{"/signal/rebalance", "webBasePath: /v1", false},
 		{"/_kaspr/x", "", true},
 		{"/healthz/x", "", false},
 		{"/healthz", "webBasePath: /v1", false},
