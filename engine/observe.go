@@ -450,7 +450,7 @@ func (a observer) tell() status {
 		s.Partitions, s.Tables = a.feedStates(), a.tableStates()
 	}
 	s.State, _ = a.state(s.Partitions)
-	s.Leader = a.isLeader()
+	s.Leader = a.stands()
 	s.Owners, _, _ = administration{a}.Routes("", apphttp.Page{})
 	// From the loss of partitions until all that came are worked on: who supervises the process by the original's contract takes one that is
 	// rebalancing and not recovering for long to hang.
@@ -485,6 +485,25 @@ func (a observer) tell() status {
 		s.Agents = append(s.Agents, ag.status(s.Partitions))
 	}
 	return s
+}
+
+// stands tells whether this process is the one that an operator takes for the leader: the leader of tasks and code, or where nothing wants one,
+// whoever has partition 0 of the first topic.
+func (a *App) stands() bool {
+	var first record.Partition
+	for _, ag := range a.agents {
+		for _, topic := range ag.plan.Topics {
+			if topic == a.leaderPartition().Topic {
+				return a.isLeader()
+			}
+			if first.Topic == "" || topic < first.Topic {
+				first.Topic = topic
+			}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.feeds[first]) > 0
 }
 
 func (a *agent) status(feeds []feedState) agentStatus {

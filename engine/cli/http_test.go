@@ -182,8 +182,8 @@ func TestHTTP(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &status); err != nil || code != http.StatusOK {
 		t.Fatalf("/status: %d %s %v", code, text, err)
 	}
-	if !strings.Contains(text, `"leader":false,"rebalancing":false,"recovering":false`) {
-		t.Errorf("/status: %s", text)
+	if !strings.Contains(text, `"leader":true,"rebalancing":false,"recovering":false,`) {
+		t.Errorf("/status of the only process: %s", text)
 	}
 	if got, want := fmt.Sprintf("%+v", status), "{App:demo-app Version:1.2.3 "+
 		"Assignment:{Actives:map[demo-app-totals-changelog:[0] numbers:[0]]} "+

@@ -315,6 +315,15 @@ func TestScheduleMove(t *testing.T) {
 	if most > 2*time.Second {
 		t.Errorf("a message of a partition that did not move was %s late", most)
 	}
+	leaders := 0
+	for _, p := range []*laterProcess{third, slow, stays} { // an operator takes one of them for the leader, and only one
+		if _, text := get(t, "http://127.0.0.1:"+p.port+"/status/"); strings.Contains(text, `"leader":true`) {
+			leaders++
+		}
+	}
+	if leaders != 1 {
+		t.Errorf("%d of three processes say that they lead", leaders)
+	}
 	for n := range after {
 		if restored := strings.Count(stays.errs.String(), fmt.Sprintf("msg=\"table restored\" app=later-app table=schedule partition=%d role=active", n)); restored != 1 {
 			t.Errorf("partition %d stayed, and was restored %d times", n, restored)
