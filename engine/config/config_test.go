@@ -178,6 +178,33 @@ func TestResolved(t *testing.T) {
 	}
 }
 
+// Directories that the image names must give way to those of whoever runs it, by either name: the original's operator mounts manifests and disks
+// elsewhere, and says so by K_.
+func TestImageDirectories(t *testing.T) {
+	file, err := os.ReadFile("../../Containerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := regexp.MustCompile(`\bK[A-Z]*_[A-Z_]+=[^\s\\]+`).FindAllString(string(file), -1)
+	for _, c := range []struct {
+		environ                     []string
+		definitions, tables, caches string
+	}{
+		{nil, "/etc/kaspr/definitions", "/var/lib/kaspr/tables", "/var/lib/kaspr/cache"},
+		{
+			[]string{"K_DATA_DIR=/var/lib/data", "K_TABLE_DIR=/var/lib/data/tables", "K_DEFINITIONS_DIR=/var/lib/data/definitions"},
+			"/var/lib/data/definitions", "/var/lib/data/tables", "/var/lib/kaspr/cache",
+		},
+		{[]string{"KASPR_DATA_DIR=/a", "KASPR_CACHE_DIR=/b", "KASPR_DEFINITIONS_DIR=/c"}, "/c", "/a/tables", "/b"},
+	} {
+		app := &manifest.App{Meta: manifest.Meta{Name: manifest.Value[string]{V: "shop"}}}
+		cfg, problems := Read(Sources{Environ: append(slices.Clone(image), c.environ...)}).Config(app)
+		if len(problems) > 0 || cfg.DefinitionsDir != c.definitions || cfg.TableDir != c.tables || cfg.CacheDir != c.caches {
+			t.Errorf("%v: definitions %s, tables %s, cache %s, %v", c.environ, cfg.DefinitionsDir, cfg.TableDir, cfg.CacheDir, problems)
+		}
+	}
+}
+
 // A settings file works from any working directory: its paths are beside it.
 func TestPathsAreRelativeToTheFile(t *testing.T) {
 	dir := t.TempDir()
