@@ -36,6 +36,11 @@ type app struct {
 // is made.
 func read(paths []string, layers *config.Layers, name string, adapt func(config.Config) config.Config) project {
 	set, problems := manifest.Load(paths)
+	return choose(set, problems, layers, name, adapt)
+}
+
+// choose is read for manifests that are loaded.
+func choose(set *manifest.Set, problems manifest.Errors, layers *config.Layers, name string, adapt func(config.Config) config.Config) project {
 	p := project{set: set, cfg: layers.Early(), problems: problems}
 	chosen, problems := set.ChooseApps(name)
 	if p.problems = append(p.problems, problems...); problems.Fatal() {
@@ -76,7 +81,12 @@ func (c *command) configured(file string) (project, error) {
 	}
 	layers := config.Read(config.Sources{File: file, Environ: c.streams.Environ, Dir: dir, Flags: c.flags})
 	early := layers.Early()
-	return read([]string{early.DefinitionsDir}, layers, early.App, nil), nil
+	load := manifest.Load
+	if early.AppName != "" { // it is known what to run
+		load = manifest.LoadAny
+	}
+	set, problems := load([]string{early.DefinitionsDir})
+	return choose(set, problems, layers, early.App, nil), nil
 }
 
 // one is the app of a project for a command that asks or changes something of one app. Problems are reported.
@@ -160,7 +170,7 @@ func (p project) withWork(log *slog.Logger) (apps []app, err error) {
 		if len(a.plan.Agents)+len(a.plan.Views) > 0 {
 			apps = append(apps, a)
 		} else {
-			idle = append(idle, strconv.Quote(a.name))
+			idle = append(idle, strconv.Quote(a.plan.App.Name))
 		}
 	}
 	switch names := strings.Join(idle, ", "); {

@@ -336,6 +336,26 @@ func TestScheduleMove(t *testing.T) {
 	}
 }
 
+// An app that is there for the message scheduler alone has no manifests under the original's operator, which says all of it by settings; and an app
+// begins before its components come. It must run as soon as there is something to do; without a name nobody knows what to run.
+func TestRunWithoutManifests(t *testing.T) {
+	k := newLaterKafka(t)
+	empty := t.TempDir()
+	for _, dir := range []string{filepath.Join(empty, "not-there"), empty} {
+		p := k.engine("definitionsDir="+dir, "appName=later-app", "schedulerEnabled=true", "schedulerTopicPartitions="+strconv.Itoa(laterPartitions))
+		p.ready(t)
+		k.schedule([]time.Time{time.Now().Add(time.Second).Truncate(time.Millisecond)})
+		if code := p.stop(); code != exitOK || !strings.Contains(p.errs.String(), "warning M049: the app has no components: there is no *.yaml or *.yml file in "+dir) {
+			t.Errorf("exit code %d\n%s", code, &p.errs)
+		}
+		for environ, want := range map[string]string{"K_APP_NAME=later-app": `app "later" has no component to run`, "K_SCHEDULER_ENABLED=True": "error "} {
+			if code, _, errs := kaspr(t, empty, []string{environ, "K_DEFINITIONS_DIR=" + dir}, "run"); code != exitFailed || !strings.Contains(errs, want) {
+				t.Errorf("%s: exit code %d, want %q in\n%s", environ, code, want, errs)
+			}
+		}
+	}
+}
+
 // Who pauses, resumes or ends a cron entry, over HTTP or by the command line, must see it stop and go on: while it is paused nothing fires, and
 // with skip nothing of that time is made up.
 func TestScheduleCronSteered(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 )
 
 // AppNames are the apps of the set: the KasprApps, or where there is none the apps that the components' labels name.
-// Definition files name no app; alone they make one app without a name.
+// Definition files name no app; alone they make one app without a name, and so does nothing at all where that may be (LoadAny).
 func (s *Set) AppNames() []string {
 	var names []string
 	add := func(name string) {
@@ -22,7 +22,7 @@ func (s *Set) AppNames() []string {
 	if len(s.Apps) > 0 {
 		return names
 	}
-	definitions := false
+	definitions := s.alone
 	for _, m := range s.Components() {
 		definitions = definitions || m.Definition
 		if m.App.Set() {

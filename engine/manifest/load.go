@@ -40,6 +40,21 @@ func Load(paths []string) (*Set, Errors) {
 	return set, problems.Sorted(set.Files)
 }
 
+// LoadAny is Load for an app that may have no manifests: where nothing is there to be read it has no components, which is a warning. So the original's
+// operator begins with an app, whose components come later; and an app may be there for the message scheduler alone.
+func LoadAny(paths []string) (*Set, Errors) {
+	set, problems := Load(paths)
+	none := len(problems) == 1 && problems[0].ID == NoManifests
+	for _, path := range paths {
+		_, err := os.Stat(path)
+		none = none || errors.Is(err, fs.ErrNotExist)
+	}
+	if !none || len(set.Files) > 0 {
+		return set, problems
+	}
+	return &Set{alone: true}, Errors{{ID: EmptyApp, Level: LevelWarning, Text: "the app has no components: there is no *.yaml or *.yml file in " + strings.Join(paths, ", ")}}
+}
+
 // Parse reads one file's content.
 func Parse(file string, content []byte) (*Set, Errors) {
 	set, problems := &Set{Files: []string{file}}, Errors{}

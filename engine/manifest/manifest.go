@@ -45,6 +45,7 @@ type Set struct {
 	Joins    []*Join
 
 	codes []*Code // every block, for InFile
+	alone bool    // there is nothing but an app that the settings name
 }
 
 // Components are all kinds but App, in file order.

@@ -142,7 +142,7 @@ func (b *builder) plan() *Plan {
 
 // components resolves the app's manifests.
 func (b *builder) components(p *Plan) {
-	if len(b.set.Ordered(b.app.Name.V)) == 0 && !b.cfg.Scheduler.Enabled {
+	if len(b.set.Ordered(b.app.Name.V)) == 0 && !b.cfg.Scheduler.Enabled && b.app.Name.Set() { // else manifest.LoadAny has said it
 		b.warn(b.app.Pos, manifest.EmptyApp, b.app.Label()+" has no components", "a component names its app in the label "+manifest.AppLabel)
 	}
 	for _, t := range b.set.Tables {
