@@ -118,6 +118,9 @@ func (c cursor) null() bool {
 	return c.node.Kind == yaml.ScalarNode && c.node.ShortTag() == "!!null" || c.node.Kind == 0
 }
 
+// empty tells a mapping that holds nothing, which the original's operator writes in definition files for a member that was not written.
+func (c cursor) empty() bool { return c.node.Kind == yaml.MappingNode && len(c.node.Content) == 0 }
+
 // member is one thing an object may hold.
 type member struct {
 	name     string
@@ -245,7 +248,7 @@ func (c cursor) object(members ...member) found {
 		if c.stopped {
 			return nil
 		}
-		if next.null() {
+		if next.null() || c.snake && next.empty() {
 			continue // as Kubernetes does: a null member is one that was not written
 		}
 		if there[name] {

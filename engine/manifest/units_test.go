@@ -1,9 +1,11 @@
 package manifest
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -124,6 +126,22 @@ func TestChooseApp(t *testing.T) {
 		case len(set.Apps) > 0 && !chosen.Replicas.Set():
 			t.Errorf("%s: not the KasprApp of the manifests", c.name)
 		}
+	}
+}
+
+// The original's operator writes members that nobody has written as null or as an empty mapping; both are the same here.
+func TestDefinitionMembersThatAreEmpty(t *testing.T) {
+	content, err := os.ReadFile("testdata/ok-definition.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, warnings := Parse("f.yaml", content)
+	if warnings.Fatal() || bytes.Count(content, []byte(": null")) < 15 {
+		t.Fatal(warnings)
+	}
+	got, problems := Parse("f.yaml", bytes.ReplaceAll(content, []byte(": null"), []byte(": {}  ")))
+	if !reflect.DeepEqual(problems, warnings) || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %+v, want %+v", problems, got, want)
 	}
 }
 
