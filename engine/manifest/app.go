@@ -131,7 +131,7 @@ func (c cursor) probe(dst **Probe) {
 func (c cursor) storage(dst **Storage) {
 	s := &Storage{Pos: c.at}
 	if c.object(
-		must("type", func(c cursor) { c.word(&s.Type, "ephemeral", "persistent-claim") }),
+		may("type", func(c cursor) { c.word(&s.Type, "ephemeral", "persistent-claim") }),
 		may("class", func(c cursor) { c.named(&s.Class) }),
 		may("size", func(c cursor) { c.quantity(&s.Size) }),
 		may("deleteClaim", func(c cursor) { c.boolean(&s.DeleteClaim) }),

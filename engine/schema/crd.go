@@ -12,30 +12,54 @@ import (
 	"kaspr.io/kaspr/engine/manifest"
 )
 
-// resource is how Kubernetes calls a kind.
+// resource is how Kubernetes calls a kind, and what it lists of it.
 type resource struct {
-	kind   string
-	short  []string
-	status bool
-	print  []column
+	kind  string
+	short []string
+	print []column
 }
 
-type column struct{ name, kind, path string }
+// column is a text of what is listed: numbers of the status are texts, too, such as 2/3.
+type column struct{ name, path string }
+
+// ofComponent is what is listed of every kind but the app: which app it belongs to, and whether the operator has found that.
+var ofComponent = []column{{"App", `.metadata.labels.kaspr\.io/app`}, {"Status", ".status.app.status"}}
 
 // resources are the kinds as the original's CRDs name them.
 var resources = []resource{
-	{manifest.KindApp, []string{"kapps", "kapp"}, true, []column{
-		{"Version", "string", ".status.kasprVersion"},
-		{"Ready", "string", `.status.conditions[?(@.type=="Ready")].status`},
-		{"Members", "integer", ".status.availableMembers"},
-		{"Rebalancing", "integer", ".status.rebalancingMembers"},
+	{manifest.KindApp, []string{"kapps", "kapp"}, []column{
+		{"Version", ".status.kasprVersion"},
+		{"Ready", `.status.conditions[?(@.type=="Ready")].status`},
+		{"Members", ".status.availableMembers"},
+		{"Rebalancing", ".status.rebalancingMembers"},
 	}},
-	{manifest.KindAgent, []string{"kagents", "kagent"}, false, nil},
-	{manifest.KindTable, []string{"ktables", "ktable"}, false, nil},
-	{manifest.KindWebView, []string{"kwebviews", "kwebview"}, false, nil},
-	{manifest.KindTask, []string{"ktasks", "ktask"}, false, nil},
-	{manifest.KindJoin, []string{"kjoin", "kj"}, false, nil},
+	{manifest.KindAgent, []string{"kagents", "kagent"}, ofComponent},
+	{manifest.KindTable, []string{"ktables", "ktable"}, ofComponent},
+	{manifest.KindWebView, []string{"kwebviews", "kwebview"}, ofComponent},
+	{manifest.KindTask, []string{"ktasks", "ktask"}, ofComponent},
+	{manifest.KindJoin, []string{"kjoin", "kj"}, append(slices.Clone(ofComponent),
+		column{"Left table", ".status.leftTable.status"}, column{"Right table", ".status.rightTable.status"})},
 }
+
+// What the cluster keeps to, beside the forms that the readers know. Keys are those of manifest.Node.
+var (
+	// defaults are filled in where nothing is written.
+	defaults = map[string]any{
+		manifest.KindApp + ".spec.replicas":     1,
+		manifest.KindApp + ".spec.storage.type": "persistent-claim",
+	}
+	// fixed are members that nobody can change, and why.
+	fixed = map[string]string{
+		manifest.KindApp + ".spec.storage.class":                   "the storage class of claims cannot be changed",
+		manifest.KindApp + ".spec.config.topicPartitions":          "the partitions of topics that exist cannot be changed",
+		manifest.KindApp + ".spec.config.schedulerTopicPartitions": "messages that wait are where their ids hash to",
+	}
+	// fixedSettings are those of fixed that are settings, which the readers of manifests do not know by name.
+	fixedSettings = []string{"topicPartitions", "schedulerTopicPartitions"}
+)
+
+// durations are the texts that readers take for one: seconds, or digits with units (manifest.ParseDuration, which knows a little more).
+const durations = `^([0-9]+|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h|d))+)$`
 
 func (r resource) plural() string { return strings.ToLower(r.kind) + "s" }
 
@@ -49,18 +73,18 @@ func CRD(kind string) ([]byte, error) {
 	}
 	r := resources[i]
 	names := object{{"kind", r.kind}, {"listKind", r.kind + "List"}, {"plural", r.plural()}, {"singular", strings.ToLower(r.kind)}, {"shortNames", r.short}}
-	served := object{{"name", version}, {"served", true}, {"storage", true}}
-	if r.status {
-		served = append(served, pair{"subresources", object{{"status", object{}}}})
-	}
 	var columns []object
 	for _, c := range r.print {
-		columns = append(columns, object{{"name", c.name}, {"type", c.kind}, {"jsonPath", c.path}})
+		columns = append(columns, object{{"name", c.name}, {"type", "string"}, {"jsonPath", c.path}})
 	}
-	if len(columns) > 0 {
-		served = append(served, pair{"additionalPrinterColumns", columns})
+	served := object{
+		{"name", version},
+		{"served", true},
+		{"storage", true},
+		{"subresources", object{{"status", object{}}}},
+		{"additionalPrinterColumns", columns},
+		{"schema", object{{"openAPIV3Schema", structural(manifest.Describe(kind))}}},
 	}
-	served = append(served, pair{"schema", object{{"openAPIV3Schema", structural(manifest.Describe(kind))}}})
 	return blockYAML(object{
 		{"apiVersion", "apiextensions.k8s.io/v1"},
 		{"kind", "CustomResourceDefinition"},
@@ -98,14 +122,16 @@ func structural(n *manifest.Node) *node {
 }
 
 func structuralValue(n *manifest.Node, key string) *node {
-	s := &node{Description: description(key)}
+	s := &node{Description: description(key), Default: defaults[key], Validations: unchanging(key)}
 	switch {
 	case n.Also != nil && slices.Equal(n.Types, n.Also.Types): // two lists of words
 		s.Type, s.Enum = n.Types[0], append(slices.Clone(n.Enum), n.Also.Enum...)
 	case n.Also != nil || len(n.Types) == 0:
 		s.Preserve = true
 	case len(n.Types) > 1:
-		s.IntOrText = true
+		if s.IntOrText = true; slices.Equal(n.Types, []string{"string", "integer"}) { // a duration, not a quantity
+			s.Pattern = durations
+		}
 	default:
 		s.Type, s.Enum, s.Minimum, s.Maximum = n.Types[0], n.Enum, n.Minimum, n.Maximum
 		if n.NotBlank && n.Enum == nil {
@@ -116,6 +142,13 @@ func structuralValue(n *manifest.Node, key string) *node {
 		s.Items = structuralValue(n.Items, n.Items.Key)
 	}
 	if s.Type != "object" {
+		return s
+	}
+	if key == configKey {
+		s.Preserve = true
+		for _, name := range fixedSettings {
+			s.Properties = append(s.Properties, property{name, &node{IntOrText: true, Validations: unchanging(key + "." + name)}})
+		}
 		return s
 	}
 	if n.Values != nil { // text, numbers and booleans, which no type has together
@@ -140,6 +173,15 @@ func structuralValue(n *manifest.Node, key string) *node {
 		s.AllOf = append(s.AllOf, b.rules(n, r)...)
 	}
 	return s
+}
+
+// unchanging is the rule that a value stays what it is, if it has to.
+func unchanging(key string) []validation {
+	why := fixed[key]
+	if why == "" {
+		return nil
+	}
+	return []validation{{Rule: "self == oldSelf", Message: why}}
 }
 
 // object is what a CRD has around its schema.

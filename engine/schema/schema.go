@@ -26,6 +26,7 @@ type node struct {
 	Schema      string   `json:"$schema,omitempty"`
 	Title       string   `json:"title,omitempty"`
 	Description string   `json:"description,omitempty"`
+	Default     any      `json:"default,omitempty"`
 	Deprecated  bool     `json:"deprecated,omitempty"`
 	Ref         string   `json:"$ref,omitempty"`
 	Type        any      `json:"type,omitempty"` // a word, or several
@@ -47,6 +48,14 @@ type node struct {
 	Definitions members  `json:"definitions,omitempty"`
 	Preserve    bool     `json:"x-kubernetes-preserve-unknown-fields,omitempty"`
 	IntOrText   bool     `json:"x-kubernetes-int-or-string,omitempty"`
+
+	Validations []validation `json:"x-kubernetes-validations,omitempty"`
+}
+
+// validation is a rule that Kubernetes holds a value against, and what it says when it does not fit.
+type validation struct {
+	Rule    string `json:"rule"`
+	Message string `json:"message"`
 }
 
 // members are the schemas of an object's members, by name.

@@ -88,10 +88,14 @@ func plain(t *testing.T, v any) any {
 	return doc
 }
 
-// A manifest the engine runs must not be underlined in an editor: every one in this repository that has no errors fits
-// the schema.
+// A manifest the engine runs must not be underlined in an editor, nor refused by a cluster: every one in this repository that has no errors fits
+// the schema, and the CRD of its kind.
 func TestManifestsFit(t *testing.T) {
 	everything := compile(t, "")
+	crds := map[string]*jsonschema.Schema{}
+	for _, kind := range manifest.Kinds() {
+		crds[kind] = compileCRD(t, kind)
+	}
 	var files []string
 	for _, pattern := range []string{"examples/*/*.yaml", "testdata/conformance/*/*.y*ml", "engine/manifest/testdata/ok-*.yaml", "engine/plan/testdata/*.yaml"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
@@ -119,13 +123,170 @@ func TestManifestsFit(t *testing.T) {
 				continue
 			}
 			fitting++
-			if err := everything.Validate(plain(t, written(doc))); err != nil {
+			doc = written(doc)
+			if err := everything.Validate(plain(t, doc)); err != nil {
 				t.Errorf("%s, document %d: %v", file, n, err)
+			}
+			if m, ok := doc.(map[string]any); ok {
+				if kind, _ := m["kind"].(string); crds[kind] != nil {
+					if err := crds[kind].Validate(plain(t, doc)); err != nil {
+						t.Errorf("%s, document %d does not fit its CRD: %v", file, n, err)
+					}
+				}
 			}
 		}
 	}
 	if fitting < 100 {
 		t.Errorf("only %d documents were looked at", fitting)
+	}
+}
+
+// compileCRD makes a validator of the schema in a CRD.
+func compileCRD(t *testing.T, kind string) *jsonschema.Schema {
+	t.Helper()
+	version := parseCRD(t, kind).Spec.Versions[0]
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("crd.json", plain(t, version.Schema.OpenAPIV3Schema)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("crd.json")
+	if err != nil {
+		t.Fatalf("%s: %v", kind, err)
+	}
+	return s
+}
+
+// crd is what a CRD says, but for its schema as it is written.
+type crd struct {
+	Spec struct {
+		Scope string
+		Names struct {
+			Kind, Plural, Singular string
+			ShortNames             []string `yaml:"shortNames"`
+		}
+		Versions []struct {
+			Name            string
+			Served, Storage bool
+			Subresources    map[string]any
+			Columns         []struct {
+				Name, Type string
+				JSONPath   string `yaml:"jsonPath"`
+			} `yaml:"additionalPrinterColumns"`
+			Schema struct {
+				OpenAPIV3Schema any `yaml:"openAPIV3Schema"`
+			}
+		}
+	}
+}
+
+func parseCRD(t *testing.T, kind string) (c crd) {
+	t.Helper()
+	text, err := CRD(kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(text, &c); err != nil || len(c.Spec.Versions) != 1 {
+		t.Fatal(kind, err)
+	}
+	return c
+}
+
+// Whoever used kubectl with the original's kinds goes on doing so, and sees what it showed: counts in the status are texts, such as 2/3, which a column
+// of numbers does not show.
+func TestCRDNames(t *testing.T) {
+	component := "App .metadata.labels.kaspr\\.io/app, Status .status.app.status"
+	for _, want := range []struct{ kind, plural, singular, short, columns string }{
+		{
+			"KasprApp", "kasprapps", "kasprapp", "kapps kapp",
+			`Version .status.kasprVersion, Ready .status.conditions[?(@.type=="Ready")].status, Members .status.availableMembers, Rebalancing .status.rebalancingMembers`,
+		},
+		{"KasprAgent", "kaspragents", "kaspragent", "kagents kagent", component},
+		{"KasprTable", "kasprtables", "kasprtable", "ktables ktable", component},
+		{"KasprTask", "kasprtasks", "kasprtask", "ktasks ktask", component},
+		{"KasprJoin", "kasprjoins", "kasprjoin", "kjoin kj", component + ", Left table .status.leftTable.status, Right table .status.rightTable.status"},
+		{"KasprWebView", "kasprwebviews", "kasprwebview", "kwebviews kwebview", component},
+	} {
+		c := parseCRD(t, want.kind)
+		v, names := c.Spec.Versions[0], c.Spec.Names
+		var columns []string
+		for _, column := range v.Columns {
+			if columns = append(columns, column.Name+" "+column.JSONPath); column.Type != "string" {
+				t.Errorf("%s: column %s is of type %s", want.kind, column.Name, column.Type)
+			}
+		}
+		if c.Spec.Scope != "Namespaced" || names.Kind != want.kind || names.Plural != want.plural || names.Singular != want.singular ||
+			strings.Join(names.ShortNames, " ") != want.short || strings.Join(columns, ", ") != want.columns {
+			t.Errorf("%s: %+v, columns %q", want.kind, names, columns)
+		}
+		if _, status := v.Subresources["status"]; !status || v.Name != "v1alpha1" || !v.Served || !v.Storage {
+			t.Errorf("%s: %+v", want.kind, v)
+		}
+	}
+}
+
+// What is wrong should be refused when it is applied, not found when a worker starts; and what the engine takes must be let in.
+func TestCRDsRefuse(t *testing.T) {
+	const code = `{python: "def f(v): return v"}`
+	const processors = `processors: {pipeline: [m], operations: [{name: m, map: ` + code + `}]}`
+	schemas := map[string]*jsonschema.Schema{}
+	for _, c := range []struct{ name, kind, spec, want string }{
+		{"replicas", "KasprApp", `{replicas: -1}`, "/spec/replicas"},
+		{"login", "KasprApp", `{authentication: {type: kerberos}}`, "/spec/authentication/type"},
+		{"no type of login", "KasprApp", `{authentication: {}}`, "/spec/authentication"},
+		{"probe", "KasprApp", `{livenessProbe: {periodSeconds: 0}}`, "/spec/livenessProbe/periodSeconds"},
+		{"retries", "KasprApp", `{pythonPackages: {packages: [x], installPolicy: {timeout: 59}}}`, "/spec/pythonPackages/installPolicy/timeout"},
+		{"settings", "KasprApp", `{config: {topicPartitions: 6, schedulerTopicPartitions: "6", stream_buffer_maxsize: 1, schedulerEnabled: true}, quiteUnknown: 1}`, ""},
+		{"storage", "KasprApp", `{storage: {size: 1Gi}}`, ""},
+		{"topic and channel", "KasprAgent", `{input: {topic: {name: t}, channel: {name: c}}, ` + processors + `}`, "/spec/input"},
+		{"no input", "KasprAgent", `{input: {declare: true}, ` + processors + `}`, "/spec/input"},
+		{"name and pattern", "KasprAgent", `{input: {topic: {name: t, pattern: t.*}}, ` + processors + `}`, "/spec/input/topic"},
+		{"neither name nor pattern", "KasprAgent", `{input: {topic: {partitions: 1}}, ` + processors + `}`, "/spec/input/topic"},
+		{"two names", "KasprAgent", `{input: {topic: {name: t}}, output: {topics: [{name: t, nameSelector: ` + code + `}]}, ` + processors + `}`, "/spec/output/topics/0"},
+		{"no pipeline", "KasprAgent", `{input: {topic: {name: t}}, processors: {operations: []}}`, "/spec/processors"},
+		{"codec", "KasprAgent", `{input: {topic: {name: t, keySerializer: xml}}, ` + processors + `}`, "/spec/input/topic/keySerializer"},
+		{"take without a time", "KasprAgent", `{input: {topic: {name: t}, take: {max: 5}}, ` + processors + `}`, "/spec/input/take"},
+		{"no duration", "KasprAgent", `{input: {topic: {name: t}, take: {max: 5, within: soon}}, ` + processors + `}`, "/spec/input/take/within"},
+		{"durations", "KasprAgent", `{input: {topic: {name: t}, take: {max: 5, within: 1m30s}}, ` + processors + `}`, ""},
+		{"options of topics", "KasprAgent", `{input: {topic: {name: t, config: {retention.ms: 5, cleanup.policy: compact}}}, ` + processors + `}`, ""},
+		{"seconds", "KasprTable", `{window: {tumbling: {size: 30, expires: "60"}}}`, ""},
+		{"pickled table", "KasprTable", `{keySerializer: pickle}`, "/spec/keySerializer"},
+		{"cron and interval", "KasprTask", `{schedule: {cron: "* * * * *", interval: 5s}, ` + processors + `}`, "/spec/schedule"},
+		{"no schedule", "KasprTask", `{schedule: {}, ` + processors + `}`, "/spec/schedule"},
+		{"no tables", "KasprJoin", `{extractor: ` + code + `}`, "/spec"},
+		{"type of join", "KasprJoin", `{leftTable: a, rightTable: b, type: right, extractor: ` + code + `}`, "/spec/type"},
+		{"method", "KasprWebView", `{request: {method: FETCH, path: /a}, ` + processors + `}`, "/spec/request/method"},
+		{"headers", "KasprWebView", `{request: {method: GET, path: /a}, response: {headers: {x-a: b, x-c: 5}}, ` + processors + `}`, ""},
+	} {
+		if schemas[c.kind] == nil {
+			schemas[c.kind] = compileCRD(t, c.kind)
+		}
+		var doc any
+		if err := yaml.Unmarshal([]byte("{apiVersion: kaspr.io/v1alpha1, kind: "+c.kind+", metadata: {name: n}, spec: "+c.spec+"}"), &doc); err != nil {
+			t.Fatal(c.name, err)
+		}
+		err := schemas[c.kind].Validate(plain(t, doc))
+		if (err == nil) != (c.want == "") || !strings.Contains(fmt.Sprint(err), "at '"+c.want+"'") && c.want != "" {
+			t.Errorf("%s: %v, want a complaint about %q", c.name, err, c.want)
+		}
+	}
+}
+
+// What the operator takes for granted is filled in, and what cannot be changed is kept as it is.
+func TestCRDsKeep(t *testing.T) {
+	spec := structural(manifest.Describe(manifest.KindApp)).Properties.get("spec").Properties
+	storage, config := spec.get("storage").Properties, spec.get("config")
+	if spec.get("replicas").Default != 1 || storage.get("type").Default != "persistent-claim" {
+		t.Errorf("defaults %v, %v", spec.get("replicas").Default, storage.get("type").Default)
+	}
+	for name, n := range map[string]*node{
+		"storage.class": storage.get("class"), "topicPartitions": config.Properties.get("topicPartitions"), "schedulerTopicPartitions": config.Properties.get("schedulerTopicPartitions"),
+	} {
+		if n == nil || len(n.Validations) != 1 || n.Validations[0].Rule != "self == oldSelf" || n.Validations[0].Message == "" {
+			t.Errorf("%s can be changed: %+v", name, n)
+		}
+	}
+	if !config.Preserve {
+		t.Error("settings are dropped")
 	}
 }
 
