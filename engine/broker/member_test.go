@@ -413,7 +413,7 @@ func TestStaticMemberComesBackElsewhere(t *testing.T) { staticMemberComesBack(t,
 func staticMemberComesBack(t *testing.T, addrs []string) {
 	for _, who := range []string{"a", "b"} {
 		t.Run(fmt.Sprint("member ", who), func(t *testing.T) {
-			g := newTestGroup(t, addrs, "left")
+			g := newTestGroup(t, addrs, "left", "right")
 			ms := map[string]*testMember{"a": g.join("a", "static-a", "left")}
 			g.until("a has all", func() bool { return g.settled([]string{"a"}, "left") })
 			ms["b"] = g.join("b", "static-b", "left")
@@ -424,6 +424,15 @@ func staticMemberComesBack(t *testing.T, addrs []string) {
 			g.mu.Unlock()
 			ms[who] = g.join(who, "static-"+who, "left")
 			g.until("both know where it is", func() bool { return g.settled([]string{"a", "b"}, "left") })
+			// A rolling update that adds a topic: no one but those that come back has the group assign anew.
+			for _, name := range []string{"a", "b"} {
+				ms[name].leave()
+				g.mu.Lock()
+				g.address[name] += "-again"
+				g.mu.Unlock()
+				ms[name] = g.join(name, "static-"+name, "left", "right")
+			}
+			g.until("both share the new topic, too", func() bool { return g.settled([]string{"a", "b"}, "left", "right") })
 			ms["a"].leave()
 			ms["b"].leave()
 		})
