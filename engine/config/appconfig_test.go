@@ -24,6 +24,28 @@ var appConfig = map[string]string{
 	"webBasePath": "/api", "webPort": "7070", "webMetricsBasePath": "/internal",
 }
 
+// What tls and authentication of a KasprApp stand for; another protocol does not get through to the brokers (settings.md 6.1).
+func TestAppSecurity(t *testing.T) {
+	for _, c := range []struct{ authentication, protocol, encrypted, mechanism string }{
+		{"{type: plain}", "PLAINTEXT", "SSL", ""},
+		{"{type: plain, username: u}", "SASL_PLAINTEXT", "SASL_SSL", Plain},
+		{"{type: scram-sha-256, username: u}", "SASL_PLAINTEXT", "SASL_SSL", ScramSHA256},
+		{"{type: scram-sha-512, username: u}", "SASL_PLAINTEXT", "SASL_SSL", ScramSHA512},
+	} {
+		for tls, protocol := range map[string]string{"": c.protocol, ", tls: {}": c.encrypted} {
+			set, problems := manifest.Parse("app.yaml", []byte("apiVersion: kaspr.io/v1alpha1\nkind: KasprApp\nmetadata: {name: a}\nspec: {authentication: "+c.authentication+tls+"}\n"))
+			if problems.Fatal() {
+				t.Fatal(problems)
+			}
+			cfg, problems := Read(Sources{Environ: []string{"K_KAFKA_AUTH_PASSWORD=p"}}).Config(set.Apps[0])
+			k := cfg.Kafka
+			if problems.Fatal() || k.SecurityProtocol != protocol || k.UsesSASL() != (c.mechanism != "") || k.UsesSASL() && (k.SASL.Mechanism != c.mechanism || k.SASL.Username != "u") {
+				t.Errorf("%s%s: %s, %+v, %v", c.authentication, tls, k.SecurityProtocol, k.SASL, problems)
+			}
+		}
+	}
+}
+
 // A setting of a KasprApp that is accepted and forgotten is worse than one that is refused.
 func TestAppConfig(t *testing.T) {
 	if len(appConfig) != 29 {

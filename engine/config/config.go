@@ -136,7 +136,7 @@ type OAuth struct {
 // TLS is whom to trust and who to be. Without a CA the system's are trusted.
 type TLS struct {
 	CAFile     string
-	CAPath     string // every *.pem, *.crt and *.cer in it
+	CAPath     string // every *.pem and *.crt in it
 	CAData     string // PEM text
 	CertFile   string
 	KeyFile    string
