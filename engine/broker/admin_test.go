@@ -62,3 +62,16 @@ func TestDeleteRecords(t *testing.T) {
 		t.Errorf("bounds %v, %v, want %v", bounds, err, want)
 	}
 }
+
+// More replicas than there are brokers is the usual mistake on a small cluster: the error says which settings are meant, and makes no topic.
+func TestEnsureWithTooManyReplicas(t *testing.T) {
+	c := newCluster(t, 1)
+	admin := c.admin()
+	_, err := admin.Ensure(c.ctx, Topic{Name: "three", Partitions: 1, Replicas: 3})
+	if !errors.Is(err, kerr.InvalidReplicationFactor) || !strings.Contains(err.Error(), "topic three with 3 replicas") || !strings.Contains(err.Error(), "topicReplicationFactor") {
+		t.Errorf("the error is %v", err)
+	}
+	if topics, err := admin.Topics(c.ctx); err != nil || topics["three"] != 0 {
+		t.Errorf("topics %v, %v", topics, err)
+	}
+}

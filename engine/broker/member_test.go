@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -160,6 +161,44 @@ func TestExpel(t *testing.T) {
 		t.Errorf("of a group that is not there: %v, %v", none, err)
 	}
 	g.until("the others have its partitions", func() bool { return g.settled([]string{"other", "fixed"}, "orders") })
+}
+
+// A new group begins with the earliest record; what another's transaction took back is no input, and does not hold up what follows.
+func TestMemberReadsCommitted(t *testing.T) {
+	c := newCluster(t, 1)
+	other := c.client(kgo.TransactionalID("other"))
+	for i, end := range []kgo.TransactionEndTry{kgo.TryCommit, kgo.TryAbort, kgo.TryCommit, kgo.TryAbort, kgo.TryCommit} {
+		if err := other.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.ProduceSync(c.ctx, &kgo.Record{Topic: "log", Value: fmt.Append(nil, i)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.EndTransaction(c.ctx, end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.opts.Group = "app"
+	member, err := Join(c.opts, []string{"log"}, &idle{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer member.Close(t.Context())
+	member.Start()
+	read := ""
+	for !strings.HasSuffix(read, "4") && c.ctx.Err() == nil {
+		err := member.Poll(c.ctx, 100, func(f Fetched) {
+			for _, r := range f.Records {
+				read += string(r.Value)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if read != "024" {
+		t.Errorf("read %q; 0, 2 and 4 were committed", read)
+	}
 }
 
 // An app that is told to stop while it starts must end, although it was given partitions that nobody was ready for.

@@ -37,3 +37,26 @@ func TestKeylessRecordsAreSpread(t *testing.T) {
 		t.Errorf("200 batches went to partitions %v of 4", used)
 	}
 }
+
+// A partition that is given is taken as it is, also one that the topic does not have: the client then fails the message, instead of
+// sending it elsewhere. Only a message without a key may go elsewhere while a partition is away.
+func TestGivenPartitionIsTaken(t *testing.T) {
+	producer := ByKeyOrGiven().ForTopic("t")
+	for _, given := range []int32{0, 3, 9} {
+		if at := producer.Partition(&kgo.Record{Key: []byte("k"), Partition: given}, 4); at != int(given) {
+			t.Errorf("partition %d became %d", given, at)
+		}
+	}
+	for _, c := range []struct {
+		message kgo.Record
+		fixed   bool
+	}{
+		{kgo.Record{Partition: record.PartitionByKey}, false},
+		{kgo.Record{Partition: record.PartitionByKey, Key: []byte{}}, true},
+		{kgo.Record{Partition: 1}, true},
+	} {
+		if got := producer.RequiresConsistency(&c.message); got != c.fixed {
+			t.Errorf("key %q, partition %d: fixed is %v", c.message.Key, c.message.Partition, got)
+		}
+	}
+}

@@ -58,6 +58,26 @@ func TestTokenEndpoint(t *testing.T) {
 	want(&tokenSource{OAuth: OAuth{Token: "fixed", TokenFile: file}}, "fixed", "")
 }
 
+// A password that is rotated in its file counts at the next login, without a restart.
+func TestPasswordFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	plain, err := Mechanism("plain", Login{User: "u", PasswordFile: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := plain.Authenticate(t.Context(), "broker:9092"); err == nil {
+		t.Error("logs in without the file")
+	}
+	for _, password := range []string{"one", "two"} {
+		if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, said, err := plain.Authenticate(t.Context(), "broker:9092"); err != nil || string(said) != "\x00u\x00"+password {
+			t.Errorf("said %q, %v", said, err)
+		}
+	}
+}
+
 // Trust must come from exactly where the settings say, and settings that trust nothing must not pass.
 func TestTLSConfig(t *testing.T) {
 	certificate, key := keyPair(t)
