@@ -313,7 +313,7 @@ var settings = []setting{
 		0, forever, func(c *Config) *time.Duration { return &c.Store.CleanupDelay }),
 }
 
-var serializers = []string{"raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
+var serializers = []string{"raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
 
 // refused are names that mean something elsewhere and are not offered here, with what to do instead.
 var refused = map[string]string{

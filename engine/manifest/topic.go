@@ -7,7 +7,7 @@ import (
 )
 
 // Serializers of agents' topics. The last three have their schemas in a registry.
-var serializers = []string{"raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
+var serializers = []string{"raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
 
 // Schema says what is written with a serializer that has schemas.
 type Schema struct {

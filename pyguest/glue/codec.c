@@ -1,17 +1,17 @@
-/* Codecs: raw, json, pickle and binary (base64), and that of channels; those with a schema are in form.c. Null decodes to None with every
+/* Codecs: raw, str, json, pickle and binary (base64), and that of channels; those with a schema are in form.c. Null decodes to None with every
  * one of them. */
 #include "kaspr.h"
 
 #include "kjson.h"
 
-static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary", "channel", "avro", "protobuf", "jsonschema"};
+static const char *const codec_names[CODEC_COUNT] = {"raw", "json", "pickle", "binary", "channel", "str", "avro", "protobuf", "jsonschema"};
 
 int kaspr_codec_of(PyObject *name)
 {
     for (int i = 0; i < CODEC_COUNT; i++)
         if (PyUnicode_Check(name) && PyUnicode_EqualToUTF8(name, codec_names[i]))
             return i;
-    PyErr_Format(PyExc_ValueError, "there is no serializer %R; there are raw, json, pickle, binary, avro, protobuf and jsonschema", name);
+    PyErr_Format(PyExc_ValueError, "there is no serializer %R; there are raw, str, json, pickle, binary, avro, protobuf and jsonschema", name);
     return -1;
 }
 
@@ -32,6 +32,8 @@ PyObject *kaspr_decode(int codec, const char *bytes, Py_ssize_t len)
     switch (codec) {
     case CODEC_RAW:
         return PyBytes_FromStringAndSize(bytes, len);
+    case CODEC_STR:
+        return PyUnicode_DecodeUTF8(bytes, len, NULL);
     case CODEC_JSON:
         return kjson_decode(bytes, len);
     case CODEC_BINARY:
@@ -96,7 +98,7 @@ static int bytes_of(PyObject *v, int codec, int is_key, const char **bytes, Py_s
 int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len)
 {
     size_t start = out->len;
-    if (v == Py_None && (is_key || codec == CODEC_RAW)) {
+    if (v == Py_None && (is_key || codec == CODEC_RAW || codec == CODEC_STR)) {
         *len = -1;
         return 0;
     }
@@ -104,6 +106,15 @@ int kaspr_encode(int codec, PyObject *v, int is_key, kbuf *out, int32_t *len)
     Py_ssize_t n;
     switch (codec) {
     case CODEC_RAW:
+        if (bytes_of(v, codec, is_key, &bytes, &n) < 0 || kbuf_append(out, bytes, (size_t)n) < 0)
+            return -1;
+        break;
+    case CODEC_STR:
+        if (!PyUnicode_Check(v)) {
+            PyErr_Format(PyExc_TypeError, "the serializer str takes str, not %s: return one, or use another %sSerializer",
+                         Py_TYPE(v)->tp_name, is_key ? "key" : "value");
+            return -1;
+        }
         if (bytes_of(v, codec, is_key, &bytes, &n) < 0 || kbuf_append(out, bytes, (size_t)n) < 0)
             return -1;
         break;

@@ -55,7 +55,7 @@ extern kbuf kaspr_result;
 /* ---- the program (program.c) ------------------------------------------------------------------------------------- */
 
 /* From CODEC_AVRO on the bytes are described by a schema: the engine reads and writes them, form.c its forms. */
-enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_AVRO, CODEC_PROTOBUF, CODEC_JSONSCHEMA, CODEC_COUNT };
+enum { CODEC_RAW, CODEC_JSON, CODEC_PICKLE, CODEC_BINARY, CODEC_CHANNEL, CODEC_STR, CODEC_AVRO, CODEC_PROTOBUF, CODEC_JSONSCHEMA, CODEC_COUNT };
 enum { OP_MAP, OP_FILTER, OP_SEND };
 enum { TABLES_MAX = 16, PARAMS_MAX = 32 };
 

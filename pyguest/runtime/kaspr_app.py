@@ -14,7 +14,7 @@ import _kaspr
 import kaspr_tables
 
 _produce = _kaspr.produce
-_codecs = {name: _kaspr.codec(name) for name in ("raw", "json", "pickle", "binary", "avro", "protobuf", "jsonschema")}
+_codecs = {name: _kaspr.codec(name) for name in ("raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema")}
 _RAW = _codecs["raw"]
 _existing = object()
 

@@ -236,7 +236,7 @@ class Entrypoints(Case):
         got = self.problems([{"map": "def f(v): pass", "filter": "def f(v): pass"}], outputs=[{"topic": ""}, {"keySerializer": "xml"}])
         self.assertEqual([p["message"] for p in got], [
             "an operation has exactly one of map, filter and topicSend", "an output has exactly one of topic and nameSelector",
-            'keySerializer "xml" is not one of raw, json, pickle, binary, avro, protobuf, jsonschema'])
+            'keySerializer "xml" is not one of raw, str, json, pickle, binary, avro, protobuf, jsonschema'])
         got = self.problems([("map", {"python": "def f(): pass", "line": 5}), ("map", {"python": "f = 3", "entrypoint": "f", "line": 6})])
         self.assertEqual([p["message"] for p in got], ["f is called with one value: too many positional arguments",
                                                        'entrypoint "f" is int, which cannot be called; it defines no function'])
@@ -257,7 +257,7 @@ class Codecs(Case):
 
     def test_decode(self):
         pickled = base64.b64encode(pickle.dumps({"a": {1, 2}}))
-        for codec, data, want in (("raw", b"\xff", "b'\\xff'"), ("json", b'{"a": 1}', "{'a': 1}"), ("binary", b"cw==", "b's'"),
+        for codec, data, want in (("raw", b"\xff", "b'\\xff'"), ("str", b"\xc3\xa9", "'é'"), ("json", b'{"a": 1}', "{'a': 1}"), ("binary", b"cw==", "b's'"),
                                   ("pickle", pickled, "{'a': {1, 2}}")):
             g = self.guest([("map", "def f(v):\n  e = context['event']\n  return [repr(v), repr(e.key)]")], key=codec, value=codec)
             r = self.values(g.process([Record(data, key=data), Record(None), Record(b"", b"") if codec == "raw" else Record(data, key=None)]))
@@ -273,13 +273,18 @@ class Codecs(Case):
             self.assertEqual([o.unit for o in r.outputs], [2])
         g = self.guest([("map", "def f(v): return 1")])
         self.assertEqual(self.failure(g.process([Record(b'{"a":')])).type, "JSONDecodeError")
+        g = self.guest([("map", "def f(v): return 1")], key="str", value="str")
+        r = g.process([Record(b"x", key=b"\xff"), Record(b"\xff", key=b"k"), Record(b"x", key=b"k")])
+        self.assertEqual([(f.unit, f.kind, f.type) for f in r.failures], [(0, "decode-key", "UnicodeDecodeError"), (1, "decode-value", "UnicodeDecodeError")])
+        self.assertEqual([o.unit for o in r.outputs], [2])
 
     def test_encode_values(self):
         cases = {
             "raw": {"'s'": b"s", "b'x'": b"x", "None": None, "5": "the serializer raw takes str or bytes, not int"},
+            "str": {"'é'": b"\xc3\xa9", "''": b"", "None": None, "b'x'": "the serializer str takes str, not bytes", "5": "takes str, not int"},
             "json": {"'s'": b'"s"', "{'a': 'é'}": b'{"a": "\\u00e9"}', "None": b"null", "b'x'": "bytes cannot be encoded as json"},
             "binary": {"'s'": b"cw==", "b'xy'": b"eHk=", "b'xyz'": b"eHl6", "b''": b"", "None": "None cannot be encoded as binary", "[1]": "not list"},
-            "pickle": {"5": base64.b64encode(pickle.dumps(5, 4)), "None": base64.b64encode(pickle.dumps(None, 4))},
+            "pickle": {"5": base64.b64encode(pickle.dumps(5, 4)), "None": base64.b64encode(pickle.dumps(None, 4)), "b'x'": base64.b64encode(pickle.dumps(b"x", 4))},
         }
         for codec, table in cases.items():
             g = self.guest([("map", "def f(v): return eval(v)")], outputs=[{"valueSerializer": codec}])
@@ -294,7 +299,8 @@ class Codecs(Case):
 
     def test_encode_keys(self):
         for codec, source, want in (("raw", "'k'", b"k"), ("json", "'k'", b'"k"'), ("json", "{'a': 1}", b'{"a": 1}'), ("json", "None", None),
-                                    ("raw", "None", None), ("binary", "None", None), ("pickle", "None", None), ("binary", "'s'", b"cw==")):
+                                    ("raw", "None", None), ("binary", "None", None), ("pickle", "None", None), ("binary", "'s'", b"cw=="),
+                                    ("str", "'k'", b"k"), ("str", "None", None)):
             g = self.guest([], jsonExact=False, outputs=[{"keySerializer": codec, "keySelector": f"def k(v): return {source}"}])
             self.assertEqual(g.process(js({"x": 1})).outputs[0].key, want)
         g = self.guest([], outputs=[{"keySelector": "def k(v): return b'k'"}])

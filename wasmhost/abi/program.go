@@ -67,7 +67,7 @@ type Code struct {
 
 // Input says how records are decoded.
 type Input struct {
-	KeySerializer   string `json:"keySerializer"` // raw, json, pickle, binary, avro, protobuf, jsonschema
+	KeySerializer   string `json:"keySerializer"` // raw, str, json, pickle, binary, avro, protobuf, jsonschema
 	ValueSerializer string `json:"valueSerializer"`
 }
 
