@@ -11,6 +11,7 @@ type Output struct {
 	KeySchema         *Schema
 	ValueSchema       *Schema
 	KeySelector       *Code
+	CarryKey          Value[bool] // the key is the record's, instead of KeySelector: an extension of ours
 	ValueSelector     *Code
 	PartitionSelector *Code
 	HeadersSelector   *Code
@@ -56,6 +57,7 @@ func (c cursor) output(where place) *Output {
 		may("keySchema", func(c cursor) { c.schema(&o.KeySchema) }),
 		may("valueSchema", func(c cursor) { c.schema(&o.ValueSchema) }),
 		selector("keySelector", &o.KeySelector),
+		may("carryKey", func(c cursor) { c.boolean(&o.CarryKey) }),
 		selector("valueSelector", &o.ValueSelector),
 		selector("partitionSelector", &o.PartitionSelector),
 		selector("headersSelector", &o.HeadersSelector),
@@ -75,6 +77,7 @@ func (c cursor) output(where place) *Output {
 		return nil
 	}
 	c.exactlyOne(there, "name", "nameSelector")
+	c.atMostOne(there, "keySelector", "carryKey")
 	if !o.Declare.V {
 		o.useless(c, "without declare: true")
 	}

@@ -107,10 +107,15 @@ func (b *builder) operation(a *Agent, m *manifest.Operation) abi.Operation {
 }
 
 func (b *builder) output(a *Agent, m *manifest.Output, where string) abi.Output {
+	keys := b.cfg.KeySerializer
+	if m.CarryKey.V {
+		keys = b.carriedKey(a, m.CarryKey.Pos, where)
+	}
 	o := abi.Output{
 		Topic:             m.Name.V,
 		NameSelector:      code(m.NameSelector, where+", nameSelector"),
-		KeySerializer:     m.KeySerializer.Or(b.cfg.KeySerializer),
+		CarryKey:          m.CarryKey.V,
+		KeySerializer:     m.KeySerializer.Or(keys),
 		ValueSerializer:   m.ValueSerializer.Or(b.cfg.ValueSerializer),
 		Ack:               m.Ack.V,
 		KeySelector:       code(m.KeySelector, where+", keySelector"),
@@ -131,6 +136,20 @@ func (b *builder) output(a *Agent, m *manifest.Output, where string) abi.Output 
 		o.Declare = b.declare(m.Name.V, &m.TopicOptions, a.Label+", "+where, m.Declare.Pos)
 	}
 	return o
+}
+
+// carriedKey finds where there is no key that an output could carry on, and says how one is written unless the output does: as it was read.
+func (b *builder) carriedKey(a *Agent, at manifest.Pos, where string) string {
+	switch {
+	case a.Program.Kind != manifest.KindAgent:
+		b.fail(at, manifest.Contradiction, a.Label+", "+where+": there is no record whose key carryKey could keep", "give the key by keySelector")
+	case a.Take != nil:
+		b.fail(at, manifest.Contradiction, a.Label+", "+where+": take hands on lists, and carryKey keeps the key of one record", "give the key by keySelector")
+	}
+	if in := a.Program.Input.KeySerializer; in != "" && in != abi.Channel {
+		return in
+	}
+	return b.cfg.KeySerializer
 }
 
 // code is a block as the guest takes it; nil stays nil.

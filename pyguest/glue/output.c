@@ -303,10 +303,11 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
     if (o->key.func != NULL) {
         if ((key = select_value(&o->key, value, op)) == NULL)
             goto done;
-    } else if (o->carry) {
+    } else if (o->carry != CARRY_NOTHING) {
         if ((key = kaspr_unit_key()) == NULL)
             goto done;
-        m.partition = (int32_t)get32(kaspr_unit.batch + KASPR_BATCH_HEADER_SIZE + 4); /* one for all records of a batch */
+        if (o->carry == CARRY_ALL)
+            m.partition = (int32_t)get32(kaspr_unit.batch + KASPR_BATCH_HEADER_SIZE + 4); /* one for all records of a batch */
     }
     if (o->value.func != NULL) {
         payload = select_value(&o->value, value, op);
@@ -328,9 +329,9 @@ int kaspr_emit(output_t *o, PyObject *value, const op_t *op, PyObject **answer)
     }
     if (o->headers.func != NULL)
         headers = select_value(&o->headers, value, op);
-    else if (o->carry)
+    else if (o->carry == CARRY_ALL)
         headers = kaspr_unit_headers();
-    if (headers == NULL && (o->headers.func != NULL || o->carry))
+    if (headers == NULL && (o->headers.func != NULL || o->carry == CARRY_ALL))
         goto done;
 
     if (o->declare != NULL) {

@@ -66,6 +66,9 @@ typedef struct {
     int python; /* func is a function written in Python */
 } code_t;
 
+/* What is the record's own where no selector says it: nothing, key and partition and headers, the key alone. */
+enum { CARRY_NOTHING, CARRY_ALL, CARRY_KEY };
+
 typedef struct {
     int32_t index;   /* in Program.Outputs, -1 for a topicSend */
     PyObject *topic; /* str; NULL with a nameSelector */
@@ -73,7 +76,7 @@ typedef struct {
     int key_schema, value_schema; /* abi.Output */
     int ack;
     int no_value;
-    int carry; /* what no selector says is the record's own: key and partition, headers */
+    int carry; /* CARRY_* */
     code_t name, key, value, partition, headers, predicate;
     PyObject *where_topic, *where_key, *where_value; /* what failures of the addressing and encoding are called */
     PyObject *declare;  /* str: JSON members of OpEnsureTopic without the name, NULL: not declared */

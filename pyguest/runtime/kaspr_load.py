@@ -519,7 +519,7 @@ class _Program:
                 index, o.get("topic") or None, _program_codecs[o.get("keySerializer") or "raw"], _program_codecs[o.get("valueSerializer") or "json"],
                 int(bool(o.get("ack"))), codes["nameSelector"], codes["keySelector"], codes["valueSelector"],
                 codes["partitionSelector"], codes["headersSelector"], codes["predicate"], label, f"{label}, key", f"{label}, value",
-                None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1], int(bool(o.get("carry"))),
+                None if declare is None else _dumps({k: v for k, v in declare.items() if v})[1:-1], 1 if o.get("carry") else 2 if o.get("carryKey") else 0,  # CARRY_*
                 int(bool(o.get("noValue"))),
                 o.get("keySchema") or 0, o.get("valueSchema") or 0,
             )

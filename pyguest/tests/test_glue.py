@@ -327,6 +327,15 @@ class Outputs(Case):
         self.assertEqual((o.index, o.topic, o.key, o.value, o.partition, o.headers),
                          (-1, "to-T", b"1", b"[1]", 3, [("s", "é".encode()), ("b", b"\xff"), ("n", None)]))
 
+    def test_carried_keys(self):
+        for key, read, write, want in ((b"\xff", "raw", "raw", b"\xff"), (b'{"a":1}', "json", "json", b'{"a": 1}'), (b'"k"', "json", "raw", b"k"), (None, "json", "json", None)):
+            g = self.guest([("map", "def f(v):\n  yield v\n  yield v")], key=read, outputs=[{"keySerializer": write, "carryKey": True}, {"keySerializer": write}])
+            r = g.process([Record(b"1", key=key, headers=[("h", b"1")])])
+            self.assertEqual([(o.key, o.partition, o.headers) for o in r.outputs], [(want, -1, []), (None, -1, [])] * 2)
+        g = self.guest([], key="raw", outputs=[{"keySerializer": "json", "carryKey": True}])
+        f = self.failure(g.process([Record(b"1", key=b"k")]))
+        self.assertEqual((f.kind, f.operation), ("encode", 'output "out", key'))
+
     def test_header_forms(self):
         for source, want in (("None", []), ("{}", []), ("[('a', b'1'), ('a', '2')]", [("a", b"1"), ("a", b"2")]), ("(('a', bytearray(b'1')),)", [("a", b"1")]),
                              ("__import__('types').MappingProxyType({'a': b'1'})", [("a", b"1")]), ("iter([['a', b'1']])", [("a", b"1")])):

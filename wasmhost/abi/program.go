@@ -124,10 +124,11 @@ type Output struct {
 	PartitionSelector *Code        `json:"partitionSelector,omitempty"`
 	HeadersSelector   *Code        `json:"headersSelector,omitempty"`
 	Predicate         *Code        `json:"predicate,omitempty"`
-	Declare           *Declaration `json:"declare,omitempty"` // create the topic before the first send
-	Carry             bool         `json:"carry,omitempty"`   // what no selector says is the record's own: key and partition, headers
-	NoValue           bool         `json:"noValue,omitempty"` // the message has a key only
-	Label             string       `json:"label,omitempty"`   // what failures call it; empty: output and the topic's name
+	Declare           *Declaration `json:"declare,omitempty"`  // create the topic before the first send
+	Carry             bool         `json:"carry,omitempty"`    // what no selector says is the record's own: key and partition, headers
+	CarryKey          bool         `json:"carryKey,omitempty"` // the key is the record's own; without KeySelector and Carry
+	NoValue           bool         `json:"noValue,omitempty"`  // the message has a key only
+	Label             string       `json:"label,omitempty"`    // what failures call it; empty: output and the topic's name
 	Schedule          *Scheduled   `json:"schedule,omitempty"`
 }
 
