@@ -20,12 +20,17 @@ type running struct {
 
 // start runs a command of the version 1.2.3 beside the test.
 func start(t *testing.T, in io.Reader, args ...string) *running {
+	return startIn(t, nil, in, args...)
+}
+
+// startIn is start with an environment.
+func startIn(t *testing.T, environ []string, in io.Reader, args ...string) *running {
 	r := &running{t: t, ended: make(chan struct{})}
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(context.Background())
 	go func() {
 		defer close(r.ended)
-		r.code = Main(ctx, "1.2.3", args, Streams{In: in, Out: &r.out, Err: &r.errs})
+		r.code = Main(ctx, "1.2.3", args, Streams{In: in, Out: &r.out, Err: &r.errs, Environ: environ})
 	}()
 	t.Cleanup(func() { r.stop() })
 	return r
