@@ -121,7 +121,7 @@ type Series struct {
 // (kms_dispatcher_info and the like) are the host's.
 var AllSeries = []Series{
 	gauge("kms_timetable_size", "Messages that wait, with the next firings of crons.", "", func(_ *Counts, st *Stats) float64 { return float64(st.Messages) }),
-	gauge("kms_last_location_time", "All that was due before this time has left, in seconds since the Unix epoch.", "D", func(_ *Counts, st *Stats) float64 { return float64(st.Low.Due) / 1000 }),
+	gauge("kms_last_location_time", "All that was due before this time has left, in seconds since the Unix epoch; 0 before there was anything.", "D", func(_ *Counts, st *Stats) float64 { return float64(max(0, st.Low.Due)) / 1000 }),
 	gauge("kms_last_location_seq", "Sequence number at that time.", "D", func(_ *Counts, st *Stats) float64 { return float64(st.Low.Seq) }),
 	gauge("kms_last_location_lag", "How long the oldest message is overdue, in seconds.", "D", func(_ *Counts, st *Stats) float64 { return st.Lag.Seconds() }),
 	counter("kms_messages_scheduled_total", "Messages accepted.", func(c *Counts) int64 { return c.Scheduled }),

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -383,6 +384,12 @@ func TestSeries(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("missing: %v", want)
+	}
+	st.Low = Location{Due: math.MinInt64}
+	for _, s := range AllSeries {
+		if s.Name == "kms_last_location_time" && s.Value(&c, &st) != 0 {
+			t.Errorf("%s is %v before a delivery", s.Name, s.Value(&c, &st))
+		}
 	}
 }
 
