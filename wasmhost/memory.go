@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/tetratelabs/wazero/experimental"
@@ -214,9 +215,22 @@ func (img *image) fill(mem []byte) error {
 		}
 		off += step
 	}
+	return img.seal()
+}
+
+// sealWait is how long the kernel may hold pages of an image.
+const sealWait = 10 * time.Second
+
+// seal makes the file unchangeable. The kernel refuses that with EBUSY (fcntl(2), F_SEAL_WRITE) as long as somebody could still write: a mapping,
+// or whoever holds a page, which is also who moves pages or samples their use. On a busy machine it happens, and passes.
+func (img *image) seal() error {
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	_, err := unix.FcntlInt(uintptr(img.fd), unix.F_ADD_SEALS, seals)
-	return err
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		_, err := unix.FcntlInt(uintptr(img.fd), unix.F_ADD_SEALS, seals)
+		if !errors.Is(err, unix.EBUSY) || time.Since(began) > sealWait {
+			return err
+		}
+	}
 }
 
 func (img *image) close() error {

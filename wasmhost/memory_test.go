@@ -131,6 +131,41 @@ func TestStray(t *testing.T) {
 	}
 }
 
+// Whoever holds a page of an image for a moment, as the kernel does when it moves one, does not keep an app from starting.
+func TestImageIsSealedLater(t *testing.T) {
+	img, err := newImage(make([]byte, 1<<16), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.close()
+	late := &image{size: 1 << 16}
+	if late.fd, err = unix.MemfdCreate("kaspr-image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING); err != nil {
+		t.Fatal(err)
+	}
+	defer late.close()
+	if err := unix.Ftruncate(late.fd, late.size); err != nil {
+		t.Fatal(err)
+	}
+	held, err := unix.Mmap(late.fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hold = 100 * time.Millisecond
+	began, left := time.Now(), make(chan error, 1)
+	time.AfterFunc(hold, func() { left <- unix.Munmap(held) })
+	if err := late.fill(make([]byte, late.size)); err != nil || time.Since(began) < hold {
+		t.Errorf("%v after %v", err, time.Since(began))
+	}
+	if err := <-left; err != nil {
+		t.Error(err)
+	}
+	for _, img := range []*image{img, late} {
+		if _, err := unix.Pwrite(img.fd, []byte{1}, 0); !errors.Is(err, unix.EPERM) {
+			t.Errorf("a sealed image was written: %v", err)
+		}
+	}
+}
+
 // What is left behind a memory must not be found by the next user of the instance: it is not taken back to its image.
 func TestStrayedIsNotReset(t *testing.T) {
 	s := newTestSnapshot(t, newTestRuntime(t, Config{}), Options{})
