@@ -81,12 +81,30 @@ func TestFormsAreJSON(t *testing.T) {
 	}
 	long := strings.Repeat("k", 65)
 	vs := []any{
-		object{}, []any{}, "", "a", "ab", "ab\x00", "ab\x00\x00", []any{"ab", "ab\x00", "\x00ab"}, "é", "€uro", `"`, `a"b\`, "tab\t", "\x7f",
-		object{{"a", 1}, {"a", 2}}, object{{"a", 1}, {"b", 2}, {"a", 3}}, object{{"b", 2}, {"a", 3}}, object{{"a", 1}}, object{{"", 1}}, object{{"é", 1}, {"a", 2}},
-		object{{`a"b`, 1}}, object{{"a", 1}, {`b":2,"c`, 3}}, object{{"a", 1}, {"b", 2}, {"c", 3}}, object{{`\`, 1}, {"\n", 2}}, object{{`\`, 1}, {"x", 2}}, object{{`":`, ","}, {"x", 1}}, object{{"\x00", 1}, {"", 2}},
-		object{{long, 1}, {long + "k", 2}, {long[:64], 3}, {long[:63], 4}}, wide, wide[:64], wide[:65], wide[:5], wide[:6], wide[:10], wide[:11],
+		object{},
+		[]any{},
+		"", "a", "ab", "ab\x00", "ab\x00\x00",
+		[]any{"ab", "ab\x00", "\x00ab"},
+		"é", "€uro", `"`, `a"b\`, "tab\t", "\x7f",
+		object{{"a", 1}, {"a", 2}},
+		object{{"a", 1}, {"b", 2}, {"a", 3}},
+		object{{"b", 2}, {"a", 3}},
+		object{{"a", 1}},
+		object{{"", 1}},
+		object{{"é", 1}, {"a", 2}},
+		object{{`a"b`, 1}},
+		object{{"a", 1}, {`b":2,"c`, 3}},
+		object{{"a", 1}, {"b", 2}, {"c", 3}},
+		object{{`\`, 1}, {"\n", 2}},
+		object{{`\`, 1}, {"x", 2}},
+		object{{`":`, ","}, {"x", 1}},
+		object{{"\x00", 1}, {"", 2}},
+		object{{long, 1}, {long + "k", 2}, {long[:64], 3}, {long[:63], 4}},
+		wide, wide[:64], wide[:65], wide[:5], wide[:6], wide[:10], wide[:11],
 		object{{"in", object{{"in", object{{"in", []any{object{{"in", 1.5}}}}}}}}},
-		object{{"list", []any{}}}, object{{"list", 1}}, object{{"list", object{}}},
+		object{{"list", []any{}}},
+		object{{"list", 1}},
+		object{{"list", object{}}},
 	}
 	for n := range 80 { // texts of each length at a form's end, where nothing may be read behind them, and before it
 		vs = append(vs, strings.Repeat("x", n), object{{"k", strings.Repeat("y", n)}}, []any{strings.Repeat("z", n), 1, 2}, object{{strings.Repeat("n", n), 1}})

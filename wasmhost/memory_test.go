@@ -137,12 +137,12 @@ func TestImageIsSealedLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer img.close()
+	defer func() { _ = img.close() }()
 	late := &image{size: 1 << 16}
 	if late.fd, err = unix.MemfdCreate("kaspr-image", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING); err != nil {
 		t.Fatal(err)
 	}
-	defer late.close()
+	defer func() { _ = late.close() }()
 	if err := unix.Ftruncate(late.fd, late.size); err != nil {
 		t.Fatal(err)
 	}

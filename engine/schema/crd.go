@@ -185,10 +185,7 @@ func unchanging(key string) []validation {
 }
 
 // object is what a CRD has around its schema.
-type (
-	object = ordered[any]
-	pair   = entry[any]
-)
+type object = ordered[any]
 
 // blockYAML writes a value as YAML in block style, its members in order.
 func blockYAML(v any) ([]byte, error) {
