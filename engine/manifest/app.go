@@ -73,7 +73,8 @@ func (c cursor) app(a *App) {
 		may("replicas", func(c cursor) { whole(c, &a.Replicas, 0, math.MaxInt32) }),
 		may("bootstrapServers", func(c cursor) { c.named(&a.BootstrapServers) }),
 		may("tls", func(c cursor) {
-			if c.object() != nil { // no members: its being there is the setting
+			// No members: its being there is the setting. A worker sees no Secrets, only files that are mounted for it.
+			if c.object(refused("trustedCertificates", "mount the certificates and name their PEM file in the setting kafkaTlsCaFile")) != nil {
 				a.TLS = At(true, c.at)
 			}
 		}),

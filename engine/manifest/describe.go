@@ -81,6 +81,9 @@ func (c cursor) of(key string) cursor {
 func (c cursor) sketchObject(members []member) found {
 	c.sketch.Types = []string{"object"}
 	for _, m := range members {
+		if m.refused != "" {
+			continue
+		}
 		entry := Member{Name: m.name, Required: m.required, Instead: m.instead}
 		if m.instead == "" {
 			entry.Value = &Node{Key: strings.TrimPrefix(c.sketch.Key+"."+m.name, ".")}

@@ -127,6 +127,8 @@ type member struct {
 	required bool
 	// instead is the right name of a member that older texts spell differently.
 	instead string
+	// refused says what to do instead of a member that people may expect here and that is not offered.
+	refused string
 	read    func(cursor)
 }
 
@@ -135,6 +137,7 @@ func must(name string, read func(cursor)) member {
 }
 func may(name string, read func(cursor)) member { return member{name: name, read: read} }
 func old(name, instead string) member           { return member{name: name, instead: instead} }
+func refused(name, hint string) member          { return member{name: name, refused: hint} }
 func ignored(names ...string) []member {
 	members := make([]member, len(names))
 	for i, name := range names {
@@ -234,6 +237,10 @@ func (c cursor) object(members ...member) found {
 			c.failAt(c.pos(key), UnknownMember, "unknown member "+quote(key.Value)+" in "+c.name(), didYouMean(name, names(members)))
 			continue
 		}
+		if m.refused != "" {
+			c.failAt(c.pos(key), UnknownMember, c.name()+" takes no member "+quote(name), m.refused)
+			continue
+		}
 		if m.instead != "" {
 			c.warnAt(c.pos(key), OldName, "member "+quote(name)+" of "+c.name()+" is written "+quote(m.instead), "")
 			if right, ok := byName[m.instead]; ok {
@@ -272,7 +279,7 @@ func (c cursor) object(members ...member) found {
 func names(members []member) []string {
 	var list []string
 	for _, m := range members {
-		if m.instead == "" {
+		if m.instead == "" && m.refused == "" {
 			list = append(list, m.name)
 		}
 	}
