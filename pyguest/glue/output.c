@@ -97,7 +97,7 @@ static Py_ssize_t put_headers(PyObject *headers, kbuf *out)
 {
     if (headers == NULL || headers == Py_None)
         return 0;
-    PyObject *pairs; /* a list or tuple */
+    PyObject *pairs = NULL; /* a list or tuple */
     if (PyDict_CheckExact(headers)) {
         Py_ssize_t at = 0, count = 0;
         PyObject *key, *value;
@@ -108,12 +108,14 @@ static Py_ssize_t put_headers(PyObject *headers, kbuf *out)
         }
         return count;
     }
-    if (PyUnicode_Check(headers) || PyBytes_Check(headers))
-        pairs = NULL;
-    else if (PyMapping_Check(headers) && PyObject_HasAttrString(headers, "items"))
-        pairs = PyMapping_Items(headers);
-    else
+    if (PyList_CheckExact(headers) || PyTuple_CheckExact(headers)) /* the usual forms, which need no look for a method */
         pairs = PySequence_Tuple(headers);
+    else if (!PyUnicode_Check(headers) && !PyBytes_Check(headers)) {
+        int has_items = PyMapping_Check(headers) ? PyObject_HasAttrStringWithError(headers, "items") : 0;
+        if (has_items < 0) /* user code's own error */
+            return -1;
+        pairs = has_items ? PyMapping_Items(headers) : PySequence_Tuple(headers);
+    }
     if (pairs == NULL) {
         if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
