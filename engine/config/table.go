@@ -137,9 +137,9 @@ var settings = []setting{
 		1, math.MaxInt16, func(c *Config) *int { return &c.Topics.ReplicationFactor }),
 	boolSetting("topicAllowDeclare", "true", "With false the app creates no topics.",
 		func(c *Config) *bool { return &c.Topics.AllowDeclare }),
-	wordSetting("keySerializer", "raw", "Codec of keys where a topic names none.", serializers,
+	wordSetting("keySerializer", "raw", "Codec of keys where a topic names none.", manifest.Serializers,
 		func(c *Config) *string { return &c.KeySerializer }),
-	wordSetting("valueSerializer", "json", "Codec of values where a topic names none.", serializers,
+	wordSetting("valueSerializer", "json", "Codec of values where a topic names none.", manifest.Serializers,
 		func(c *Config) *string { return &c.ValueSerializer }),
 	wordSetting("jsonValueStyle", JSONCompact, "JSON values without blanks, or with exactly the original's bytes. Keys always have those: they decide partitions.",
 		[]string{JSONCompact, JSONOriginal}, func(c *Config) *string { return &c.JSONValueStyle }),
@@ -312,8 +312,6 @@ var settings = []setting{
 	durationSetting("storeCleanupDelay", "10m", "The store of a partition that went to another process is deleted from the disk after this time, unless a standby copy stays or the partition comes back; 0: never.",
 		0, forever, func(c *Config) *time.Duration { return &c.Store.CleanupDelay }),
 }
-
-var serializers = []string{"raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
 
 // refused are names that mean something elsewhere and are not offered here, with what to do instead.
 var refused = map[string]string{

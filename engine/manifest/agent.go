@@ -113,8 +113,8 @@ func (c cursor) inputTopic(in *Input) {
 	there := c.object(append(t.members(),
 		may("name", func(c cursor) { c.topicNames(&t.Names) }),
 		may("pattern", func(c cursor) { c.pattern(&t.Pattern) }),
-		may("keySerializer", func(c cursor) { c.word(&t.KeySerializer, serializers...) }),
-		may("valueSerializer", func(c cursor) { c.word(&t.ValueSerializer, serializers...) }),
+		may("keySerializer", func(c cursor) { c.word(&t.KeySerializer, Serializers...) }),
+		may("valueSerializer", func(c cursor) { c.word(&t.ValueSerializer, Serializers...) }),
 		// Public texts show declare here; it belongs one level up and is taken as if it stood there.
 		member{name: "declare", instead: "input.declare", read: func(c cursor) {
 			var declare Value[bool]

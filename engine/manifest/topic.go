@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Serializers of agents' topics. The last three have their schemas in a registry.
-var serializers = []string{"raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
+// Serializers are those of topics. The last three have their schemas in a registry.
+var Serializers = []string{"raw", "str", "json", "pickle", "binary", "avro", "protobuf", "jsonschema"}
 
 // Schema says what is written with a serializer that has schemas.
 type Schema struct {

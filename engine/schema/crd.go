@@ -49,13 +49,11 @@ var (
 		manifest.KindApp + ".spec.storage.type": "persistent-claim",
 	}
 	// fixed are members that nobody can change, and why.
-	fixed = map[string]string{
-		manifest.KindApp + ".spec.storage.class":                   "the storage class of claims cannot be changed",
-		manifest.KindApp + ".spec.config.topicPartitions":          "the partitions of topics that exist cannot be changed",
-		manifest.KindApp + ".spec.config.schedulerTopicPartitions": "messages that wait are where their ids hash to",
+	fixed = []struct{ key, why string }{
+		{manifest.KindApp + ".spec.storage.class", "the storage class of claims cannot be changed"},
+		{configKey + ".topicPartitions", "the partitions of topics that exist cannot be changed"},
+		{configKey + ".schedulerTopicPartitions", "messages that wait are where their ids hash to"},
 	}
-	// fixedSettings are those of fixed that are settings, which the readers of manifests do not know by name.
-	fixedSettings = []string{"topicPartitions", "schedulerTopicPartitions"}
 )
 
 // durations are the texts that readers take for one: seconds, or digits with units (manifest.ParseDuration, which knows a little more).
@@ -146,8 +144,10 @@ func structuralValue(n *manifest.Node, key string) *node {
 	}
 	if key == configKey {
 		s.Preserve = true
-		for _, name := range fixedSettings {
-			s.Properties = append(s.Properties, property{name, &node{IntOrText: true, Validations: unchanging(key + "." + name)}})
+		for _, f := range fixed { // the readers of manifests know no setting by name
+			if name, ok := strings.CutPrefix(f.key, configKey+"."); ok {
+				s.Properties = append(s.Properties, property{name, &node{IntOrText: true, Validations: unchanging(f.key)}})
+			}
 		}
 		return s
 	}
@@ -177,11 +177,12 @@ func structuralValue(n *manifest.Node, key string) *node {
 
 // unchanging is the rule that a value stays what it is, if it has to.
 func unchanging(key string) []validation {
-	why := fixed[key]
-	if why == "" {
-		return nil
+	for _, f := range fixed {
+		if f.key == key {
+			return []validation{{Rule: "self == oldSelf", Message: f.why}}
+		}
 	}
-	return []validation{{Rule: "self == oldSelf", Message: why}}
+	return nil
 }
 
 // object is what a CRD has around its schema.
