@@ -53,7 +53,7 @@ func TestChannelSurvivesKill(t *testing.T) {
 	inKeyOrder(t, got)
 	var left []*kgo.Record
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Second) {
-		if left = k.all("passing-app-channel-numbers"); len(left) == 0 {
+		if left = k.broker.Records(t, "passing-app-channel-numbers"); len(left) == 0 {
 			break
 		}
 	}

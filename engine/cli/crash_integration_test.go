@@ -139,14 +139,14 @@ func TestCrash(t *testing.T) {
 		t.Errorf("%d of %d outputs", len(got), total)
 	}
 	time.Sleep(3 * time.Second) // what comes twice comes late
-	got = k.outputs(limit, atEnd(k, "crash-out"), "crash-out")
+	got = k.broker.Records(t, "crash-out")
 	compareOutputs(t, got, want, total)
 	for i, p := range processes {
 		if code := p.stop(); code != 0 {
 			t.Errorf("process %d: exit code %d", i, code)
 		}
 	}
-	changelog := k.outputs(time.Minute, atEnd(k, "crash-app-counts-changelog"), "crash-app-counts-changelog")
+	changelog := k.broker.Records(t, "crash-app-counts-changelog")
 	fold := map[string]int{}
 	for _, r := range changelog {
 		fold[string(r.Key)] = number(t, r.Value)
@@ -163,30 +163,6 @@ func number(t *testing.T, text []byte) int {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// atEnd says whether everything of the topics that can be read was read: nothing came for a while after the last record.
-func atEnd(k *kafka, topic string) func([]*kgo.Record) bool {
-	ends, err := k.adm.ListCommittedOffsets(context.Background(), topic)
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	began, last := time.Now(), 0
-	return func(rs []*kgo.Record) bool {
-		if len(rs) != last {
-			began, last = time.Now(), len(rs)
-		}
-		reached := map[int32]int64{}
-		for _, r := range rs {
-			reached[r.Partition] = r.Offset
-		}
-		for p, o := range ends[topic] {
-			if reached[p] < o.Offset-2 && time.Since(began) < 5*time.Second { // the end of a transaction is no record
-				return false
-			}
-		}
-		return true
-	}
 }
 
 // compareOutputs fails unless each record has one output, and each user's counts are 1, 2, 3… in order.
@@ -356,7 +332,7 @@ func TestZombie(t *testing.T) {
 	zombie.waitLog("partitions lost")
 	k.outputs(2*time.Minute, func(rs []*kgo.Record) bool { return len(rs) >= total }, "crash-out")
 	time.Sleep(4 * time.Second)
-	compareOutputs(t, k.outputs(time.Minute, atEnd(k, "crash-out"), "crash-out"), want, total)
+	compareOutputs(t, k.broker.Records(t, "crash-out"), want, total)
 	if code := zombie.stop(); code != 0 {
 		t.Errorf("the zombie ended with exit code %d", code)
 	}

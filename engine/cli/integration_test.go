@@ -93,58 +93,6 @@ func (k *kafka) outputs(limit time.Duration, done func([]*kgo.Record) bool, topi
 	return got
 }
 
-// all reads whatever the topic holds now, and fails when it cannot: that nothing is there is no answer of a reader that was too slow.
-func (k *kafka) all(topic string) []*kgo.Record {
-	k.t.Helper()
-	ends, err := k.adm.ListCommittedOffsets(k.t.Context(), topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	starts, err := k.adm.ListStartOffsets(k.t.Context(), topic)
-	if err == nil {
-		err = starts.Error()
-	}
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	from, behind := map[int32]kgo.Offset{}, map[int32]int64{}
-	ends.Each(func(end kadm.ListedOffset) {
-		if start, ok := starts.Lookup(topic, end.Partition); !ok || start.Offset < end.Offset {
-			from[end.Partition], behind[end.Partition] = kgo.NewOffset().At(start.Offset), end.Offset
-		}
-	})
-	if len(behind) == 0 {
-		return nil
-	}
-	cl, err := kgo.NewClient(kgo.SeedBrokers(k.broker.Addr()), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords()) // a topic may end in the marker of a transaction
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	defer cl.Close()
-	ctx, cancel := context.WithTimeout(k.t.Context(), time.Minute)
-	defer cancel()
-	var got []*kgo.Record
-	for len(behind) > 0 {
-		fetches := cl.PollFetches(ctx)
-		if err := fetches.Err0(); err != nil {
-			k.t.Fatalf("%s: %v; not read to the end: %v", topic, err, behind)
-		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			if end, ok := behind[r.Partition]; ok && r.Offset+1 >= end {
-				delete(behind, r.Partition)
-			}
-			if !r.Attrs.IsControl() {
-				got = append(got, r)
-			}
-		})
-	}
-	return got
-}
-
 // numbers are the values of the outputs, each once, and how many came more than once.
 func numbers(t *testing.T, rs []*kgo.Record) (seen map[int]bool, twice int) {
 	t.Helper()

@@ -214,7 +214,7 @@ func TestScheduleCrash(t *testing.T) {
 			t.Errorf("process %d: exit code %d", i, code)
 		}
 	}
-	if rejected := k.all("later-app-schedule-rejections"); len(rejected) > 0 {
+	if rejected := k.broker.Records(t, "later-app-schedule-rejections"); len(rejected) > 0 {
 		t.Errorf("%d rejections, such as %s", len(rejected), rejected[0].Value)
 	}
 }

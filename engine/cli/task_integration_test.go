@@ -112,9 +112,9 @@ func TestLeaderIsKilled(t *testing.T) {
 			t.Errorf("second %d was lost in the channel", second)
 		}
 	}
-	got = k.outputs(time.Minute, atEnd(k, "leader-out"), "leader-out")
+	got = k.broker.Records(t, "leader-out")
 	seconds(got)
-	states := k.outputs(time.Minute, atEnd(k, "leader-app-_tasks-changelog"), "leader-app-_tasks-changelog")
+	states := k.broker.Records(t, "leader-app-_tasks-changelog")
 	var last struct{ Runs, Failures int }
 	if err := json.Unmarshal(states[len(states)-1].Value, &last); err != nil || last.Runs != len(got) || last.Failures != 0 {
 		t.Errorf("%d runs sent something, the state says %+v, %v", len(got), last, err)
