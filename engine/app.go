@@ -567,7 +567,7 @@ func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) err
 	}
 	c.producer = a.producer
 	if c.exactlyOnce {
-		if err := a.producer.Init(ctx); err != nil {
+		if err := a.takeOver(ctx, a.producer); err != nil {
 			return err
 		}
 	}
@@ -581,6 +581,13 @@ func (a *App) startCommitter(ctx, hard context.Context, opts broker.Options) err
 	}
 	defer c.unlock()
 	return c.begin(ctx)
+}
+
+// takeOver makes a producer the only one of its transactional id. A broker that goes away meanwhile is waited for, as at the start.
+func (a *App) takeOver(ctx context.Context, p *broker.Producer) error {
+	return persist(ctx, func() error { return p.Init(ctx) }, broker.Answered, func(err error, pause time.Duration) {
+		a.log.Warn("no broker gives a producer session yet", "err", err, "again", pause)
+	})
 }
 
 // transactionalID names this process to the broker's transactions. A process that comes back under the same name ends at once

@@ -512,7 +512,7 @@ func (a *App) startViews(ctx, hard context.Context, opts broker.Options) (stop f
 		return nil, err
 	}
 	if exactlyOnce {
-		if err := producer.Init(ctx); err != nil {
+		if err := a.takeOver(ctx, producer); err != nil {
 			producer.Close()
 			return nil, err
 		}

@@ -94,6 +94,12 @@ func Refused(err error) bool {
 		errors.Is(err, kerr.ClusterAuthorizationFailed) || errors.Is(err, kerr.IllegalSaslState)
 }
 
+// Answered tells an error that a broker answered with, and would again: none of a connection, nor of a coordinator that is not there yet.
+func Answered(err error) bool {
+	var answer *kerr.Error
+	return errors.As(err, &answer) && !answer.Retriable
+}
+
 // Topic is a topic to create.
 type Topic struct {
 	Name       string
