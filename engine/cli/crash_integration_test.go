@@ -74,6 +74,31 @@ const (
 // Exactly once means: whenever processes are killed and the broker restarts, outputs, table and changelog end as if
 // nothing had happened. An independent fold of the input says what that is.
 func TestCrash(t *testing.T) {
+	for attempt := range 3 {
+		sound := true
+		t.Run(strconv.Itoa(attempt), func(t *testing.T) { sound = crash(t) })
+		if sound || t.Failed() {
+			return
+		}
+	}
+	t.Error("in each attempt Kafka forgot markers of a transaction")
+}
+
+// forgotMarkers tells whether the broker completed a transaction whose markers it never wrote. Kafka 4.3.0 does so when it is killed
+// between the two and has no other broker: it comes back fenced, finds no leader for the partitions, takes them for deleted, and what the
+// transaction wrote there is never committed. No client can make good for that.
+func forgotMarkers(t *testing.T, b *realkafka.Broker) bool {
+	t.Helper()
+	log, err := os.ReadFile(b.File("server.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(log), "while trying to send transaction markers for")
+}
+
+// crash tells whether the broker kept its word, without which the rest says nothing.
+func crash(t *testing.T) (sound bool) {
+	t.Helper()
 	kills, restarts := amount(t, "KASPR_CRASH_KILLS", 5), amount(t, "KASPR_CRASH_RESTARTS", 1)
 	total, seed := amount(t, "KASPR_CRASH_RECORDS", 30_000), amount(t, "KASPR_CRASH_SEED", int(time.Now().UnixNano()%1_000_000))
 	t.Logf("%d records, %d kills, %d restarts of the broker, KASPR_CRASH_SEED=%d", total, kills, restarts, seed)
@@ -134,7 +159,11 @@ func TestCrash(t *testing.T) {
 	<-produced
 
 	limit := 2*time.Minute + time.Duration(total/2000)*time.Second
-	got := k.outputs(limit, func(rs []*kgo.Record) bool { return len(rs) >= total }, "crash-out")
+	got := k.outputs(limit, func(rs []*kgo.Record) bool { return len(rs) >= total || forgotMarkers(t, broker) }, "crash-out")
+	if forgotMarkers(t, broker) {
+		t.Log("Kafka forgot markers of a transaction; the next attempt tells")
+		return false
+	}
 	if len(got) < total {
 		t.Errorf("%d of %d outputs", len(got), total)
 	}
@@ -154,6 +183,7 @@ func TestCrash(t *testing.T) {
 	compareCounts(t, "the changelog", fold, want)
 	compareStores(t, dirs, changelog, want)
 	k.committed("crash-app", "crash-in")
+	return true
 }
 
 func number(t *testing.T, text []byte) int {
