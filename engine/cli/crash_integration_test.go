@@ -98,7 +98,6 @@ func forgotMarkers(t *testing.T, b *realkafka.Broker) bool {
 
 // crash tells whether the broker kept its word, without which the rest says nothing.
 func crash(t *testing.T) (sound bool) {
-	t.Helper()
 	kills, restarts := amount(t, "KASPR_CRASH_KILLS", 5), amount(t, "KASPR_CRASH_RESTARTS", 1)
 	total, seed := amount(t, "KASPR_CRASH_RECORDS", 30_000), amount(t, "KASPR_CRASH_SEED", int(time.Now().UnixNano()%1_000_000))
 	t.Logf("%d records, %d kills, %d restarts of the broker, KASPR_CRASH_SEED=%d", total, kills, restarts, seed)
